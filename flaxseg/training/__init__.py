@@ -1,0 +1,22 @@
+"""The training program, in parts that are usable alone: step, losses, optimizer, checkpoints, logging, and the loop over them."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flaxseg.training.config import default_config, validate_config
+    from flaxseg.training.loop import TrainingResult, train_and_evaluate
+
+__all__ = ["TrainingResult", "default_config", "train_and_evaluate", "validate_config"]
+
+
+def __getattr__(name: str):
+    """Import the program at first use, so that a loss can be used without Orbax and Grain."""
+    if name in ("TrainingResult", "train_and_evaluate"):
+        from flaxseg.training import loop
+
+        return getattr(loop, name)
+    if name in ("default_config", "validate_config"):
+        from flaxseg.training import config
+
+        return getattr(config, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
