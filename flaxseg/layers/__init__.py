@@ -1,0 +1,41 @@
+"""The field's building blocks. Each stands alone: plain arguments, no config, no data set."""
+
+from flaxseg.layers.aspp import ASPP, ImagePooling
+from flaxseg.layers.atrous import AtrousConv, atrous_conv, preferred_form
+from flaxseg.layers.batch_norm import BatchNorm
+from flaxseg.layers.conv_block import ConvBlock
+from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
+from flaxseg.layers.image_normalization import (
+    EFFICIENTNET_LITE,
+    IMAGENET,
+    SYMMETRIC,
+    ImageNormalization,
+    normalize,
+)
+from flaxseg.layers.padding import Padding, explicit_padding
+from flaxseg.layers.pooling import global_average_pool, max_pool
+from flaxseg.layers.resize import resize
+from flaxseg.layers.separable import SeparableConv
+
+__all__ = [
+    "ASPP",
+    "EFFICIENTNET_LITE",
+    "IMAGENET",
+    "SYMMETRIC",
+    "AtrousConv",
+    "BatchNorm",
+    "ConvBlock",
+    "DepthwiseConv",
+    "ImageNormalization",
+    "ImagePooling",
+    "Padding",
+    "SeparableConv",
+    "atrous_conv",
+    "depthwise_conv",
+    "explicit_padding",
+    "global_average_pool",
+    "max_pool",
+    "normalize",
+    "preferred_form",
+    "resize",
+]

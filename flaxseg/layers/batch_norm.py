@@ -1,0 +1,59 @@
+"""Batch normalisation over the global batch, with statistics that are float32 whatever the computation is."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+from jax import lax
+
+
+class BatchNorm(nn.Module):
+    """Normalises each channel to zero mean and unit variance, then scales and shifts it.
+
+    In training, `y = (x - mean) / sqrt(variance + epsilon) * scale + bias` with the mean and the biased variance of the batch
+    (Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 1), and the running statistics move:
+    `running = momentum * running + (1 - momentum) * batch`. In evaluation and where `frozen`, the running statistics stand for those
+    of the batch and do not change. Under `jax.jit` the batch is the global batch, however it is sharded; under `jax.pmap` pass the
+    mapped axis.
+
+    Parameters `scale`, `bias` and statistics (collection `batch_stats`) `mean`, `var` are `[C]` float32, as in `nn.BatchNorm`.
+
+    Attributes:
+      momentum: share of the old running statistics that is kept, in [0, 1); PyTorch's momentum m is 1 - m here.
+      epsilon: added to the variance.
+      axis_name: mapped axis over which statistics are averaged; None outside of `jax.pmap`.
+      frozen: whether the running statistics are used in training too.
+      scale_init: initialiser of the scale.
+      dtype: dtype of the output; that of the input by default.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+    frozen: bool = False
+    scale_init: Initializer = nn.initializers.ones
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        if train and not self.frozen:
+            axes = tuple(range(x.ndim - 1))
+            wide = x.astype(jnp.float32)
+            mean, mean_of_squares = wide.mean(axes), (wide * wide).mean(axes)
+            if self.axis_name is not None and not self.is_initializing():
+                mean, mean_of_squares = lax.pmean((mean, mean_of_squares), self.axis_name)
+            var = jnp.maximum(mean_of_squares - mean * mean, 0.0)
+            if not self.is_initializing():
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * var
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        y = x * factor + (bias - mean * factor)
+        return y.astype(self.dtype or x.dtype)

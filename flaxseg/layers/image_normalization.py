@@ -1,0 +1,44 @@
+"""From uint8 pixels to what a network expects: the one place where that happens."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageNormalization:
+    """What is subtracted from and divides each colour channel.
+
+    Attributes:
+      mean: red, green and blue, in 0..255.
+      std: red, green and blue, in 0..255.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# The mean and deviation of ImageNet's training pictures that torchvision and timm use.
+IMAGENET = ImageNormalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+# To [-1, 1]: TensorFlow's MobileNet and Xception.
+SYMMETRIC = ImageNormalization((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+# EfficientNet-Lite.
+EFFICIENTNET_LITE = ImageNormalization((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+
+
+def normalize(image: jax.Array, normalization: ImageNormalization) -> jax.Array:
+    """Returns `(image - mean) / std` in float32.
+
+    Args:
+      image: `[..., H, W, 3]` RGB in 0..255, uint8 or float.
+      normalization: of the model that will see the picture, `model.normalization`.
+
+    Raises:
+      ValueError: the last axis is not three colours.
+    """
+    if image.shape[-1] != 3:
+        raise ValueError(f"image has shape {image.shape}; wanted [..., H, W, 3], RGB.")
+    mean = jnp.asarray(normalization.mean, jnp.float32)
+    std = jnp.asarray(normalization.std, jnp.float32)
+    return (image.astype(jnp.float32) - mean) / std

@@ -1,0 +1,67 @@
+"""Padding of convolutions and pools, in the conventions of the three frameworks whose weights we take."""
+
+import operator
+from collections.abc import Sequence
+
+Padding = str | int | Sequence[tuple[int, int]]
+
+
+def pair(value: int | Sequence[int], name: str = "value") -> tuple[int, int]:
+    """Returns `(height, width)` of an int or of a pair; ValueError for anything below 1."""
+    if isinstance(value, Sequence):
+        values = tuple(operator.index(v) for v in value)
+    else:
+        values = (operator.index(value),) * 2
+    if len(values) != 2 or min(values) < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a positive int or a pair of them.")
+    return values
+
+
+def explicit_padding(
+    padding: Padding,
+    size: tuple[int, int],
+    kernel_size: tuple[int, int],
+    strides: tuple[int, int] = (1, 1),
+    rate: tuple[int, int] = (1, 1),
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns `((top, bottom), (left, right))` cells of padding.
+
+    Args:
+      padding: `"torch"` (also Caffe's convolutions): `rate * (kernel - 1) // 2` on every side.
+        `"tf"`: TensorFlow's SAME. The output has `ceil(size / stride)` cells, and an odd cell of padding goes to the bottom and
+        right, so at stride 2 an even input of a 3x3 kernel is padded by 0 at the top and 1 at the bottom.
+        `"valid"`: none. An int pads every side by so many cells; a pair of pairs is taken as it is.
+      size: `(height, width)` of the input.
+      kernel_size: `(height, width)` of the kernel, undilated.
+      strides: steps between outputs.
+      rate: dilation of the kernel.
+
+    Raises:
+      ValueError: the name is unknown or the pair is not one.
+    """
+    if isinstance(padding, str):
+        if padding == "valid":
+            return (0, 0), (0, 0)
+        if padding == "torch":
+            vertical, horizontal = (
+                r * (k - 1) // 2 for k, r in zip(kernel_size, rate, strict=True)
+            )
+            return (vertical, vertical), (horizontal, horizontal)
+        if padding == "tf":
+            sides = []
+            for n, k, s, r in zip(size, kernel_size, strides, rate, strict=True):
+                total = max((-(-n // s) - 1) * s + r * (k - 1) + 1 - n, 0)
+                sides.append((total // 2, total - total // 2))
+            return sides[0], sides[1]
+        raise ValueError(
+            f"padding is {padding!r}; it must be 'torch', 'tf', 'valid', an int or a pair of pairs."
+        )
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    try:
+        (top, bottom), (left, right) = padding
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"padding is {padding!r}; as a pair of pairs it must be ((top, bottom), (left, right))."
+        ) from None
+    return (top, bottom), (left, right)

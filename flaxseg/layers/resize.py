@@ -1,0 +1,99 @@
+"""The one resize: bilinear or nearest, with the conventions of the frameworks as explicit arguments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def resize(
+    x: jax.Array,
+    size: tuple[int, int],
+    *,
+    method: str = "bilinear",
+    align_corners: bool,
+    antialias: bool = False,
+) -> jax.Array:
+    """Resizes pictures or feature maps.
+
+    With `align_corners` the centres of the corner cells coincide, `source = target * (n - 1) / (m - 1)`, as in Caffe's Interp, in
+    TensorFlow's DeepLab and in PyTorch's `align_corners=True`. Without, the borders coincide,
+    `source = (target + 0.5) * n / m - 0.5`, as in PyTorch's default, OpenCV and `jax.image.resize`.
+
+    Args:
+      x: `[N, H, W, C]`, any number type.
+      size: `(height, width)` of the result, at least 1.
+      method: `"bilinear"`, or `"nearest"` for labels: no value is invented. Nearest takes `floor(target * n / m)` without
+        `align_corners` (PyTorch's `"nearest"`) and the rounded aligned position with it.
+      align_corners: see above. There is no default, because both are common and a wrong one costs accuracy silently.
+      antialias: widen the bilinear kernel by the factor of the reduction when the result is smaller, as Pillow and `jax.image.resize`
+        do; not with `align_corners`.
+
+    Returns:
+      `[N, height, width, C]` of the dtype of `x`; bilinear needs a float type.
+
+    Raises:
+      ValueError: an argument is not one of the above, or the combination is undefined.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {x.shape}; wanted [N, H, W, C].")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size is {size}; wanted (height, width), both at least 1.")
+    if antialias and align_corners:
+        raise ValueError("antialias and align_corners exclude each other; choose one.")
+    if method == "nearest":
+        rows, columns = (
+            _nearest_index(n, m, align_corners) for n, m in zip(x.shape[1:3], size, strict=True)
+        )
+        return x[:, rows][:, :, columns]
+    if method != "bilinear":
+        raise ValueError(f"method is {method!r}; it must be 'bilinear' or 'nearest'.")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x is {x.dtype}; bilinear needs floats, labels need method='nearest'.")
+    # The axis that shrinks first, or grows last, keeps the picture in between small.
+    if x.shape[1] == size[0] and x.shape[2] == size[1]:
+        return x
+    rows = interpolation_matrix(x.shape[1], size[0], align_corners, antialias)
+    columns = interpolation_matrix(x.shape[2], size[1], align_corners, antialias)
+    x = _interpolate_columns(x, columns)
+    return _interpolate_rows(x, rows)
+
+
+def interpolation_matrix(
+    n: int, m: int, align_corners: bool, antialias: bool = False
+) -> np.ndarray:
+    """Returns `[m, n]` float32 weights of the `n` sources in each of the `m` targets; rows sum to one."""
+    source = _source_position(n, m, align_corners)
+    reach = max(n / m, 1.0) if antialias else 1.0
+    if not antialias:
+        source = np.clip(source, 0, n - 1)
+    weights = np.maximum(0.0, 1.0 - np.abs(np.arange(n)[None] - source[:, None]) / reach)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _source_position(n: int, m: int, align_corners: bool) -> np.ndarray:
+    target = np.arange(m, dtype=np.float64)
+    if align_corners:
+        return target * ((n - 1) / (m - 1)) if m > 1 else np.zeros(1)
+    return (target + 0.5) * (n / m) - 0.5
+
+
+def _nearest_index(n: int, m: int, align_corners: bool) -> np.ndarray:
+    if align_corners:
+        return np.floor(_source_position(n, m, True) + 0.5).astype(np.int32)
+    return np.minimum(np.arange(m, dtype=np.int64) * n // m, n - 1).astype(np.int32)
+
+
+def _interpolate_rows(x: jax.Array, weights: np.ndarray) -> jax.Array:
+    if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights))):
+        return x
+    return jnp.einsum(
+        "mh,nhwc->nmwc", weights.astype(x.dtype), x, precision=jax.lax.Precision.HIGHEST
+    )
+
+
+def _interpolate_columns(x: jax.Array, weights: np.ndarray) -> jax.Array:
+    if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights))):
+        return x
+    return jnp.einsum(
+        "mw,nhwc->nhmc", weights.astype(x.dtype), x, precision=jax.lax.Precision.HIGHEST
+    )
