@@ -1,0 +1,38 @@
+"""Metrics, evaluation over a split, prediction for a picture, and pictures to look at."""
+
+from flaxseg.evaluation.evaluate import evaluate, pad_image
+from flaxseg.evaluation.image_file import ImageFile, read_image, read_image_file
+from flaxseg.evaluation.metrics import IGNORE_LABEL, ConfusionMatrix, SegmentationMetrics
+from flaxseg.evaluation.pictures import (
+    colorize,
+    error_picture,
+    overlay,
+    save_palette_png,
+    save_picture,
+    side_by_side,
+    voc_colors,
+    with_legend,
+)
+from flaxseg.evaluation.predict import make_predict_fn, make_predict_step, predict
+
+__all__ = [
+    "IGNORE_LABEL",
+    "ConfusionMatrix",
+    "ImageFile",
+    "SegmentationMetrics",
+    "colorize",
+    "error_picture",
+    "evaluate",
+    "make_predict_fn",
+    "make_predict_step",
+    "overlay",
+    "pad_image",
+    "predict",
+    "read_image",
+    "read_image_file",
+    "save_palette_png",
+    "save_picture",
+    "side_by_side",
+    "voc_colors",
+    "with_legend",
+]

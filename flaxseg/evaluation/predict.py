@@ -1,0 +1,108 @@
+"""From uint8 pictures to label maps: the one prediction step, used by the trainer, `evaluate` and `predict` alike."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from flaxseg.layers import normalize
+
+MAX_CLASSES = 255  # label maps are uint8, and 255 means "ignore"
+
+
+def make_predict_step(model: nn.Module) -> Callable[[Mapping, jax.Array], jax.Array]:
+    """The prediction as a pure function, to be compiled by the caller (`jax.jit`, or over devices).
+
+    Pixels become floats and classes are chosen on the device: uint8 goes in, uint8 comes out, logits never leave.
+
+    Args:
+      model: a flaxseg model with at most 255 classes.
+
+    Returns:
+      `step(variables, image)`: image uint8 [N, H, W, 3] RGB -> the class of the largest logit, uint8 [N, H, W].
+
+    Raises:
+      ValueError: the model has more than 255 classes.
+    """
+    if model.num_classes > MAX_CLASSES:
+        raise ValueError(
+            f"a label map is uint8 and 255 is 'ignore', so at most {MAX_CLASSES} classes fit; the model has {model.num_classes}."
+        )
+
+    def step(variables: Mapping, image: jax.Array) -> jax.Array:
+        prediction = model.apply(variables, normalize(image, model.normalization))
+        return jnp.argmax(prediction.logits, axis=-1).astype(jnp.uint8)
+
+    return step
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_step(model: nn.Module) -> Callable[[Mapping, jax.Array], jax.Array]:
+    """One jitted step per model; it compiles once per input shape."""
+    return jax.jit(make_predict_step(model))
+
+
+def make_predict_fn(
+    model: nn.Module, variables: Mapping, devices: Sequence[jax.Device] | None = None
+) -> Callable[[np.ndarray], jax.Array]:
+    """A compiled function of the picture alone, as `evaluate` wants it; each new input shape compiles once.
+
+    Args:
+      model: a flaxseg model.
+      variables: its parameters and BatchNorm statistics.
+      devices: the batch is spread evenly over them, so its size must be a multiple of their number (give `evaluate` the
+        same `device_count`). Without them everything runs where `variables` are.
+
+    Returns:
+      `predict_fn(image)`: image uint8 [N, H, W, 3] -> classes uint8 [N, H, W], on the device, not waited for.
+    """
+    step = _compiled_step(model)
+    if devices is None or len(devices) == 1:
+        target = devices[0] if devices else None
+        variables = jax.device_put(variables, target)
+        return lambda image: step(variables, jax.device_put(image, target))
+    mesh = Mesh(np.array(devices), ("data",))
+    variables = jax.device_put(variables, NamedSharding(mesh, P()))
+    over_devices = NamedSharding(mesh, P("data"))
+    return lambda image: step(variables, jax.device_put(image, over_devices))
+
+
+def predict(model: nn.Module, variables: Mapping, image: np.ndarray) -> np.ndarray:
+    """The label map of a picture, or of a batch of pictures of one size.
+
+    The first picture of each size compiles (seconds); the compiled program is kept for the next one of that size.
+
+    Example, from a picture file to its mask:
+
+        model, variables = flaxseg.load_model("runs/camvid/model")
+        image = flaxseg.evaluation.read_image("street.jpg")
+        pred = flaxseg.evaluation.predict(model, variables, image)
+        colors = flaxseg.read_model_card("runs/camvid/model")["class_colors"]
+        flaxseg.evaluation.save_palette_png("street_mask.png", pred, colors)
+
+    Args:
+      model: a flaxseg model.
+      variables: its parameters and BatchNorm statistics.
+      image: uint8 RGB, [H, W, 3] or [N, H, W, 3], any H and W that the model takes.
+
+    Returns:
+      Class indices, uint8 [H, W] or [N, H, W].
+
+    Raises:
+      ValueError: the image has another shape or dtype.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        raise ValueError(
+            f"image has dtype {image.dtype}; give the uint8 pixels 0..255, the model's own normalisation is applied here."
+        )
+    if image.ndim not in (3, 4) or image.shape[-1] != 3 or 0 in image.shape:
+        raise ValueError(f"image has shape {image.shape}; give RGB as [H, W, 3] or [N, H, W, 3].")
+    batch = image if image.ndim == 4 else image[None]
+    pred = np.asarray(_compiled_step(model)(variables, batch))
+    return pred if image.ndim == 4 else pred[0]
