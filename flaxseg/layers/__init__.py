@@ -2,6 +2,7 @@
 
 from flaxseg.layers.aspp import ASPP, ImagePooling
 from flaxseg.layers.atrous import AtrousConv, atrous_conv, preferred_form
+from flaxseg.layers.auxiliary import AuxiliaryHead, classifier_init
 from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
@@ -23,6 +24,7 @@ __all__ = [
     "IMAGENET",
     "SYMMETRIC",
     "AtrousConv",
+    "AuxiliaryHead",
     "BatchNorm",
     "ConvBlock",
     "DepthwiseConv",
@@ -31,6 +33,7 @@ __all__ = [
     "Padding",
     "SeparableConv",
     "atrous_conv",
+    "classifier_init",
     "depthwise_conv",
     "explicit_padding",
     "global_average_pool",

@@ -16,7 +16,8 @@ from flaxseg.layers.separable import SeparableConv
 class ImagePooling(nn.Module):
     """The mean over the picture, a 1x1 convolution block, and the result at every cell.
 
-    (Chen et al., "Rethinking Atrous Convolution", 2017, section 3.3.) Repeating the one cell equals both bilinear conventions.
+    (Chen et al., "Rethinking Atrous Convolution", 2017, section 3.3.) Repeating the one cell
+    equals both bilinear conventions.
 
     Attributes:
       features: channels of the output.
@@ -37,14 +38,16 @@ class ImagePooling(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Parallel atrous convolutions at several rates, a 1x1 convolution and image pooling, concatenated and projected.
+    """Parallel atrous convolutions at several rates, a 1x1 convolution and image pooling,
+    concatenated and projected.
 
-    (Chen et al., "Rethinking Atrous Convolution", 2017, section 3.3, figure 5.) The order of concatenation is 1x1, atrous branches,
-    image pooling, as in torchvision; TensorFlow's release puts image pooling first, which is the same function with other rows
-    of the projection's kernel.
+    (Chen et al., "Rethinking Atrous Convolution", 2017, section 3.3, figure 5.) The order of
+    concatenation is 1x1, atrous branches, image pooling, as in torchvision; TensorFlow's release
+    puts image pooling first, which is the same function with other rows of the projection's kernel.
 
     Attributes:
-      rates: dilation of each atrous branch; the paper's are (6, 12, 18) at output stride 16 and doubled at 8. May be empty.
+      rates: dilation of each atrous branch; the paper's are (6, 12, 18) at output stride 16 and
+        doubled at 8. May be empty.
       features: channels of each branch and of the output.
       separable: whether the atrous branches are depthwise-separable (DeepLabv3+).
       image_pooling: whether there is an image-level branch.

@@ -1,9 +1,12 @@
-"""Atrous (dilated) convolution; at rate 1 the ordinary one. In forms that are fast on the platform at hand.
+"""Atrous (dilated) convolution; at rate 1 the ordinary one. In forms that are fast on the platform
+at hand.
 
-XLA's CPU back end computes the weight gradient of a convolution, and everything about 1x1 convolutions, several times slower than
-matrix products of the same size; and a dilated kernel that reaches over the border spends most of its time on padding. So on a CPU
-a convolution is written as the matrix products that it is, tap by tap, wherever that was measured to win (`benchmarks/`). On GPU
-and TPU the native convolution is used. All forms give the same value and gradient up to the order of float additions.
+XLA's CPU back end computes the weight gradient of a convolution, and everything about 1x1
+convolutions, several times slower than matrix products of the same size; and a dilated kernel that
+reaches over the border spends most of its time on padding. So on a CPU a convolution is written as
+the matrix products that it is, tap by tap, wherever that was measured to win (`benchmarks/`). On
+GPU and TPU the native convolution is used. All forms give the same value and gradient up to the
+order of float additions.
 """
 
 from functools import partial
@@ -20,14 +23,17 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# Below this many input channels the products of single taps are too thin to win over the native weight gradient.
+# Below this many input channels the products of single taps are too thin to win over the native
+# weight gradient.
 _MIN_CHANNELS_FOR_TAPS = 16
-# A kernel is written as tap products altogether when less than this share of its multiplications meets the picture.
+# A kernel is written as tap products altogether when less than this share of its multiplications
+# meets the picture.
 _MAX_OVERLAP_FOR_TAPS = 0.6
 
 
 def preferred_form() -> str:
-    """Returns the form that `"auto"` stands for on JAX's default backend: `"products"` on CPU, else `"native"`.
+    """Returns the form that `"auto"` stands for on JAX's default backend: `"products"` on CPU,
+    else `"native"`.
 
     This is the only place where a platform decides; every layer with a `form` argument asks it.
     """
@@ -37,17 +43,19 @@ def preferred_form() -> str:
 class AtrousConv(nn.Module):
     """A convolution whose taps lie `rate` cells apart; `atrous_conv` with parameters.
 
-    Parameters are `kernel` `[kh, kw, C, features]` and, with `use_bias`, `bias` `[features]`, both float32: the names and layouts of
-    `nn.Conv`, so weights move between the two.
+    Parameters are `kernel` `[kh, kw, C, features]` and, with `use_bias`, `bias` `[features]`, both
+    float32: the names and layouts of `nn.Conv`, so weights move between the two.
 
     Attributes:
       features: channels of the output.
       kernel_size: an int or `(height, width)`.
       strides: an int or `(vertical, horizontal)`.
-      rate: dilation, an int or `(vertical, horizontal)`; it may change between training and evaluation without changing parameters.
+      rate: dilation, an int or `(vertical, horizontal)`; it may change between training and
+        evaluation without changing parameters.
       padding: `"torch"`, `"tf"`, `"valid"`, an int or a pair of pairs; see `explicit_padding`.
       use_bias: whether a bias is added.
-      kernel_init: initialiser of the kernel; He normal over the fan-out, as the ResNet paper's, by default.
+      kernel_init: initialiser of the kernel; He normal over the fan-out, as the ResNet paper's, by
+        default.
       dtype: dtype of the computation and the output; that of the input by default.
       form: see `atrous_conv`.
 
@@ -95,8 +103,9 @@ def atrous_conv(
 ) -> jax.Array:
     """Convolves `x` with a dense, possibly dilated (atrous) kernel.
 
-    `y[p] = sum_k kernel[k] x[strides * p + rate * k - padding]`, the cross-correlation that every framework calls convolution
-    (atrous: Chen et al., "Rethinking Atrous Convolution", 2017, section 3.1).
+    `y[p] = sum_k kernel[k] x[strides * p + rate * k - padding]`, the cross-correlation that every
+    framework calls convolution (atrous: Chen et al., "Rethinking Atrous Convolution", 2017,
+    section 3.1).
 
     Args:
       x: `[N, H, W, C]`.
@@ -104,14 +113,16 @@ def atrous_conv(
       strides: steps between outputs, at least 1.
       rate: distance between the taps of the kernel in cells of the input, at least 1.
       padding: see `explicit_padding`.
-      form: `"native"` is XLA's convolution; `"products"` writes it as matrix products where that is faster on a CPU, with a
-        gradient of its own (reverse mode only); `"auto"` is `preferred_form()`.
+      form: `"native"` is XLA's convolution; `"products"` writes it as matrix products where that
+        is faster on a CPU, with a gradient of its own (reverse mode only); `"auto"` is
+        `preferred_form()`.
 
     Returns:
       `[N, H', W', features]`.
 
     Raises:
-      ValueError: the channels do not fit, the kernel does not fit into the padded input, or the form is unknown.
+      ValueError: the channels do not fit, the kernel does not fit into the padded input, or the
+        form is unknown.
     """
     kernel_size, strides, rate = kernel.shape[:2], pair(strides, "strides"), pair(rate, "rate")
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
@@ -123,8 +134,8 @@ def atrous_conv(
     size = output_size(x.shape[1:3], kernel_size, strides, rate, pads)
     if min(size) < 1:
         raise ValueError(
-            f"an input of {x.shape[1:3]} cells with padding {pads} is smaller than the kernel {kernel_size} "
-            f"at rate {rate}; enlarge the input or the padding."
+            f"an input of {x.shape[1:3]} cells with padding {pads} is smaller than the kernel "
+            f"{kernel_size} at rate {rate}; enlarge the input or the padding."
         )
     form = preferred_form() if form == "auto" else form
     if form == "native":
@@ -146,7 +157,8 @@ def output_size(
     rate: tuple[int, int],
     pads: Pads,
 ) -> tuple[int, int]:
-    """Returns the `(height, width)` that a convolution or floor-mode pool gives; below 1 where the kernel does not fit."""
+    """Returns the `(height, width)` that a convolution or floor-mode pool gives; below 1 where the
+    kernel does not fit."""
     height, width = (
         (n + before + after - r * (k - 1) - 1) // s + 1
         for n, k, s, r, (before, after) in zip(size, kernel_size, strides, rate, pads, strict=True)
@@ -155,9 +167,11 @@ def output_size(
 
 
 def tap_ranges(n: int, out: int, offset: int, stride: int) -> tuple[slice, slice] | None:
-    """Returns the outputs that one tap of a kernel contributes to and the inputs that it reads for them, along one axis.
+    """Returns the outputs that one tap of a kernel contributes to and the inputs that it reads for
+    them, along one axis.
 
-    The tap reads input `stride * o + offset` for output `o`; outputs for which that lies outside `[0, n)` read padding.
+    The tap reads input `stride * o + offset` for output `o`; outputs for which that lies outside
+    `[0, n)` read padding.
 
     Returns:
       `(outputs, inputs)` slices of equal length, or None when the tap reads only padding.
@@ -178,7 +192,8 @@ def taps(
     rate: tuple[int, int],
     pads: Pads,
 ):
-    """Yields `(i, j, outputs, inputs)` for every tap that meets the picture; the last two are pairs of slices over H and W."""
+    """Yields `(i, j, outputs, inputs)` for every tap that meets the picture; the last two are
+    pairs of slices over H and W."""
     for i in range(kernel_size[0]):
         rows = tap_ranges(size[0], out[0], i * rate[0] - pads[0][0], strides[0])
         for j in range(kernel_size[1]):
@@ -188,7 +203,8 @@ def taps(
 
 
 def place(values: jax.Array, region: tuple[slice, slice], size: tuple[int, int]) -> jax.Array:
-    """Returns zeros of `size` with `values` `[N, h, w, C]` at `region`; the transpose of slicing, written as one padding."""
+    """Returns zeros of `size` with `values` `[N, h, w, C]` at `region`; the transpose of slicing,
+    written as one padding."""
     config = [(0, 0, 0)]
     for where, n, count in zip(region, size, values.shape[1:3], strict=True):
         step = where.step or 1
@@ -219,7 +235,8 @@ def _pointwise(x, kernel):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _conv_products(x, kernel, strides, rate, pads, by_taps):
-    """A convolution whose weight gradient, and with `by_taps` everything, is a sum over taps of matrix products."""
+    """A convolution whose weight gradient, and with `by_taps` everything, is a sum over taps of
+    matrix products."""
     if not by_taps:
         return _native(x, kernel, strides, rate, pads)
     out = output_size(x.shape[1:3], kernel.shape[:2], strides, rate, pads)

@@ -1,4 +1,5 @@
-"""Batch normalisation over the global batch, with statistics that are float32 whatever the computation is."""
+"""Batch normalisation over the global batch, with statistics that are float32 whatever the
+computation is."""
 
 import flax.linen as nn
 import jax
@@ -10,16 +11,19 @@ from jax import lax
 class BatchNorm(nn.Module):
     """Normalises each channel to zero mean and unit variance, then scales and shifts it.
 
-    In training, `y = (x - mean) / sqrt(variance + epsilon) * scale + bias` with the mean and the biased variance of the batch
-    (Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 1), and the running statistics move:
-    `running = momentum * running + (1 - momentum) * batch`. In evaluation and where `frozen`, the running statistics stand for those
-    of the batch and do not change. Under `jax.jit` the batch is the global batch, however it is sharded; under `jax.pmap` pass the
-    mapped axis.
+    In training, `y = (x - mean) / sqrt(variance + epsilon) * scale + bias` with the mean and the
+    biased variance of the batch (Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 1), and
+    the running statistics move: `running = momentum * running + (1 - momentum) * batch`. In
+    evaluation and where `frozen`, the running statistics stand for those of the batch and do not
+    change. Under `jax.jit` the batch is the global batch, however it is sharded; under `jax.pmap`
+    pass the mapped axis.
 
-    Parameters `scale`, `bias` and statistics (collection `batch_stats`) `mean`, `var` are `[C]` float32, as in `nn.BatchNorm`.
+    Parameters `scale`, `bias` and statistics (collection `batch_stats`) `mean`, `var` are `[C]`
+    float32, as in `nn.BatchNorm`.
 
     Attributes:
-      momentum: share of the old running statistics that is kept, in [0, 1); PyTorch's momentum m is 1 - m here.
+      momentum: share of the old running statistics that is kept, in [0, 1); PyTorch's momentum m
+        is 1 - m here.
       epsilon: added to the variance.
       axis_name: mapped axis over which statistics are averaged; None outside of `jax.pmap`.
       frozen: whether the running statistics are used in training too.

@@ -1,4 +1,5 @@
-"""Depthwise convolution: one filter per channel, as a sum of shifted products where XLA's grouped convolution is slow."""
+"""Depthwise convolution: one filter per channel, as a sum of shifted products where XLA's grouped
+convolution is slow."""
 
 from functools import partial
 
@@ -67,8 +68,9 @@ def depthwise_conv(
       strides: steps between outputs, at least 1.
       rate: distance between the taps in cells of the input, at least 1.
       padding: see `explicit_padding`.
-      form: `"native"` is XLA's grouped convolution; `"products"` multiplies shifted pictures and adds them up, with a gradient of
-        its own (reverse mode only); `"auto"` is `preferred_form()`.
+      form: `"native"` is XLA's grouped convolution; `"products"` multiplies shifted pictures and
+        adds them up, with a gradient of its own (reverse mode only); `"auto"` is
+        `preferred_form()`.
 
     Returns:
       `[N, H', W', C]`.
@@ -79,7 +81,8 @@ def depthwise_conv(
     strides, rate = pair(strides, "strides"), pair(rate, "rate")
     if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[2:] != (1, x.shape[3]):
         raise ValueError(
-            f"x {x.shape} and kernel {kernel.shape} do not fit; wanted [N, H, W, C] and [kh, kw, 1, C]."
+            f"x {x.shape} and kernel {kernel.shape} do not fit; "
+            "wanted [N, H, W, C] and [kh, kw, 1, C]."
         )
     pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2], strides, rate)
     size = output_size(x.shape[1:3], kernel.shape[:2], strides, rate, pads)

@@ -20,16 +20,18 @@ def max_pool(
 ) -> jax.Array:
     """Takes the maximum over windows; padding never wins.
 
-    The gradient goes to the first maximum of each window in row order, as in PyTorch and Caffe. It is written as sums of shifted
-    pictures: XLA's own (select-and-scatter) is several times slower on CPU and missing from the deterministic mode of its GPU back end.
+    The gradient goes to the first maximum of each window in row order, as in PyTorch and Caffe. It
+    is written as sums of shifted
+    pictures: XLA's own (select-and-scatter) is several times slower on CPU and missing from the
+      deterministic mode of its GPU back end.
 
     Args:
       x: `[N, H, W, C]` floats.
       window: an int or `(height, width)`.
       strides: steps between windows.
       padding: see `explicit_padding`.
-      ceil_mode: whether a last window that starts inside the picture or its top-left padding but reaches over the border counts, as
-        in Caffe and in PyTorch's `ceil_mode=True`.
+      ceil_mode: whether a last window that starts inside the picture or its top-left padding but
+        reaches over the border counts, as in Caffe and in PyTorch's `ceil_mode=True`.
 
     Returns:
       `[N, H', W', C]`.
@@ -46,13 +48,15 @@ def max_pool(
         )
     if min(output_size(x.shape[1:3], window, strides, (1, 1), pads)) < 1:
         raise ValueError(
-            f"an input of {x.shape[1:3]} cells with padding {pads} is smaller than the window {window}."
+            f"an input of {x.shape[1:3]} cells with padding {pads} is smaller than "
+            f"the window {window}; enlarge the input or the padding."
         )
     return _max_pool(x, window, strides, pads)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-    """Returns the float32 mean over height and width, `[N, 1, 1, C]`, in the dtype of `x` `[N, H, W, C]`."""
+    """Returns the float32 mean over height and width, `[N, 1, 1, C]`, in the dtype of `x` `[N, H,
+    W, C]`."""
     return x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
 
 

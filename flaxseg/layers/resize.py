@@ -1,4 +1,5 @@
-"""The one resize: bilinear or nearest, with the conventions of the frameworks as explicit arguments."""
+"""The one resize: bilinear or nearest, with the conventions of the frameworks as explicit
+arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +16,21 @@ def resize(
 ) -> jax.Array:
     """Resizes pictures or feature maps.
 
-    With `align_corners` the centres of the corner cells coincide, `source = target * (n - 1) / (m - 1)`, as in Caffe's Interp, in
-    TensorFlow's DeepLab and in PyTorch's `align_corners=True`. Without, the borders coincide,
-    `source = (target + 0.5) * n / m - 0.5`, as in PyTorch's default, OpenCV and `jax.image.resize`.
+    With `align_corners` the centres of the corner cells coincide, `source = target * (n - 1) / (m
+    - 1)`, as in Caffe's Interp, in TensorFlow's DeepLab and in PyTorch's `align_corners=True`.
+    Without, the borders coincide, `source = (target + 0.5) * n / m - 0.5`, as in PyTorch's
+    default, OpenCV and `jax.image.resize`.
 
     Args:
       x: `[N, H, W, C]`, any number type.
       size: `(height, width)` of the result, at least 1.
-      method: `"bilinear"`, or `"nearest"` for labels: no value is invented. Nearest takes `floor(target * n / m)` without
-        `align_corners` (PyTorch's `"nearest"`) and the rounded aligned position with it.
-      align_corners: see above. There is no default, because both are common and a wrong one costs accuracy silently.
-      antialias: widen the bilinear kernel by the factor of the reduction when the result is smaller, as Pillow and `jax.image.resize`
-        do; not with `align_corners`.
+      method: `"bilinear"`, or `"nearest"` for labels: no value is invented. Nearest takes
+        `floor(target * n / m)` without `align_corners` (PyTorch's `"nearest"`) and the rounded
+        aligned position with it.
+      align_corners: see above. There is no default, because both are common and a wrong one costs
+        accuracy silently.
+      antialias: widen the bilinear kernel by the factor of the reduction when the result is
+        smaller, as Pillow and `jax.image.resize` do; not with `align_corners`.
 
     Returns:
       `[N, height, width, C]` of the dtype of `x`; bilinear needs a float type.
@@ -61,7 +65,8 @@ def resize(
 def interpolation_matrix(
     n: int, m: int, align_corners: bool, antialias: bool = False
 ) -> np.ndarray:
-    """Returns `[m, n]` float32 weights of the `n` sources in each of the `m` targets; rows sum to one."""
+    """Returns `[m, n]` float32 weights of the `n` sources in each of the `m` targets; rows sum to
+    one."""
     source = _source_position(n, m, align_corners)
     reach = max(n / m, 1.0) if antialias else 1.0
     if not antialias:

@@ -13,8 +13,8 @@ from flaxseg.layers.padding import Padding
 class SeparableConv(nn.Module):
     """Depthwise convolution, BatchNorm, ReLU, 1x1 convolution, BatchNorm, ReLU.
 
-    The form of the ASPP and the decoder of DeepLabv3+ (Chen et al., 2018, section 3.2, and the released code's
-    `split_separable_conv2d`).
+    The form of the ASPP and the decoder of DeepLabv3+ (Chen et al., 2018, section 3.2, and the
+    released code's `split_separable_conv2d`).
 
     Attributes:
       features: channels of the output.

@@ -1,0 +1,64 @@
+"""Networks that turn a picture into named features `"c1"` (stride 2) to `"c5"` (stride 32, or the
+output stride)."""
+
+import difflib
+
+import flax.linen as nn
+
+from flaxseg.backbones.mobile import EfficientNetLite0, MobileNetV2
+from flaxseg.backbones.resnet import (
+    ResNet,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    ResNet152,
+)
+
+BACKBONES = {
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "resnet101": ResNet101,
+    "resnet152": ResNet152,
+    "mobilenet_v2": MobileNetV2,
+    "efficientnet_lite0": EfficientNetLite0,
+}
+
+
+def list_backbones() -> list[str]:
+    """Returns the names that `create_backbone` knows."""
+    return list(BACKBONES)
+
+
+def create_backbone(name: str, **options) -> nn.Module:
+    """Returns the backbone of that name.
+
+    Args:
+      name: one of `list_backbones()`.
+      **options: attributes of the backbone, such as `output_stride` and `dtype`.
+
+    Raises:
+      ValueError: there is no such backbone.
+      TypeError: the backbone has no such attribute.
+    """
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}.{hint}")
+    return BACKBONES[name](**options)
+
+
+__all__ = [
+    "BACKBONES",
+    "EfficientNetLite0",
+    "MobileNetV2",
+    "ResNet",
+    "ResNet18",
+    "ResNet34",
+    "ResNet50",
+    "ResNet101",
+    "ResNet152",
+    "create_backbone",
+    "list_backbones",
+]

@@ -1,0 +1,156 @@
+"""Mobile networks of inverted residuals: MobileNetV2 and EfficientNet-Lite.
+
+Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018, table 2; Tan and
+Le, "EfficientNet", 2019, table 1, in the Lite form of the TensorFlow TPU repository: no
+squeeze-and-excitation, ReLU6, stem and head not scaled.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+from flax.typing import Dtype
+
+from flaxseg.backbones.inverted_residual import InvertedResidual
+from flaxseg.backbones.stages import StrideBudget
+from flaxseg.layers.atrous import AtrousConv
+from flaxseg.layers.batch_norm import BatchNorm
+from flaxseg.layers.image_normalization import (
+    EFFICIENTNET_LITE,
+    SYMMETRIC,
+    ImageNormalization,
+)
+from flaxseg.layers.padding import Padding
+from flaxseg.layers.pooling import global_average_pool
+
+
+class Stage(NamedTuple):
+    """A run of blocks: the first has the stride, all share the rest."""
+
+    expansion: int
+    features: int
+    blocks: int
+    strides: int
+    kernel_size: int = 3
+
+
+MOBILENET_V2_STAGES = (
+    Stage(1, 16, 1, 1),
+    Stage(6, 24, 2, 2),
+    Stage(6, 32, 3, 2),
+    Stage(6, 64, 4, 2),
+    Stage(6, 96, 3, 1),
+    Stage(6, 160, 3, 2),
+    Stage(6, 320, 1, 1),
+)
+EFFICIENTNET_LITE0_STAGES = (
+    Stage(1, 16, 1, 1),
+    Stage(6, 24, 2, 2),
+    Stage(6, 40, 2, 2, 5),
+    Stage(6, 80, 3, 2),
+    Stage(6, 112, 3, 1, 5),
+    Stage(6, 192, 4, 2, 5),
+    Stage(6, 320, 1, 1),
+)
+
+
+class _MobileNet(nn.Module):
+    """Stem, stages of inverted residuals, and an optional classifier; returns named features.
+
+    Attributes:
+      stages: what follows the stem's 3x3 convolution of stride 2 to 32 channels.
+      output_stride: 8, 16 or 32; dilation replaces the strides beyond it.
+      num_classes: with a number, `"logits"` of an ImageNet-style classifier are among the features.
+      padding: of the stem and the depthwise convolutions. `"tf"`, as the published weights were
+        trained; `"torch"` for weights trained in torchvision's layout.
+      batch_norm_epsilon: see `BatchNorm`.
+      batch_norm_momentum: see `BatchNorm`.
+      batch_norm_axis: mapped axis name, only under `jax.pmap`.
+      frozen_batch_norm: whether running statistics are used in training.
+      remat: whether blocks are recomputed in the backward pass to save memory.
+      dtype: dtype of the computation; parameters are float32.
+    """
+
+    stages: Sequence[Stage]
+    output_stride: int = 32
+    num_classes: int | None = None
+    padding: Padding = "tf"
+    batch_norm_epsilon: float = 1e-5
+    batch_norm_momentum: float = 0.9
+    batch_norm_axis: str | None = None
+    frozen_batch_norm: bool = False
+    remat: bool = False
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Returns features by name.
+
+        Args:
+          image: `[N, H, W, 3]`, normalised by `normalization`.
+          train: whether BatchNorm uses the statistics of the batch.
+
+        Returns:
+          `"c1"` to `"c5"`: `[N, ceil(H / s), ceil(W / s), C]`, the last block before each
+          subsampling, with s = 2, 4, 8, 16, 32 but never beyond `output_stride`.
+        """
+        norm = partial(
+            BatchNorm,
+            epsilon=self.batch_norm_epsilon,
+            momentum=self.batch_norm_momentum,
+            axis_name=self.batch_norm_axis,
+            frozen=self.frozen_batch_norm,
+        )
+        block = nn.remat(InvertedResidual) if self.remat else InvertedResidual
+        x = image if self.dtype is None else image.astype(self.dtype)
+        x = AtrousConv(32, 3, 2, padding=self.padding, dtype=self.dtype, name="stem_conv")(x)
+        x = nn.relu6(norm(name="stem_bn")(x, train=train))
+        budget = StrideBudget(self.output_stride, 2)
+        features: dict[str, jax.Array] = {}
+        level, count = 1, 0
+        for stage in self.stages:
+            if stage.strides == 2:
+                features[f"c{level}"] = x
+                level += 1
+            for index in range(stage.blocks):
+                own_strides = stage.strides if index == 0 else 1
+                strides, rate = budget.take(own_strides)
+                count += 1
+                x = block(
+                    features=stage.features,
+                    expansion=stage.expansion,
+                    kernel_size=stage.kernel_size,
+                    strides=strides,
+                    rate=rate,
+                    shortcut=own_strides == 1,
+                    padding=self.padding,
+                    norm=norm,
+                    dtype=self.dtype,
+                    name=f"block{count}",
+                )(x, train=train)
+        features[f"c{level}"] = x
+        if self.num_classes is not None:
+            x = AtrousConv(1280, 1, dtype=self.dtype, name="head_conv")(x)
+            x = nn.relu6(norm(name="head_bn")(x, train=train))
+            pooled = global_average_pool(x)[:, 0, 0]
+            features["logits"] = nn.Dense(self.num_classes, name="classifier")(pooled)
+        return features
+
+
+class MobileNetV2(_MobileNet):
+    """MobileNetV2 at width 1.0, 3,504,872 parameters with its 1000-class classifier."""
+
+    stages: Sequence[Stage] = MOBILENET_V2_STAGES
+
+    normalization: ClassVar[ImageNormalization] = SYMMETRIC
+
+
+class EfficientNetLite0(_MobileNet):
+    """EfficientNet-Lite0, 4,652,008 parameters with its 1000-class classifier."""
+
+    stages: Sequence[Stage] = EFFICIENTNET_LITE0_STAGES
+    batch_norm_epsilon: float = 1e-3
+
+    normalization: ClassVar[ImageNormalization] = EFFICIENTNET_LITE

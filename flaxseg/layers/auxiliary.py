@@ -1,0 +1,47 @@
+"""The small head that gives a deeper stage its own loss in training."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from flaxseg.layers.atrous import AtrousConv
+from flaxseg.layers.batch_norm import BatchNorm
+from flaxseg.layers.conv_block import ConvBlock
+
+classifier_init = nn.initializers.normal(0.01)
+
+
+class AuxiliaryHead(nn.Module):
+    """3x3 convolution block to a quarter of the channels, dropout, 1x1 classifier.
+
+    (Zhao et al., "Pyramid Scene Parsing Network", 2017, section 3.3; torchvision's `FCNHead`.)
+
+    Attributes:
+      num_classes: channels of the logits.
+      dropout: rate of dropout before the classifier, in [0, 1).
+      norm: makes the normalisation; called as `norm(name=...)`.
+      dtype: dtype of the block; the logits are float32.
+    """
+
+    num_classes: int
+    dropout: float = 0.1
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = ConvBlock(x.shape[-1] // 4, 3, norm=self.norm, dtype=self.dtype, name="block")(
+            x, train=train
+        )
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        return AtrousConv(
+            self.num_classes,
+            1,
+            use_bias=True,
+            kernel_init=classifier_init,
+            dtype=jnp.float32,
+            name="classifier",
+        )(x)

@@ -1,0 +1,126 @@
+"""The systems, one paper a file, and `create_model`, which builds them by name."""
+
+import difflib
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from flaxseg.backbones import create_backbone
+from flaxseg.layers import BatchNorm, ImageNormalization
+from flaxseg.models.deeplab import DeepLabV3, DeepLabV3Plus, aspp_rates
+from flaxseg.models.prediction import Prediction
+
+MODELS = {
+    "deeplabv3": DeepLabV3,
+    "deeplabv3plus": DeepLabV3Plus,
+}
+
+
+def list_models() -> list[str]:
+    """Returns the names that `create_model` knows."""
+    return list(MODELS)
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    *,
+    backbone: str | nn.Module = "resnet50",
+    output_stride: int = 16,
+    dtype: Dtype = jnp.float32,
+    batch_norm_momentum: float = 0.9,
+    batch_norm_axis: str | None = None,
+    frozen_batch_norm: bool = False,
+    remat: bool = False,
+    normalization: ImageNormalization | dict | None = None,
+    **options,
+) -> nn.Module:
+    """Returns a segmentation model.
+
+    >>> import flaxseg
+    >>> model = flaxseg.create_model("deeplabv3plus", num_classes=21, backbone="mobilenet_v2")
+    >>> model.normalization.mean
+    (127.5, 127.5, 127.5)
+
+    Args:
+      name: one of `list_models()`.
+      num_classes: channels of the logits, at least 2; a binary task has 2.
+      backbone: one of `list_backbones()`, or a module of your own that returns named features.
+      output_stride: of the backbone, 8, 16 or 32. It may change between training and evaluation:
+        the parameters are the same. A module of your own has its own, and must say so here for the
+        rates to fit.
+      dtype: dtype of the computation, such as `jnp.bfloat16`. Parameters, statistics and logits
+        are float32.
+      batch_norm_momentum: share of the old running statistics that is kept in a training step.
+      batch_norm_axis: mapped axis name, only under `jax.pmap`.
+      frozen_batch_norm: whether running statistics are used in training and stay as they are.
+      remat: whether the blocks of the backbone are recomputed in the backward pass to save memory.
+      normalization: what the model expects of its pixels, as `ImageNormalization` or `{"mean":
+        ..., "std": ...}`; that of the backbone by default.
+      **options: attributes of the model, such as `rates` or `dropout`; see its class.
+
+    Raises:
+      ValueError: a name is unknown, or num_classes or output_stride is impossible.
+      TypeError: the model has no such option.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"there is no model {name!r}; there are {', '.join(MODELS)}.{hint}")
+    if num_classes < 2:
+        raise ValueError(
+            f"num_classes is {num_classes}; it must be at least 2 (background is a class)."
+        )
+    unknown = sorted(set(options) - set(MODELS[name].__dataclass_fields__))
+    if unknown:
+        known = sorted(set(MODELS[name].__dataclass_fields__) - {"parent", "name"})
+        raise TypeError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
+    shared = {
+        "frozen": frozen_batch_norm,
+        "momentum": batch_norm_momentum,
+        "axis_name": batch_norm_axis,
+    }
+    if isinstance(backbone, str):
+        backbone = create_backbone(
+            backbone,
+            output_stride=output_stride,
+            batch_norm_momentum=batch_norm_momentum,
+            batch_norm_axis=batch_norm_axis,
+            frozen_batch_norm=frozen_batch_norm,
+            remat=remat,
+            dtype=dtype,
+        )
+    elif getattr(backbone, "output_stride", output_stride) != output_stride:
+        raise ValueError(
+            f"the backbone's output_stride is {backbone.output_stride}, and create_model was given "
+            f"{output_stride}; pass output_stride={backbone.output_stride}."
+        )
+    if normalization is None:
+        normalization = getattr(backbone, "normalization", MODELS[name].normalization)
+    elif isinstance(normalization, dict):
+        normalization = ImageNormalization(
+            tuple(normalization["mean"]), tuple(normalization["std"])
+        )
+    rates = options.pop("rates", None)
+    return MODELS[name](
+        num_classes=num_classes,
+        backbone=backbone,
+        rates=aspp_rates(output_stride) if rates is None else tuple(rates),
+        norm=partial(BatchNorm, **shared),
+        normalization=normalization,
+        dtype=dtype,
+        **options,
+    )
+
+
+__all__ = [
+    "MODELS",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "Prediction",
+    "aspp_rates",
+    "create_model",
+    "list_models",
+]
