@@ -87,7 +87,7 @@ def segmentation_loss(
     # and no stored log-softmax.
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     log_sum = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
-    is_label = label[..., None] == jnp.arange(num_classes, dtype=label.dtype)
+    is_label = label[..., None].astype(jnp.int32) == jnp.arange(num_classes)
 
     if weights is None and not label_smoothing:
         loss = log_sum - jnp.sum(jnp.where(is_label, shifted, 0.0), axis=-1)
@@ -133,6 +133,7 @@ def pixel_accuracy(
 
 def valid_pixels(label: jax.Array, num_classes: int, ignore_label: int = 255) -> jax.Array:
     """Where the label is in ``[0, num_classes)`` and not ``ignore_label``: bool ``[N, H, W]``."""
+    label = label.astype(jnp.int32)  # uint8 can not be compared with 300 classes or with -1
     return (label >= 0) & (label < num_classes) & (label != ignore_label)
 
 

@@ -123,7 +123,8 @@ class Parallel:
 
         Args:
           batch: host arrays with the same first axis, of which each process gives its own rows;
-            "id", which stays on the host, is left out.
+            "id", which stays on the host, is left out. They must not be written to before the
+            step has read them: on CPU the device may use their memory.
 
         Returns:
           Arrays for the compiled train step.

@@ -160,7 +160,7 @@ def make_train_step(
         divisor = losses.safe_divisor(sums["weight"])
         gradient = jax.tree.map(lambda g: g / divisor, gradient)
         loss = sums["loss"] / divisor
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         rate = schedule(state.step)
 
         update, opt_state = tx.update(gradient, state.opt_state, state.params)

@@ -1,0 +1,448 @@
+import doctest
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_segmenter import TinySegmenter, tiny_batch
+
+from flaxseg.errors import ConfigError, WeightsError
+from flaxseg.layers import normalize, resize
+from flaxseg.training import parallel, schedules, state, step
+from flaxseg.training.optimizer import make_optimizer
+from flaxseg.training.parallel import make_parallel
+from flaxseg.training.schedules import make_schedule
+from flaxseg.training.state import TrainState, create_state
+from flaxseg.training.step import make_predict_step, make_train_step
+
+SIZE = (9, 11)
+STEPS = 4
+
+
+def new_run(
+    model: nn.Module,
+    *,
+    ema_decay: float = 0.0,
+    seed: int = 0,
+    optimizer: dict | None = None,
+    **options,
+):
+    """A state and a step function of `model`."""
+    image = jnp.zeros((1, *SIZE, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    frozen = options.get("frozen", ())
+    settings = {"head_lr_multiplier": 5.0, "weight_decay": 1e-3} | (optimizer or {})
+    tx = make_optimizer(params, frozen=frozen, **settings)
+    start = create_state(model, tx, seed, SIZE, ema=ema_decay > 0)
+    options = {"schedule": make_schedule("poly", 0.05, 10)} | options
+    return start, make_train_step(model, tx, ema_decay=ema_decay, **options)
+
+
+def train(
+    model: nn.Module, batches: list[dict], *, kind: str = "jit", devices: int = 1, **options
+) -> tuple[TrainState, list[dict]]:
+    """State and metrics, on the host, after a step on each batch."""
+    across = make_parallel(kind, jax.devices()[:devices])
+    start, step_fn = new_run(model.clone(batch_norm_axis=across.batch_norm_axis), **options)
+    run = across.compile_train_step(step_fn)
+    now, metrics = across.put_state(start), []
+    for batch in batches:
+        now, measured = run(now, across.put_batch(batch))
+        metrics.append(jax.device_get(measured))
+    return across.get_state(now), metrics
+
+
+def batches(count: int = STEPS, **options) -> list[dict]:
+    return [tiny_batch(seed, **options) for seed in range(count)]
+
+
+def all_close(got, wanted, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, wanted)
+
+
+def all_equal(got, wanted) -> None:
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+def all_finite(tree) -> bool:
+    return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+FULL = {
+    "ema_decay": 0.9,
+    "label_smoothing": 0.1,
+    "class_weights": (0.5, 1.0, 2.0, 1.0),
+    "optimizer": {"grad_clip_norm": 0.5, "bias_lr_multiplier": 2.0, "nesterov": True},
+}
+
+
+@pytest.fixture(scope="module")
+def one_device() -> tuple[TrainState, list[dict]]:
+    return train(TinySegmenter(auxiliary=True), batches(), **FULL)
+
+
+@pytest.mark.parametrize(("kind", "devices"), [("jit", 8), ("pmap", 8), ("pmap", 1), ("jit", 2)])
+def test_several_steps_are_the_same_on_any_devices_in_both_kinds(one_device, kind, devices):
+    final, metrics = train(
+        TinySegmenter(auxiliary=True), batches(), kind=kind, devices=devices, **FULL
+    )
+    all_close(metrics, one_device[1])
+    all_close(final, one_device[0])
+    assert final.step == STEPS
+    assert final.first_bad_step == -1
+
+
+def test_uneven_ignored_pixels_make_a_mean_per_device_differ(one_device):
+    """The equality above would not tell a global mean from a mean of means on an even batch."""
+    batch = batches()[0]
+    per_device = [train(TinySegmenter(auxiliary=True), [one_row(batch, i)], **FULL) for i in (0, 7)]
+    assert abs(per_device[0][1][0]["loss"] - per_device[1][1][0]["loss"]) > 0.05
+    assert per_device[0][1][0]["valid_fraction"] < 0.2 < per_device[1][1][0]["valid_fraction"]
+
+
+def one_row(batch: dict, index: int) -> dict:
+    return {key: value[index : index + 1] for key, value in batch.items()}
+
+
+def test_first_step_equals_one_written_out_by_hand():
+    """Loss, metrics, SGD, multiplier and decay, with optax's loss and no code of the step."""
+    model, batch = TinySegmenter(auxiliary=True), tiny_batch(3)
+    settings = {"weight_decay": 0.01, "head_lr_multiplier": 5.0}
+    start, step_fn = new_run(model, optimizer=settings, auxiliary_weight=0.3)
+    label = jnp.asarray(batch["label"], jnp.int32)
+    valid = label != 255
+
+    def mean(logits):
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, label, 0))
+        return jnp.sum(loss * valid) / jnp.sum(valid)
+
+    def loss_of(params):
+        prediction, updates = model.apply(
+            {"params": params, "batch_stats": start.batch_stats},
+            normalize(batch["image"], model.normalization),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        auxiliary = resize(prediction.auxiliary["stride2"], SIZE, align_corners=False)
+        total = mean(prediction.logits) + 0.3 * mean(auxiliary)
+        return total, (prediction.logits, updates["batch_stats"])
+
+    (loss, (logits, batch_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+        start.params
+    )
+    moved = {}
+    for part, leaves in start.params.items():
+        rate = 0.05 if part == "backbone" else 0.25
+
+        def move(path, p, g, rate=rate):
+            decay = 0.01 if path[-1].key == "kernel" else 0.0
+            return p - rate * (g + decay * p)
+
+        moved[part] = jax.tree.map_with_path(move, leaves, gradient[part])
+
+    after, metrics = jax.jit(step_fn)(start, batch)
+    all_close(after.params, moved)
+    all_close(after.batch_stats, batch_stats)
+    correct = (logits.argmax(-1) == label) & valid
+    wanted = {
+        "loss": loss,
+        "accuracy": correct.sum() / valid.sum(),
+        "learning_rate": 0.05,
+        "grad_norm": optax.tree.norm(gradient),
+        "valid_fraction": valid.mean(),
+    }
+    all_close(metrics, wanted)
+    assert all(m.dtype == jnp.float32 and m.shape == () for m in metrics.values())
+
+
+@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("jit", 2), ("pmap", 2)])
+def test_accumulation_equals_the_whole_batch_without_batch_norm(kind, devices):
+    model = TinySegmenter(batch_norm=False, auxiliary=True)
+    options = {"class_weights": (0.5, 1.0, 2.0, 1.0), "optimizer": {"grad_clip_norm": 0.5}}
+    whole = train(model, batches(), **options)
+    parts = train(model, batches(), kind=kind, devices=devices, accumulate_steps=4, **options)
+    all_close(parts[1], whole[1])
+    all_close(parts[0], whole[0])
+
+
+def test_micro_batches_are_the_same_rows_on_any_devices_in_both_kinds():
+    """With BatchNorm the rows of a micro-batch matter."""
+    model = TinySegmenter()
+    one = train(model, batches(), accumulate_steps=2)
+    for kind in ("jit", "pmap"):
+        all_close(train(model, batches(), kind=kind, devices=4, accumulate_steps=2)[0], one[0])
+    whole = train(model, batches())
+    difference = (
+        one[0].batch_stats["backbone"]["bn"]["mean"]
+        - whole[0].batch_stats["backbone"]["bn"]["mean"]
+    )
+    assert np.max(np.abs(difference)) > 1e-3
+
+
+def test_moving_averages_follow_the_formula():
+    start, step_fn = new_run(TinySegmenter(), ema_decay=0.3)
+    run, now = jax.jit(step_fn), start
+    expected = start.variables()
+    for t, batch in enumerate(batches()):
+        now, _ = run(now, batch)
+        decay = min(0.3, (1 + t) / (10 + t))
+        expected = jax.tree.map(
+            lambda e, v, d=decay: d * e + (1 - d) * v, expected, now.variables()
+        )
+    all_close(now.ema, expected)
+    assert now.eval_variables() is now.ema
+    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), now.ema, now.variables())
+    assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+def test_without_moving_averages_the_variables_are_evaluated():
+    start, _ = new_run(TinySegmenter())
+    assert start.ema is None
+    assert start.eval_variables()["params"] is start.params
+
+
+@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("jit", 8), ("pmap", 8)])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_recorded_once(kind, devices):
+    model = TinySegmenter(
+        nan_above=2.3
+    )  # a pixel of 255 is 2.25 to 2.65, one of 249 at most 2.53 in blue
+    clean, bad = tiny_batch(0), tiny_batch(1)
+    clean["image"] = np.minimum(clean["image"], 200)
+    bad["image"] = np.minimum(bad["image"], 200)
+    bad["image"][2, 4, 4] = 255  # on one device only
+    options = {"kind": kind, "devices": devices, "ema_decay": 0.5}
+    before, _ = train(model, [clean], **options)
+    after, metrics = train(model, [clean, bad], **options)
+    assert not np.isfinite(metrics[1]["loss"])
+    assert after.step == 2
+    assert after.first_bad_step == 1
+    all_equal(after.replace(step=0, first_bad_step=0), before.replace(step=0, first_bad_step=0))
+
+    later, metrics = train(model, [clean, bad, clean, bad, clean], **options)
+    assert later.first_bad_step == 1
+    assert later.step == 5
+    assert np.isfinite(metrics[2]["loss"])
+    assert all_finite(later)
+    assert np.any(
+        later.params["backbone"]["stem"]["kernel"] != before.params["backbone"]["stem"]["kernel"]
+    )
+
+
+def test_an_update_that_would_overflow_the_parameters_is_not_applied():
+    def schedule(step):
+        return jnp.where(step == 1, jnp.float32(3e38), 0.01)
+
+    options = {"schedule": schedule, "optimizer": {"head_lr_multiplier": 1e6}}
+    after, metrics = train(TinySegmenter(), batches(2), **options)
+    assert np.isfinite(metrics[1]["loss"])
+    assert np.isfinite(metrics[1]["grad_norm"])
+    assert after.first_bad_step == 1
+    assert all_finite(after)
+
+
+def test_statistics_that_overflow_behind_a_finite_loss_are_not_kept():
+    start, step_fn = new_run(TinySegmenter())
+    huge = jax.tree.map(lambda x: x, start.params)
+    huge["backbone"]["stem"] = {k: v * 1e25 for k, v in huge["backbone"]["stem"].items()}
+    start = start.replace(params=huge)
+    after, _ = jax.jit(step_fn)(start, tiny_batch(0))
+    assert after.first_bad_step == 0
+    all_equal(after.batch_stats, start.batch_stats)
+    all_equal(after.params, start.params)
+
+
+def test_a_batch_with_nothing_valid_is_no_error():
+    batch = tiny_batch(0)
+    batch["label"][:] = 255
+    after, metrics = train(TinySegmenter(), [batch])
+    assert after.first_bad_step == -1
+    assert metrics[0]["loss"] == metrics[0]["accuracy"] == metrics[0]["valid_fraction"] == 0
+    assert all_finite(after)
+
+
+def test_ignored_pixels_of_any_other_value_change_nothing():
+    batch, other = tiny_batch(0), tiny_batch(0)
+    batch["label"] = batch["label"].astype(np.int32)
+    other["label"] = np.where(batch["label"] == 255, -7, batch["label"])
+    all_equal(train(TinySegmenter(), [batch]), train(TinySegmenter(), [other]))
+
+
+def test_frozen_batch_norm_leaves_its_statistics_bit_identical():
+    model = TinySegmenter(frozen_batch_norm=True)
+    start, _ = new_run(model)
+    after, _ = train(model, batches())
+    all_equal(after.batch_stats, start.batch_stats)
+    assert not np.array_equal(
+        after.params["backbone"]["stem"]["kernel"], start.params["backbone"]["stem"]["kernel"]
+    )
+    moving, _ = train(TinySegmenter(), batches())
+    assert not np.array_equal(
+        moving.batch_stats["backbone"]["bn"]["mean"], start.batch_stats["backbone"]["bn"]["mean"]
+    )
+
+
+def test_frozen_parameters_stay_and_are_no_part_of_the_gradient_norm():
+    start, _ = new_run(TinySegmenter())
+    after, metrics = train(TinySegmenter(), batches(2), frozen=("backbone",))
+    all_equal(after.params["backbone"], start.params["backbone"])
+    assert not np.array_equal(
+        after.params["head"]["classifier"]["kernel"], start.params["head"]["classifier"]["kernel"]
+    )
+    _, free = train(TinySegmenter(), batches(1))
+    assert metrics[0]["loss"] == free[0]["loss"]
+    assert metrics[0]["grad_norm"] < free[0]["grad_norm"]
+
+
+def test_bfloat16_keeps_parameters_statistics_and_loss_in_float32():
+    full, exact = train(TinySegmenter(), batches(), ema_decay=0.9)
+    half, rough = train(TinySegmenter(dtype=jnp.bfloat16), batches(), ema_decay=0.9)
+    assert jax.tree.map(lambda x: x.dtype, half) == jax.tree.map(lambda x: x.dtype, full)
+    losses = np.array([[a["loss"], b["loss"]] for a, b in zip(exact, rough, strict=True)])
+    np.testing.assert_allclose(losses[:, 0], losses[:, 1], rtol=0.02)
+    assert np.any(losses[:, 0] != losses[:, 1])
+
+
+def test_dropout_is_a_function_of_seed_and_step():
+    model = TinySegmenter(dropout=0.5)
+    same = [tiny_batch(0)] * 3
+    still = {"schedule": lambda step: jnp.float32(0.0)}  # the parameters stay, only the key changes
+    _, first = train(model, same, seed=1, **still)
+    _, again = train(model, same, seed=1, **still)
+    assert [m["loss"] for m in first] == [m["loss"] for m in again]
+    assert len({float(m["loss"]) for m in first}) == 3
+    start, step_fn = new_run(model, seed=1, **still)
+    resumed, metrics = jax.jit(step_fn)(start.replace(step=jnp.int32(2)), same[0])
+    np.testing.assert_allclose(metrics["loss"], first[2]["loss"], rtol=1e-6)
+    assert resumed.step == 3
+    np.testing.assert_array_equal(resumed.rng, start.rng)
+
+
+def test_dropout_under_pmap_differs_from_device_to_device():
+    model = TinySegmenter(dropout=0.5, batch_norm=False)
+    batch = {key: np.repeat(value[-1:], 2, axis=0) for key, value in tiny_batch(0).items()}
+    _, two = train(model, [batch], kind="pmap", devices=2)
+    _, one = train(model, [one_row(batch, 0)], kind="pmap", devices=1)
+    assert two[0]["loss"] != one[0]["loss"]
+
+
+def test_learning_rate_comes_from_the_step_of_the_state():
+    start, step_fn = new_run(TinySegmenter())
+    _, metrics = jax.jit(step_fn)(start.replace(step=jnp.int32(7)), tiny_batch(0))
+    np.testing.assert_allclose(metrics["learning_rate"], 0.05 * 0.3**0.9, rtol=1e-5)
+
+
+def test_auxiliary_weights_by_name():
+    model, data = TinySegmenter(auxiliary=True), batches(1)
+    loss = {
+        weight if isinstance(weight, float) else "by name": train(
+            model, data, auxiliary_weight=weight
+        )[1][0]["loss"]
+        for weight in (0.0, 1.0, {"stride2": 0.5})
+    }
+    np.testing.assert_allclose(loss["by name"], (loss[0.0] + loss[1.0]) / 2, rtol=1e-6)
+    with pytest.raises(
+        ConfigError, match=r"'stride2' has no weight; auxiliary_weight has \['other'\]"
+    ):
+        train(model, data, auxiliary_weight={"other": 1.0})
+
+
+@pytest.mark.slow
+def test_two_images_are_learnt_by_heart():
+    rng = np.random.default_rng(0)
+    label = np.zeros((2, *SIZE), np.uint8)
+    label[0, 2:6, 3:9], label[1, :, 5:], label[1, 7:, :] = 1, 2, 3
+    colours = np.array([[40, 40, 40], [220, 60, 60], [60, 220, 60], [60, 60, 220]], np.uint8)
+    image = colours[label] + rng.integers(0, 30, (2, *SIZE, 3), dtype=np.uint8)
+    label[:, 0] = 255
+    model = TinySegmenter(stride=1, features=16)
+    schedule = make_schedule("poly", 0.2, 80)
+    final, metrics = train(
+        model,
+        [{"image": image, "label": label}] * 80,
+        schedule=schedule,
+        optimizer={"head_lr_multiplier": 1.0},
+    )
+    assert metrics[-1]["accuracy"] > 0.98
+    assert metrics[-1]["loss"] < 0.2 * metrics[0]["loss"]
+    predicted = jax.jit(make_predict_step(model))(final.variables(), image)
+    assert np.mean((predicted == label)[label != 255]) > 0.95
+
+
+def test_predictions_are_classes_probabilities_or_logits():
+    model, image = TinySegmenter(), tiny_batch(0)["image"]
+    variables = new_run(model)[0].variables()
+    logits = model.apply(variables, normalize(image, model.normalization)).logits
+    outputs = {
+        output: jax.jit(make_predict_step(model, output=output))(variables, image)
+        for output in ("class", "probabilities", "logits")
+    }
+    assert outputs["class"].dtype == jnp.uint8
+    np.testing.assert_array_equal(outputs["class"], logits.argmax(-1))
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-6)
+    np.testing.assert_allclose(outputs["probabilities"], jax.nn.softmax(logits), atol=1e-6)
+    many = TinySegmenter(num_classes=300)
+    variables = new_run(many)[0].variables()
+    assert jax.eval_shape(make_predict_step(many), variables, image).dtype == jnp.int32
+    with pytest.raises(ConfigError, match="output 'argmax' is not known"):
+        make_predict_step(model, output="argmax")
+
+
+def test_a_model_without_statistics_trains():
+    after, metrics = train(TinySegmenter(batch_norm=False), batches(2), ema_decay=0.9)
+    assert after.batch_stats == {}
+    assert np.isfinite(metrics[-1]["loss"])
+
+
+def test_what_does_not_fit_together_is_refused():
+    start, step_fn = new_run(TinySegmenter())
+    batch = tiny_batch(0)
+    with pytest.raises(ConfigError, match="batch_norm_axis None, the step runs with axis 'data'"):
+        step_fn(start, batch, "data")
+    with pytest.raises(ConfigError, match="batch_norm_axis 'data', the step runs with axis None"):
+        new_run(TinySegmenter(batch_norm_axis="data"))[1](start, batch)
+    with pytest.raises(ConfigError, match="create the state with ema=True"):
+        new_run(TinySegmenter(), ema_decay=0.5)[1](start, batch)
+    with pytest.raises(ConfigError, match="a batch of 8 does not divide into accumulate_steps 3"):
+        new_run(TinySegmenter(), accumulate_steps=3)[1](start, batch)
+    with pytest.raises(ConfigError, match="accumulate_steps 0"):
+        new_run(TinySegmenter(), accumulate_steps=0)
+    with pytest.raises(ConfigError, match=r"ema_decay 1.0"):
+        new_run(TinySegmenter(), ema_decay=1.0)
+
+
+def test_a_state_is_a_function_of_its_seed():
+    one, same, other = (new_run(TinySegmenter(), seed=seed)[0] for seed in (1, 1, 2))
+    all_equal(one, same)
+    assert not np.array_equal(one.rng, other.rng)
+    assert not np.array_equal(
+        one.params["head"]["classifier"]["kernel"], other.params["head"]["classifier"]["kernel"]
+    )
+    assert one.rng.dtype == jnp.uint32
+    assert one.step.dtype == one.first_bad_step.dtype == jnp.int32
+
+
+def test_a_state_can_begin_with_given_variables_that_fit():
+    model = TinySegmenter()
+    tx = optax.identity()
+    given = jax.tree.map(
+        lambda x: np.asarray(x, np.float64) + 1, create_state(model, tx, 0, SIZE).variables()
+    )
+    begun = create_state(model, tx, 0, SIZE, variables=given)
+    all_equal(begun.variables(), jax.tree.map(np.float32, given))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(begun.variables()))
+    wrong = create_state(TinySegmenter(num_classes=7), tx, 0, SIZE).variables()
+    del wrong["params"]["backbone"]["bn"]["scale"]
+    with pytest.raises(WeightsError) as error:
+        create_state(model, tx, 0, SIZE, variables=wrong)
+    assert "params/head/classifier/kernel is (1, 1, 8, 7) and the model has (1, 1, 8, 4)" in str(
+        error.value
+    )
+    assert "params/backbone/bn/scale is missing" in str(error.value)
+    assert "in 3 of 10 arrays" in str(error.value)
+
+
+def test_examples():
+    for module in (step, state, parallel, schedules):
+        assert doctest.testmod(module).failed == 0

@@ -1,0 +1,88 @@
+"""A segmentation model of a few hundred parameters, of the contract of `flaxseg.create_model`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxseg.layers import IMAGENET, BatchNorm, ImageNormalization, resize
+from flaxseg.models import Prediction
+
+
+class TinyBackbone(nn.Module):
+    """A strided convolution, a normalisation, a convolution."""
+
+    batch_norm_axis: str | None
+    batch_norm: bool
+    frozen_batch_norm: bool
+    features: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nn.Conv(self.features, (3, 3), self.stride, name="stem", dtype=self.dtype)(image)
+        if self.batch_norm:
+            x = BatchNorm(axis_name=self.batch_norm_axis, frozen=self.frozen_batch_norm, name="bn")(
+                x, train=train
+            )
+        return nn.Conv(self.features, (3, 3), name="conv", dtype=self.dtype)(nn.relu(x))
+
+
+class TinyHead(nn.Module):
+    """A classifier per position."""
+
+    num_classes: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
+        return nn.Conv(self.num_classes, (1, 1), name="classifier", dtype=self.dtype)(x)
+
+
+class TinySegmenter(nn.Module):
+    """`nan_above` makes the logits NaN when a normalised pixel is above it."""
+
+    num_classes: int = 4
+    normalization: ImageNormalization = IMAGENET
+    batch_norm_axis: str | None = None
+    batch_norm: bool = True
+    frozen_batch_norm: bool = False
+    auxiliary: bool = False
+    dropout: float = 0.0
+    features: int = 8
+    stride: int = 2
+    dtype: jnp.dtype = jnp.float32
+    nan_above: float = np.inf
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
+        x = TinyBackbone(
+            self.batch_norm_axis,
+            self.batch_norm,
+            self.frozen_batch_norm,
+            self.features,
+            self.stride,
+            self.dtype,
+            name="backbone",
+        )(image, train=train)
+        head = TinyHead(self.num_classes, self.dropout, self.dtype, name="head")
+        logits = head(x, train=train).astype(jnp.float32)
+        logits = jnp.where(jnp.max(image) > self.nan_above, jnp.nan, logits)
+        logits = resize(logits, image.shape[1:3], align_corners=False)
+        if not self.auxiliary:
+            return Prediction(logits, {})
+        auxiliary = nn.Conv(self.num_classes, (1, 1), name="auxiliary")(x)
+        return Prediction(logits, {"stride2": auxiliary} if train else {})
+
+
+def tiny_batch(seed: int, size: int = 8, hw: tuple[int, int] = (9, 11), classes: int = 4) -> dict:
+    """A random batch; nearly all of its first image is ignored, and nothing of its last."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 250, (size, *hw, 3), dtype=np.uint8)
+    label = rng.integers(0, classes, (size, *hw), dtype=np.uint8)
+    ignored = rng.random((size, *hw)) < np.linspace(0.95, 0.0, size)[:, None, None]
+    label[ignored] = 255
+    return {"image": image, "label": label}
