@@ -1,12 +1,13 @@
 """A trained model as a folder to keep, share and load: `config.json` beside `model.safetensors`.
 
-`config.json` says how the model is made (`create_model(model, num_classes, **options)`), how it wants its pictures normalised,
-what its classes are called and which colours they have, and the SHA-256 of the weights. `model.safetensors` holds every array of
-`variables` under its path, for example `params/backbone/stem/conv/kernel`. Loading runs no code from the folder, and no array is
+`config.json` says how the model is made (`create_model(model, num_classes, **options)`), how it
+wants its pictures normalised, what its classes are called and which colours they have, and the
+SHA-256 of the weights. `model.safetensors` holds every array of `variables` under its path, for
+example `params/backbone/stem/conv/kernel`. Loading runs no code from the folder, and no array is
 allocated before its name and shape are found to be those that the model has.
 
-A save is written beside the folder and then renamed into place; whenever it is interrupted, the folder can be loaded and is
-either the old or the new model.
+A save is written beside the folder and then renamed into place; whenever it is interrupted, the
+folder can be loaded and is either the old or the new model.
 """
 
 import dataclasses
@@ -60,8 +61,8 @@ def save_model(
       variables: {"params": ..., "batch_stats": ...} of the model, arrays on device or host.
       name: the model's name for `create_model`.
       num_classes: number of classes.
-      options: further keyword arguments of `create_model` (backbone, output_stride, ...): numbers, strings, booleans, None,
-        dtypes, tuples, dataclasses of these.
+      options: further keyword arguments of `create_model` (backbone, output_stride, ...): numbers,
+        strings, booleans, None, dtypes, tuples, dataclasses of these.
       class_names: one name per class; by default "class 0", "class 1", ...
       class_colors: one RGB colour (0..255) per class; by default the colours of PASCAL VOC.
       extra: anything else to keep in the card that JSON can hold: data set, step, metrics.
@@ -70,9 +71,11 @@ def save_model(
       The folder.
 
     Raises:
-      WeightsError: `variables` are not those of this model, or hold a value that is not finite; nothing is written.
+      WeightsError: `variables` are not those of this model, or hold a value that is not finite;
+        nothing is written.
       ValueError: names or colours do not fit num_classes, or an option can not be written as JSON.
-      CheckpointError: the folder could not be written (permissions, disk full); an existing model stays as it was.
+      CheckpointError: the folder could not be written (permissions, disk full); an existing model
+        stays as it was.
     """
     directory = pathlib.Path(os.path.abspath(directory))
     options = {k: v for k, v in (options or {}).items() if k not in _RUN_OPTIONS}
@@ -106,8 +109,10 @@ def save_model(
         _write_folder(directory, {WEIGHTS_FILE: weights, CARD_FILE: text.encode()})
     except OSError as error:
         raise CheckpointError(
-            f"could not write the model to {directory}: {error.strerror or error}. It needs {len(weights) / 1e6:.1f} MB; "
-            "free some space or choose a folder that can be written. A model saved there before is unchanged."
+            f"could not write the model to {directory}: {error.strerror or error}. It needs "
+            f"{len(weights) / 1e6:.1f} MB; "
+            "free some space or choose a folder that can be written. A model saved there before "
+            "is unchanged."
         ) from error
     return directory
 
@@ -120,15 +125,18 @@ def load_model(directory: PathLike, **overrides: Any) -> tuple[nn.Module, dict]:
         model, variables = flaxseg.load_model("runs/camvid")
 
     Args:
-      directory: a folder written by `save_model`, or the working directory of a training run (its `model` folder is taken).
-      **overrides: options of `create_model` to use in place of the saved ones, for example `dtype=jnp.bfloat16`.
+      directory: a folder written by `save_model`, or the working directory of a training run (its
+        `model` folder is taken).
+      **overrides: options of `create_model` to use in place of the saved ones, for example
+        `dtype=jnp.bfloat16`.
 
     Returns:
       The model and its variables, on the default device.
 
     Raises:
-      WeightsError: there is no model; the weights were changed or damaged after they were saved; a tensor is missing,
-        unexpected, or of another shape; or the folder was written by a newer flaxseg.
+      WeightsError: there is no model; the weights were changed or damaged after they were saved; a
+        tensor is missing, unexpected, or of another shape; or the folder was written by a newer
+        flaxseg.
     """
     for attempt in range(3):
         folder = _find_folder(directory)
@@ -136,7 +144,8 @@ def load_model(directory: PathLike, **overrides: Any) -> tuple[nn.Module, dict]:
         try:
             return _load(folder, _read_card(folder), overrides)
         except (WeightsError, OSError) as error:
-            # A training run may replace the folder while it is read; then the card on disk is another one by now.
+            # A training run may replace the folder while it is read; then the card on disk is
+            # another one by now.
             replaced = _read_card_or_none(_find_folder(directory)) != card
             if not replaced or attempt == 2:
                 if isinstance(error, OSError):
@@ -152,11 +161,12 @@ def read_model_card(directory: PathLike) -> dict[str, Any]:
       directory: as for `load_model`.
 
     Returns:
-      A dict with format, format_version, flaxseg_version, model, num_classes, options, normalization, class_names,
-      class_colors (tuples), weights and extra.
+      A dict with format, format_version, flaxseg_version, model, num_classes, options,
+      normalization, class_names, class_colors (tuples), weights and extra.
 
     Raises:
-      WeightsError: there is no model, the file is not a model card, or it was written by a newer flaxseg.
+      WeightsError: there is no model, the file is not a model card, or it was written by a newer
+        flaxseg.
     """
     return _read_card(_find_folder(directory))
 
@@ -165,10 +175,11 @@ def read_model_card(directory: PathLike) -> dict[str, Any]:
 
 
 def _write_folder(directory: pathlib.Path, files: Mapping[str, bytes]) -> None:
-    """Writes all files beside the folder, then puts them in its place; at every moment one whole version exists.
+    """Writes all files beside the folder, then puts them in its place; at every moment one whole
+    version exists.
 
-    A rename can not replace a folder that is not empty, so the old one is moved aside first; `_find_folder` and the next save
-    take it back if the process dies between the two renames.
+    A rename can not replace a folder that is not empty, so the old one is moved aside first;
+    `_find_folder` and the next save take it back if the process dies between the two renames.
     """
     saving, previous = _sibling(directory, "saving"), _sibling(directory, "previous")
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +218,8 @@ def _refuse_foreign(directory: pathlib.Path) -> None:
     if foreign:
         raise FileExistsError(
             17,
-            f"the folder holds other files ({', '.join(foreign[:4])}) that replacing it would delete",
+            f"the folder holds other files ({', '.join(foreign[:4])}) that replacing it would "
+            "delete",
         )
 
 
@@ -227,7 +239,7 @@ def _sibling(directory: pathlib.Path, what: str) -> pathlib.Path:
 
 
 def _find_folder(directory: PathLike) -> pathlib.Path:
-    """The folder that holds the card: the directory itself, its `model` subfolder, or what an interrupted save left."""
+    """The directory itself, its `model` subfolder, or what an interrupted save left of either."""
     directory = pathlib.Path(os.path.abspath(directory))
     for candidate in (directory, directory / "model"):
         for folder in (candidate, _sibling(candidate, "previous")):
@@ -235,15 +247,18 @@ def _find_folder(directory: PathLike) -> pathlib.Path:
                 return folder
     if not directory.exists():
         raise WeightsError(
-            f"there is no folder {directory}; give the folder of a saved model (with {CARD_FILE} and {WEIGHTS_FILE}) or the "
+            f"there is no folder {directory}; give the folder of a saved model (with {CARD_FILE} "
+            f"and {WEIGHTS_FILE}) or the "
             "working directory of a training run."
         )
     if (directory / "checkpoints").is_dir():
         raise WeightsError(
-            f"the training run in {directory} has no model folder yet; it is written after the first evaluation of the run."
+            f"the training run in {directory} has no model folder yet; it is written after the "
+            "first evaluation of the run."
         )
     raise WeightsError(
-        f"{directory} holds no saved model: neither {CARD_FILE} with {WEIGHTS_FILE} nor a folder 'model' with them."
+        f"{directory} holds no saved model: neither {CARD_FILE} with {WEIGHTS_FILE} nor a folder "
+        "'model' with them."
     )
 
 
@@ -265,7 +280,8 @@ def _read_card(folder: pathlib.Path) -> dict[str, Any]:
         card = json.loads(path.read_text())
     except OSError as error:
         raise WeightsError(
-            f"could not read {path}: {error.strerror}. A saved model has {CARD_FILE} beside {WEIGHTS_FILE}."
+            f"could not read {path}: {error.strerror}. A saved model has {CARD_FILE} beside "
+            f"{WEIGHTS_FILE}."
         ) from error
     except ValueError as error:
         raise WeightsError(
@@ -282,7 +298,8 @@ def _read_card(folder: pathlib.Path) -> dict[str, Any]:
         )
     if version > FORMAT_VERSION:
         raise WeightsError(
-            f"{path} has format_version {version}, written by flaxseg {card.get('flaxseg_version')}; flaxseg {_version()} "
+            f"{path} has format_version {version}, written by flaxseg "
+            f"{card.get('flaxseg_version')}; flaxseg {_version()} "
             f"reads up to {FORMAT_VERSION}. Install a newer flaxseg."
         )
     kinds = {
@@ -297,7 +314,8 @@ def _read_card(folder: pathlib.Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(card.get(key), kind):
             raise WeightsError(
-                f"{path}: field {key!r} must be a {kind.__name__}, got {card.get(key)!r}. The file was changed or damaged."
+                f"{path}: field {key!r} must be a {kind.__name__}, got {card.get(key)!r}. The "
+                "file was changed or damaged."
             )
     try:
         names, colors = _check_classes(
@@ -359,7 +377,8 @@ def _to_json(value: Any, what: str) -> Any:
         return jnp.dtype(value).name
     except TypeError:
         raise ValueError(
-            f"{what} is {value!r}, which can not be written to {CARD_FILE}; use numbers, strings, booleans, None and tuples."
+            f"{what} is {value!r}, which can not be written to {CARD_FILE}; use numbers, strings, "
+            "booleans, None and tuples."
         ) from None
 
 
@@ -385,8 +404,10 @@ def _load(
     saved, now = card["normalization"], _normalization_of(model)
     if saved != now:
         raise WeightsError(
-            f"{folder / CARD_FILE} says that pictures are normalised with {saved}, but the model made from it uses {now}; its "
-            f"predictions would be wrong. Use flaxseg {card.get('flaxseg_version')}, with which it was saved."
+            f"{folder / CARD_FILE} says that pictures are normalised with {saved}, but the model "
+            f"made from it uses {now}; its "
+            f"predictions would be wrong. Use flaxseg {card.get('flaxseg_version')}, with which "
+            "it was saved."
         )
     path = folder / WEIGHTS_FILE
     if not path.is_file():
@@ -396,7 +417,8 @@ def _load(
     wanted = card["weights"].get("sha256")
     if digest != wanted:
         raise WeightsError(
-            f"{path} was changed or damaged after it was saved: its SHA-256 is {digest}, {CARD_FILE} says {wanted}. "
+            f"{path} was changed or damaged after it was saved: its SHA-256 is {digest}, "
+            f"{CARD_FILE} says {wanted}. "
             "Take the folder from its source again."
         )
     try:
@@ -453,7 +475,7 @@ def _check_tensors(
     problem: str,
     advice: str,
 ) -> None:
-    """Raises one WeightsError that lists what is missing, unexpected, or of another shape or dtype."""
+    """Raises one WeightsError that lists all that is missing, unexpected or of another shape."""
     lines = [
         f"missing: {key} {_tensor(expected[key])}" for key in sorted(expected.keys() - found.keys())
     ]
@@ -481,7 +503,8 @@ def _check_finite(flat: Mapping[str, np.ndarray]) -> None:
     if bad:
         more = f" and {len(bad) - _MAX_LISTED} more" if len(bad) > _MAX_LISTED else ""
         raise WeightsError(
-            f"{', '.join(bad[:_MAX_LISTED])}{more} hold values that are not finite; such a model is not saved."
+            f"{', '.join(bad[:_MAX_LISTED])}{more} hold values that are not finite; such a model "
+            "is not saved."
         )
 
 

@@ -1,4 +1,4 @@
-"""Reads any ordinary picture file of a user as upright 8-bit RGB, and says what had to be done for that."""
+"""Reads any ordinary picture file as upright 8-bit RGB, and says what had to be done for that."""
 
 import dataclasses
 import os
@@ -10,7 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flaxseg.errors import DataError
 
-# Pillow knows some forty formats, some of them rarely looked at; these are what cameras, browsers and scanners write.
+# Pillow knows some forty formats, some of them rarely looked at; these are what cameras, browsers
+# and scanners write.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".gif",
@@ -43,16 +44,17 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndar
 def read_image_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """Decodes a JPEG, PNG, WebP, BMP, TIFF, PPM or GIF file.
 
-    Grey, palette and CMYK pictures become RGB; 16-bit grey is scaled to 8 bits (65535 -> 255); transparent pixels are laid over
-    white; a picture with an EXIF orientation is turned upright; of several frames the first is taken.
+    Grey, palette and CMYK pictures become RGB; 16-bit grey is scaled to 8 bits (65535 -> 255);
+    transparent pixels are laid over white; a picture with an EXIF orientation is turned upright; of
+    several frames the first is taken.
 
     Args:
       path: the file.
       max_pixels: largest H x W.
 
     Raises:
-      DataError: the file is missing, not a picture of these formats, damaged or cut off, too large, or holds floating-point
-        values; the message has the path and the decoder's words.
+      DataError: the file is missing, not a picture of these formats, damaged or cut off, too large,
+        or holds floating-point values; the message has the path and the decoder's words.
     """
     path = pathlib.Path(path)
     try:
@@ -75,7 +77,8 @@ def _decode(picture: Image.Image, max_pixels: int) -> ImageFile:
     width, height = picture.size
     if width * height > max_pixels:
         raise ValueError(
-            f"{width} x {height} pixels are more than the limit of {max_pixels}; scale the picture down or cut it"
+            f"{width} x {height} pixels are more than the limit of {max_pixels}; scale the "
+            "picture down or cut it"
         )
     notes = []
     if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
@@ -117,4 +120,5 @@ def _not_a_picture(path: pathlib.Path) -> str:
         return "the file is empty (0 bytes)"
     with open(path, "rb") as file:
         start = file.read(8)
-    return f"not a picture of a known format (it starts with {start!r}); known are {', '.join(FORMATS)}"
+    known = ", ".join(FORMATS)
+    return f"not a picture of a known format (it starts with {start!r}); known are {known}"

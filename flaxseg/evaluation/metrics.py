@@ -1,17 +1,20 @@
 """The confusion matrix of a whole split, and the four metrics of the FCN paper computed from it.
 
-With n[i, j] the number of pixels of true class i predicted as class j, t[i] = sum_j n[i, j] and p[j] = sum_i n[i, j]:
+With n[i, j] the number of pixels of true class i predicted as class j, t[i] = sum_j n[i, j] and
+p[j] = sum_i n[i, j]:
 
     IoU[i]                    n[i, i] / (t[i] + p[i] - n[i, i])
-    mIoU                      mean of IoU[i] over the classes whose union t[i] + p[i] - n[i, i] is not 0
+    mIoU                      mean of IoU[i] over the classes with t[i] + p[i] > 0
     pixel accuracy            sum_i n[i, i] / sum_i t[i]
     mean accuracy             mean of n[i, i] / t[i] over the classes with t[i] > 0
     frequency-weighted IoU    sum_i t[i] IoU[i] / sum_i t[i]
 
-A class that is predicted but occurs in no label has IoU 0 and counts; a class that occurs in neither is left out of the mean and
-listed. Counts are int64 sums over all pixels of the split, so no value depends on how the images were batched.
+A class that is predicted but occurs in no label has IoU 0 and counts; a class that occurs in
+neither is left out of the mean and listed. Counts are int64 sums over all pixels of the split, so
+no value depends on how the images were batched.
 
-Source: Long, Shelhamer, Darrell, "Fully convolutional networks for semantic segmentation", CVPR 2015, section 5.
+Source: Long, Shelhamer, Darrell, "Fully convolutional networks for semantic segmentation", CVPR
+2015, section 5.
 """
 
 import dataclasses
@@ -29,12 +32,14 @@ _CHUNK = 1 << 22
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SegmentationMetrics:
-    """What a confusion matrix says; see the head of this module for the formulas. Fractions, not per cent.
+    """What a confusion matrix says, as fractions; the formulas head this module.
 
     Attributes:
-      miou: mean IoU over the classes that occur in the labels or the predictions; nan when nothing was counted.
+      miou: mean IoU over the classes that occur in the labels or the predictions; nan when nothing
+        was counted.
       iou: float64 [C], nan where a class occurs in neither.
-      accuracy: float64 [C], the share of the class's pixels that were found; nan where the labels lack the class.
+      accuracy: float64 [C], the share of the class's pixels that were found; nan where the labels
+        lack the class.
       pixel_accuracy: share of the counted pixels that are right.
       mean_accuracy: mean of `accuracy` over the classes that the labels hold.
       frequency_weighted_iou: IoU weighted by the pixels of each class in the labels.
@@ -91,17 +96,17 @@ class SegmentationMetrics:
     def summary(self) -> str:
         """One line with the four metrics in per cent.
 
-        >>> SegmentationMetrics.from_matrix([[3, 1], [0, 4]]).summary()
-        'mIoU 77.50 % | pixel accuracy 87.50 % | mean accuracy 87.50 % | frequency-weighted IoU 77.50 %'
+        >>> print(SegmentationMetrics.from_matrix([[3, 1], [0, 4]]).summary())
+        mIoU 77.50 %, pixel accuracy 87.50 %, mean accuracy 87.50 %, fwIoU 77.50 %
         """
         return (
-            f"mIoU {_percent(self.miou)} % | pixel accuracy {_percent(self.pixel_accuracy)} % | "
-            f"mean accuracy {_percent(self.mean_accuracy)} % | "
-            f"frequency-weighted IoU {_percent(self.frequency_weighted_iou)} %"
+            f"mIoU {_percent(self.miou)} %, pixel accuracy {_percent(self.pixel_accuracy)} %, "
+            f"mean accuracy {_percent(self.mean_accuracy)} %, "
+            f"fwIoU {_percent(self.frequency_weighted_iou)} %"
         )
 
     def table(self, class_names: Sequence[str] | None = None) -> str:
-        """A text table, one line per class (IoU, accuracy, pixels in the labels), and the means under it.
+        """A text table: IoU, accuracy and label pixels of each class, and the means under it.
 
         Args:
           class_names: C names; without them the classes are called by their index.
@@ -110,21 +115,27 @@ class SegmentationMetrics:
         pixels = self.matrix.sum(axis=1)
         total = max(self.counted_pixels, 1)
         width = max(len("class"), *(len(name) for name in names))
-        head = f"{'':>3}  {'class':<{width}}  {'IoU %':>7}  {'accuracy %':>10}  {'pixels':>15}  {'share %':>7}"
+        head = (
+            f"{'':>3}  {'class':<{width}}  {'IoU %':>7}  {'accuracy %':>10}  {'pixels':>15}  "
+            f"{'share %':>7}"
+        )
         rule = "-" * len(head)
         lines = [head, rule]
         for index, name in enumerate(names):
             lines.append(
                 f"{index:>3}  {name:<{width}}  {_percent(self.iou[index]):>7}  "
-                f"{_percent(self.accuracy[index]):>10}  {pixels[index]:>15,}  {_percent(pixels[index] / total):>7}"
+                f"{_percent(self.accuracy[index]):>10}  {pixels[index]:>15,}  "
+                f"{_percent(pixels[index] / total):>7}"
             )
         counted = self.num_classes - len(self.absent_classes)
         lines += [
             rule,
-            f"{'':>3}  {'mean':<{width}}  {_percent(self.miou):>7}  {_percent(self.mean_accuracy):>10}  "
+            f"{'':>3}  {'mean':<{width}}  {_percent(self.miou):>7}  "
+            f"{_percent(self.mean_accuracy):>10}  "
             f"{self.counted_pixels:>15,}  {'':>7}".rstrip(),
             "",
-            f"mIoU                    {_percent(self.miou):>6} %   over {counted} of {self.num_classes} classes",
+            f"mIoU                    {_percent(self.miou):>6} %   over {counted} of "
+            f"{self.num_classes} classes",
             f"pixel accuracy          {_percent(self.pixel_accuracy):>6} %",
             f"mean accuracy           {_percent(self.mean_accuracy):>6} %",
             f"frequency-weighted IoU  {_percent(self.frequency_weighted_iou):>6} %",
@@ -136,7 +147,7 @@ class SegmentationMetrics:
         return "\n".join(lines)
 
     def to_dict(self, class_names: Sequence[str] | None = None) -> dict:
-        """The same numbers for a JSON file: plain Python values, None where a value does not exist."""
+        """The same numbers for a JSON file, None where a value does not exist."""
         names = _names(class_names, self.num_classes)
         pixels = self.matrix.sum(axis=1)
         return {
@@ -187,7 +198,8 @@ class ConfusionMatrix:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
         if 0 <= ignore_label < num_classes:
             raise ValueError(
-                f"ignore_label {ignore_label} is one of the {num_classes} classes; use a value outside 0..{num_classes - 1}."
+                f"ignore_label {ignore_label} is one of the {num_classes} classes; use a value "
+                f"outside 0..{num_classes - 1}."
             )
         self.num_classes = num_classes
         self.ignore_label = ignore_label
@@ -210,12 +222,14 @@ class ConfusionMatrix:
         where = f" of {source}" if source else ""
         if label.shape != pred.shape:
             raise ValueError(
-                f"label{where} has shape {label.shape} and prediction {pred.shape}; they must be the same."
+                f"label{where} has shape {label.shape} and prediction {pred.shape}; they must be "
+                "the same."
             )
         for name, values in (("label", label), ("prediction", pred)):
             if values.dtype.kind not in "iu":
                 raise ValueError(
-                    f"{name}{where} has dtype {values.dtype}; class indices must be integers (take the argmax of logits first)."
+                    f"{name}{where} has dtype {values.dtype}; class indices must be integers "
+                    "(take the argmax of logits first)."
                 )
         label, pred = label.ravel(), pred.ravel()
         matrix = np.zeros_like(self.matrix)
@@ -246,20 +260,21 @@ class ConfusionMatrix:
         return self.metrics().table(class_names)
 
     def _count(self, label: np.ndarray, pred: np.ndarray, where: str) -> tuple[np.ndarray, int]:
-        """Counts [C, C] and the number of ignored pixels of flat arrays; checks every value first."""
+        """Counts [C, C] and the number of ignored pixels of flat arrays; checks every value."""
         valid = label != self.ignore_label
         label, pred = label[valid], pred[valid]
         if _out_of_range(label, self.num_classes):
             raise DataError(
-                f"label{where} holds {_offenders(label, self.num_classes)}; allowed are the classes "
-                f"0..{self.num_classes - 1} and {self.ignore_label} for ignore. Map the label values to class indices first."
+                f"label{where} holds {_offenders(label, self.num_classes)}; allowed are the "
+                f"classes 0..{self.num_classes - 1} and {self.ignore_label} for ignore. "
+                "Map the label values to class indices first."
             )
         if _out_of_range(pred, self.num_classes):
             raise ValueError(
-                f"prediction{where} holds {_offenders(pred, self.num_classes)}; allowed are 0..{self.num_classes - 1}. "
-                f"Does the model have more than {self.num_classes} classes?"
+                f"prediction{where} holds {_offenders(pred, self.num_classes)}; allowed are "
+                f"0..{self.num_classes - 1}. Does the model have more than {self.num_classes} classes?"
             )
-        index = label.astype(np.int64) * self.num_classes + pred
+        index = label.astype(np.int64) * self.num_classes + pred.astype(np.int64)
         counts = np.bincount(index, minlength=self.num_classes**2)
         return counts.reshape(self.matrix.shape), int(valid.size - label.size)
 
@@ -269,7 +284,7 @@ def _out_of_range(values: np.ndarray, num_classes: int) -> bool:
 
 
 def _offenders(values: np.ndarray, num_classes: int) -> str:
-    """'the value 13 (40 pixels)' or 'the values 12 (3 pixels), 13 (40 pixels)', the first eight of them."""
+    """'the values 12 (3 pixels), 13 (40 pixels)', the first eight of them."""
     found, counts = np.unique(values, return_counts=True)
     bad = [(int(v), int(n)) for v, n in zip(found, counts, strict=True) if not 0 <= v < num_classes]
     text = ", ".join(f"{v} ({n:,} pixel{'s' if n > 1 else ''})" for v, n in bad[:8])
@@ -293,7 +308,8 @@ def _names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
         return [f"class {index}" for index in range(num_classes)]
     if len(class_names) != num_classes:
         raise ValueError(
-            f"class_names has {len(class_names)} names for {num_classes} classes; give one name per class."
+            f"class_names has {len(class_names)} names for {num_classes} classes; give one name "
+            "per class."
         )
     return [str(name) for name in class_names]
 

@@ -1,4 +1,4 @@
-"""Pictures to look at: masks with a palette, overlays, legends, and image | truth | prediction | errors.
+"""Pictures to look at: palette masks, overlays, legends, and truth beside prediction and errors.
 
 Everything takes and returns uint8 NumPy arrays; colours are RGB triples 0..255, one per class.
 """
@@ -20,7 +20,8 @@ _ERROR_COLOR = (230, 25, 60)
 _PAPER = (255, 255, 255)
 _INK = (32, 33, 36)
 _FRAME = (190, 193, 198)
-# Below this many pixels on the longer side a picture is enlarged, so that it and the text beside it can be read.
+# Below this many pixels on the longer side a picture is enlarged, so that it and the text beside it
+# can be read.
 _MIN_SIDE = 360
 
 
@@ -30,8 +31,9 @@ def voc_colors(num_classes: int) -> tuple[tuple[int, int, int], ...]:
     >>> voc_colors(4)
     ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
 
-    Source: the VOC 2012 development kit, VOCcode/VOClabelcolormap.m: the bits of the index, three at a time, become the high
-    bits of red, green and blue.
+    The bits of the index, three at a time, become the high bits of red, green and blue.
+
+    Source: the VOC 2012 development kit, VOCcode/VOClabelcolormap.m.
     """
     if not 0 <= num_classes <= 256:
         raise ValueError(f"num_classes must be in 0..256, got {num_classes}.")
@@ -125,7 +127,9 @@ def with_legend(
     class_names: Sequence[str],
     colors: Colors,
 ) -> np.ndarray:
-    """The picture with a legend under it: colour and name of the classes that occur. Small pictures are enlarged first.
+    """The picture with the colours and names of the classes that occur under it.
+
+    A small picture is enlarged first.
 
     Args:
       picture: uint8 [H, W, 3].
@@ -148,7 +152,7 @@ def side_by_side(
     colors: Colors,
     title: str = "",
 ) -> np.ndarray:
-    """Image, truth, prediction and errors beside each other (two by two when the image is wide), with titles and a legend.
+    """Image, truth, prediction and errors, two by two or in a row, with titles and a legend.
 
     Args:
       image: uint8 [H, W, 3].
@@ -186,7 +190,7 @@ def side_by_side(
 
 
 def enlarge(picture: np.ndarray, min_side: int = _MIN_SIDE) -> np.ndarray:
-    """A small picture enlarged by a whole factor, every pixel a square, until its longer side is at least min_side."""
+    """A picture enlarged by a whole factor until its longer side is at least min_side."""
     factor = -(-min_side // max(picture.shape[:2]))
     if factor <= 1:
         return picture
@@ -194,7 +198,7 @@ def enlarge(picture: np.ndarray, min_side: int = _MIN_SIDE) -> np.ndarray:
 
 
 def save_palette_png(path: str | os.PathLike, pred: np.ndarray, colors: Colors) -> None:
-    """Writes class indices as a palette PNG (mode P): the stored values are the indices, the palette makes them visible.
+    """Writes class indices as a palette PNG (mode P): stored are the indices, seen the colours.
 
     The file appears whole or not at all.
 
@@ -250,7 +254,8 @@ def _check_map(pred: np.ndarray, colors: Colors) -> np.ndarray:
     bad = (pred < 0) | ((pred >= len(colors)) & (pred != IGNORE_LABEL))
     if bad.any():
         raise ValueError(
-            f"class index {int(pred[bad][0])} has no colour: there are {len(colors)} (and {IGNORE_LABEL} for ignore)."
+            f"class index {int(pred[bad][0])} has no colour: there are {len(colors)} (and "
+            f"{IGNORE_LABEL} for ignore)."
         )
     return pred.astype(np.uint8)
 
@@ -258,7 +263,8 @@ def _check_map(pred: np.ndarray, colors: Colors) -> np.ndarray:
 def _check_image(image: np.ndarray, pred: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.shape != (*pred.shape, 3):
         raise ValueError(
-            f"image is {image.dtype} {image.shape}, its label map {pred.shape}; wanted uint8 {(*pred.shape, 3)}."
+            f"image is {image.dtype} {image.shape}, its label map {pred.shape}; wanted uint8 "
+            f"{(*pred.shape, 3)}."
         )
 
 
@@ -280,7 +286,7 @@ def _legend(
     """A strip uint8 [h, width, 3] of colour patches and names in as many columns as fit."""
     entries = [
         ("ignored", _IGNORE_COLOR)
-        if index == IGNORE_LABEL and IGNORE_LABEL >= len(colors)
+        if index == IGNORE_LABEL and len(colors) <= IGNORE_LABEL
         else (str(class_names[index]), tuple(int(part) for part in colors[index]))
         for index in map(int, present)
     ]

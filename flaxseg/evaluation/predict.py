@@ -1,4 +1,4 @@
-"""From uint8 pictures to label maps: the one prediction step, used by the trainer, `evaluate` and `predict` alike."""
+"""From uint8 pictures to label maps: one prediction step for training, `evaluate` and `predict`."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -18,20 +18,23 @@ MAX_CLASSES = 255  # label maps are uint8, and 255 means "ignore"
 def make_predict_step(model: nn.Module) -> Callable[[Mapping, jax.Array], jax.Array]:
     """The prediction as a pure function, to be compiled by the caller (`jax.jit`, or over devices).
 
-    Pixels become floats and classes are chosen on the device: uint8 goes in, uint8 comes out, logits never leave.
+    Pixels become floats and classes are chosen on the device: uint8 goes in, uint8 comes out,
+    logits never leave.
 
     Args:
       model: a flaxseg model with at most 255 classes.
 
     Returns:
-      `step(variables, image)`: image uint8 [N, H, W, 3] RGB -> the class of the largest logit, uint8 [N, H, W].
+      `step(variables, image)`: image uint8 [N, H, W, 3] RGB -> the class of the largest logit,
+      uint8 [N, H, W].
 
     Raises:
       ValueError: the model has more than 255 classes.
     """
     if model.num_classes > MAX_CLASSES:
         raise ValueError(
-            f"a label map is uint8 and 255 is 'ignore', so at most {MAX_CLASSES} classes fit; the model has {model.num_classes}."
+            f"a label map is uint8 and 255 is 'ignore', so at most {MAX_CLASSES} classes fit; the "
+            f"model has {model.num_classes}."
         )
 
     def step(variables: Mapping, image: jax.Array) -> jax.Array:
@@ -50,16 +53,18 @@ def _compiled_step(model: nn.Module) -> Callable[[Mapping, jax.Array], jax.Array
 def make_predict_fn(
     model: nn.Module, variables: Mapping, devices: Sequence[jax.Device] | None = None
 ) -> Callable[[np.ndarray], jax.Array]:
-    """A compiled function of the picture alone, as `evaluate` wants it; each new input shape compiles once.
+    """A function of the pictures alone, as `evaluate` wants it; each new input shape compiles once.
 
     Args:
       model: a flaxseg model.
       variables: its parameters and BatchNorm statistics.
-      devices: the batch is spread evenly over them, so its size must be a multiple of their number (give `evaluate` the
-        same `device_count`). Without them everything runs where `variables` are.
+      devices: the batch is spread evenly over them, so its size must be a multiple of their number
+        (give `evaluate` the same `device_count`). Without them everything runs where `variables`
+        are.
 
     Returns:
-      `predict_fn(image)`: image uint8 [N, H, W, 3] -> classes uint8 [N, H, W], on the device, not waited for.
+      `predict_fn(image)`: image uint8 [N, H, W, 3] -> classes uint8 [N, H, W], on the device, not
+      waited for.
     """
     step = _compiled_step(model)
     if devices is None or len(devices) == 1:
@@ -75,7 +80,8 @@ def make_predict_fn(
 def predict(model: nn.Module, variables: Mapping, image: np.ndarray) -> np.ndarray:
     """The label map of a picture, or of a batch of pictures of one size.
 
-    The first picture of each size compiles (seconds); the compiled program is kept for the next one of that size.
+    The first picture of each size compiles (seconds); the compiled program is kept for the next one
+    of that size.
 
     Example, from a picture file to its mask:
 
@@ -99,7 +105,8 @@ def predict(model: nn.Module, variables: Mapping, image: np.ndarray) -> np.ndarr
     image = np.asarray(image)
     if image.dtype != np.uint8:
         raise ValueError(
-            f"image has dtype {image.dtype}; give the uint8 pixels 0..255, the model's own normalisation is applied here."
+            f"image has dtype {image.dtype}; give the uint8 pixels 0..255, the model's own "
+            "normalisation is applied here."
         )
     if image.ndim not in (3, 4) or image.shape[-1] != 3 or 0 in image.shape:
         raise ValueError(f"image has shape {image.shape}; give RGB as [H, W, 3] or [N, H, W, 3].")
