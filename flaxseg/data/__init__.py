@@ -1,0 +1,42 @@
+"""Data sets: prepared once into ArrayRecord by TFDS builders, streamed by Grain, without TensorFlow.
+
+Example:
+  >>> flaxseg.data.prepare("shapes")                                # doctest: +SKIP
+  >>> records = flaxseg.data.open_split("shapes", "val")            # doctest: +SKIP
+  >>> records[0]["image"].shape                                     # doctest: +SKIP
+  (96, 128, 3)
+"""
+
+from flaxseg.data.augmentation import Augmentation, augment
+from flaxseg.data.catalog import dataset_info, list_datasets
+from flaxseg.data.info import IGNORE_LABEL, DatasetInfo
+from flaxseg.data.pipeline import TrainBatches, train_batches
+from flaxseg.data.prepare import (
+    Manifest,
+    default_data_dir,
+    is_prepared,
+    prepare,
+    read_manifest,
+    verify_prepared,
+)
+from flaxseg.data.records import Record, Records, open_split
+
+__all__ = [
+    "IGNORE_LABEL",
+    "Augmentation",
+    "DatasetInfo",
+    "Manifest",
+    "Record",
+    "Records",
+    "TrainBatches",
+    "augment",
+    "dataset_info",
+    "default_data_dir",
+    "is_prepared",
+    "list_datasets",
+    "open_split",
+    "prepare",
+    "read_manifest",
+    "train_batches",
+    "verify_prepared",
+]

@@ -1,0 +1,1 @@
+"""TFDS builders, one data set per file."""

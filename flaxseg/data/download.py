@@ -1,0 +1,239 @@
+"""Files from the internet: resumed where they were cut off, unpacked without trust, and compared with what is published."""
+
+import dataclasses
+import hashlib
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import stat
+import time
+import urllib.error
+import urllib.request
+import zipfile
+
+from flaxseg.data.progress import Progress
+from flaxseg.errors import DataError
+
+MAX_ARCHIVE_BYTES = 4 * 2**30
+MAX_FILE_BYTES = 64 * 2**20
+MAX_FILES = 50_000
+_CHUNK = 1 << 18
+_ATTEMPTS = 4
+_TIMEOUT_S = 60.0
+
+
+def fetch_folder(
+    url: str,
+    folder: str,
+    git_tree: str,
+    *,
+    download_dir: pathlib.Path,
+    unpack_dir: pathlib.Path,
+    what: str,
+    progress: bool = True,
+) -> pathlib.Path:
+    """Downloads a zip and unpacks one folder of it.
+
+    Args:
+      url: of the zip; http or https.
+      folder: name of the folder in the zip, below its single top folder.
+      git_tree: the id that git gives to the folder's content; it is compared.
+      download_dir: keeps a partial download for the next try; emptied of it when all is well.
+      unpack_dir: must not exist; gets the files.
+      what: name for messages.
+      progress: show progress on stderr.
+
+    Returns:
+      The unpacked folder.
+
+    Raises:
+      DataError: the download failed, the archive is damaged or hostile, or its content is not what was published.
+    """
+    archive = download_dir / f"{what}.zip"
+    download(url, archive, what, progress)
+    try:
+        unpacked = unzip_folder(archive, folder, unpack_dir)
+        found = git_tree_id(unpacked)
+        if found != git_tree:
+            raise DataError(
+                f"{what}: the folder {folder} in the archive from {url} is not the published one (git tree {found}, "
+                f"wanted {git_tree}). Nothing of it was used. If you trust another copy, give its folder with --manual_dir."
+            )
+    finally:  # a good archive is not needed any more, and a bad one must not be used again
+        archive.unlink(missing_ok=True)
+    return unpacked
+
+
+def download(url: str, path: pathlib.Path, what: str, progress: bool = True) -> None:
+    """Downloads a file; what an earlier try got is kept in `path.part` and continued.
+
+    Args:
+      url: http or https.
+      path: of the file; it appears there when it is complete. One that is there already is taken as it is.
+      what: name for messages.
+      progress: show progress on stderr.
+
+    Raises:
+      DataError: no connection, a refusal by the server, or a file larger than `MAX_ARCHIVE_BYTES`.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            _continue_download(url, part, what, progress)
+            break
+        except urllib.error.HTTPError as error:
+            reason, final = f"HTTP {error.code} {error.reason}", error.code < 500
+        except (OSError, http.client.HTTPException) as error:
+            reason, final = str(getattr(error, "reason", error) or type(error).__name__), False
+            if isinstance(error, OSError) and error.errno is not None and error.filename:
+                raise  # the local file, not the connection
+        if final or attempt == _ATTEMPTS:
+            raise DataError(
+                f"{what}: {url} could not be downloaded: {reason}. Try again (what has arrived is kept in {part.parent}), "
+                "or get the files by other means and give their folder with --manual_dir."
+            )
+        time.sleep(0.2 * 2**attempt)
+    part.rename(path)
+    _origin_file(part).unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """Which file on the server a partial download belongs to."""
+
+    url: str
+    validator: (
+        str  # ETag or Last-Modified; "" where the server states none, then a download starts over
+    )
+
+
+def _continue_download(url: str, part: pathlib.Path, what: str, progress: bool) -> None:
+    origin = _read_origin(part)
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "flaxseg"})
+    resumable = have > 0 and origin is not None and origin.url == url and origin.validator
+    if resumable:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", origin.validator)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+        if not (resumable and response.status == 206):
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None else None
+        if (total or 0) > MAX_ARCHIVE_BYTES:
+            raise DataError(f"{what}: {url} has {total} bytes, more than {MAX_ARCHIVE_BYTES}")
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        if validator.startswith("W/"):  # a weak one does not promise equal bytes
+            validator = ""
+        _origin_file(part).write_text(json.dumps(dataclasses.asdict(_Origin(url, validator))))
+        with (
+            part.open("ab" if have else "wb") as file,
+            Progress(f"downloading {what}", total, progress, unit="B") as shown,
+        ):
+            shown.advance(have)
+            while chunk := response.read(_CHUNK):
+                have += len(chunk)
+                if have > MAX_ARCHIVE_BYTES:
+                    raise DataError(f"{what}: {url} has more than {MAX_ARCHIVE_BYTES} bytes")
+                file.write(chunk)
+                shown.advance(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and have != total:
+        raise ConnectionError(f"the connection ended after {have} of {total} bytes")
+
+
+def _origin_file(part: pathlib.Path) -> pathlib.Path:
+    return part.with_name(part.name + ".json")
+
+
+def _read_origin(part: pathlib.Path) -> _Origin | None:
+    try:
+        return _Origin(**json.loads(_origin_file(part).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def unzip_folder(archive: pathlib.Path, folder: str, target: pathlib.Path) -> pathlib.Path:
+    """Unpacks `*/folder/` of a zip to `target/folder`, refusing everything that could write elsewhere or fill the disk.
+
+    Args:
+      archive: the zip.
+      folder: name of the wanted folder, below the single top folder of the zip; nothing else is unpacked.
+      target: where to put it.
+
+    Returns:
+      `target / folder`.
+
+    Raises:
+      DataError: not a zip, damaged, absolute paths, `..`, links, devices, too many or too large files, or no such folder.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = _wanted_members(archive, opened, folder)
+            budget = MAX_ARCHIVE_BYTES
+            for member, parts in members:
+                budget -= member.file_size
+                path = target.joinpath(folder, *parts)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(member) as source, path.open("xb") as file:
+                    # The stated size was checked; zipfile reads no more than that and compares the CRC.
+                    shutil.copyfileobj(source, file)
+                path.chmod(0o755 if (member.external_attr >> 16) & 0o100 else 0o644)
+                if budget < 0:
+                    raise DataError(f"{archive} unpacks to more than {MAX_ARCHIVE_BYTES} bytes")
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{archive} is not a zip that can be read: {error}") from None
+    return target / folder
+
+
+def _wanted_members(
+    archive: pathlib.Path, opened: zipfile.ZipFile, folder: str
+) -> list[tuple[zipfile.ZipInfo, tuple[str, ...]]]:
+    """Returns the files below the folder with the parts of their paths in it, after checking all names of the archive."""
+    infos = opened.infolist()
+    if len(infos) > MAX_FILES:
+        raise DataError(f"{archive} holds {len(infos)} entries, more than {MAX_FILES}")
+    wanted = []
+    for member in infos:
+        name = member.filename
+        parts = tuple(name.rstrip("/").split("/"))
+        if name.startswith("/") or "\\" in name or ":" in parts[0] or {"", ".", ".."} & set(parts):
+            raise DataError(f"{archive} holds an entry outside its folder: {name!r}; refused")
+        if len(parts) < 3 or parts[1] != folder or member.is_dir():
+            continue
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise DataError(f"{archive} holds a link or device: {name!r}; refused")
+        if member.file_size > MAX_FILE_BYTES:
+            raise DataError(f"{archive}: {name!r} has {member.file_size} bytes; refused")
+        wanted.append((member, parts[2:]))
+    if not wanted:
+        raise DataError(f"{archive} holds no folder {folder!r}")
+    return wanted
+
+
+def git_tree_id(folder: pathlib.Path) -> str:
+    """Returns the id that git (SHA-1) gives to a folder with this content.
+
+    It is a digest of the names, modes and bytes of all files, which is why it can pin the content of an archive that is made
+    anew for each download. Reference: Pro Git, chapter 10.2, Git Objects.
+    """
+    entries = []
+    for path in folder.iterdir():
+        if path.is_dir():
+            mode, digest = "40000", bytes.fromhex(git_tree_id(path))
+        else:
+            mode = "100755" if path.stat().st_mode & 0o100 else "100644"
+            content = path.read_bytes()
+            digest = hashlib.sha1(b"blob %d\0" % len(content) + content).digest()
+        # Git sorts folders as if their names ended in a slash.
+        key = os.fsencode(path.name) + (b"/" if path.is_dir() else b"")
+        entries.append((key, mode.encode() + b" " + os.fsencode(path.name) + b"\0" + digest))
+    content = b"".join(entry for _, entry in sorted(entries))
+    return hashlib.sha1(b"tree %d\0" % len(content) + content).hexdigest()

@@ -1,0 +1,64 @@
+"""From the label ids of the published files to train ids, refusing ids that nobody explained."""
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+
+from flaxseg.data.info import IGNORE_LABEL
+
+
+class LabelMap:
+    """Maps raw label ids to train ids; an id outside the map is found, never passed on.
+
+    Args:
+      ids: raw id (0..65535) -> train id (0..254) or 255 for ignore.
+    """
+
+    def __init__(self, ids: Mapping[int, int]):
+        self.ids = dict(ids)
+        self._train_id = np.full(256, IGNORE_LABEL, np.uint8)
+        self._unknown = np.ones(256, np.uint8)
+        for raw, train in self.ids.items():
+            if raw < 256:
+                self._train_id[raw] = train
+                self._unknown[raw] = 0
+
+    def unknown_ids(self, raw: np.ndarray) -> dict[int, int]:
+        """Returns the ids of `raw` that are not in the map, each with its number of pixels."""
+        values, counts = np.unique(raw, return_counts=True)
+        return {
+            int(v): int(n) for v, n in zip(values, counts, strict=True) if int(v) not in self.ids
+        }
+
+    def apply(self, raw: np.ndarray) -> np.ndarray:
+        """Maps a raw label `[H, W]` (uint8 or uint16) to train ids (uint8 `[H, W]`).
+
+        Raises:
+          ValueError: ids outside the map, with their pixel counts.
+        """
+        if raw.dtype == np.uint8:
+            if not cv2.countNonZero(cv2.LUT(raw, self._unknown)):
+                return cv2.LUT(raw, self._train_id)
+        elif not self.unknown_ids(raw):
+            table = np.full(max(self.ids) + 1, IGNORE_LABEL, np.uint8)
+            table[list(self.ids)] = list(self.ids.values())
+            return table[raw]
+        raise ValueError(self.complaint(raw))
+
+    def complaint(self, raw: np.ndarray) -> str:
+        """Says which ids of `raw` are unknown, in how many pixels, and which are known."""
+        found = ", ".join(f"{v} ({n} pixels)" for v, n in self.unknown_ids(raw).items())
+        return f"label ids outside the map: {found}; known ids are {_ranges(self.ids)}"
+
+
+def _ranges(ids: Mapping[int, int]) -> str:
+    """Writes ids as ranges: {0, 1, 2, 255} -> '0..2, 255'."""
+    ordered = sorted(ids)
+    runs: list[list[int]] = []
+    for value in ordered:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)

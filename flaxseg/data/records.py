@@ -1,0 +1,144 @@
+"""Random access to the decoded records of a prepared split."""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import SupportsIndex, TypedDict, overload
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from flaxseg.data import catalog
+from flaxseg.data.decode import UndecodableError, decode_image, decode_label
+from flaxseg.data.info import DatasetInfo
+from flaxseg.data.label_map import LabelMap
+from flaxseg.data.prepare import PathLike, as_data_dir, prepared_dir, read_manifest
+from flaxseg.errors import DataError
+
+
+class Record(TypedDict):
+    """A picture, its label in train ids (255 is ignore), and its name."""
+
+    image: np.ndarray  # uint8 [H, W, 3], RGB
+    label: np.ndarray  # uint8 [H, W]
+    id: str
+
+
+class Records(Sequence):
+    """The records of a split in the order of the published list; each access decodes anew.
+
+    It can be pickled and read from many threads.
+
+    Attributes:
+      info: facts of the data set.
+      split: name of the split.
+      fingerprint: digest of the data set's records and of what their labels mean.
+    """
+
+    def __init__(
+        self, info: DatasetInfo, split: str, folder: pathlib.Path, length: int, fingerprint: str
+    ):
+        self.info = info
+        self.split = split
+        self.fingerprint = fingerprint
+        self._folder = folder
+        self._length = length
+        self._label_map = LabelMap(info.label_map)
+        self._source = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index):
+        """Returns record `index`, or a list of records for a slice.
+
+        Raises:
+          IndexError: there is no such record.
+          DataError: the record is damaged; named are the data set, split, id and file.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._length))]
+        number = index.__index__()
+        if not -self._length <= number < self._length:
+            raise IndexError(f"record {number} of {self._length} in {self.info.name}/{self.split}")
+        return self._decode(self._read(number % self._length))
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(self._length))
+
+    def __repr__(self) -> str:
+        return (
+            f"Records({self.info.name!r}, {self.split!r}, {self._length} records, {self._folder})"
+        )
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_source": None}  # open files do not travel to other processes
+
+    def _read(self, number: int) -> dict[str, bytes]:
+        try:
+            if self._source is None:
+                self._source = _open_source(self._folder, self.split)
+            return self._source[number]
+        except Exception as error:
+            # The readers below raise many types; whatever it is, the files are not what prepare wrote.
+            raise DataError(
+                f"record {number} of {self.info.name}/{self.split} can not be read from {self._folder}: {error}. "
+                f"Delete {self._folder} and prepare the data set again."
+            ) from error
+
+    def _decode(self, encoded: dict[str, bytes]) -> Record:
+        name = encoded["id"].decode()
+        try:
+            image = decode_image(encoded["image"])
+        except UndecodableError as error:
+            raise self._bad(name, encoded["image_file"], "picture", str(error)) from None
+        try:
+            label = self._label_map.apply(decode_label(encoded["label"]))
+        except ValueError as error:  # also UndecodableError
+            raise self._bad(name, encoded["label_file"], "label", str(error)) from None
+        if image.shape[:2] != label.shape:
+            sizes = f"the picture has {image.shape[:2]} pixels (H, W) but the label {label.shape}"
+            raise self._bad(name, encoded["label_file"], "label", sizes)
+        return {"image": image, "label": label, "id": name}
+
+    def _bad(self, name: str, file: bytes, what: str, reason: str) -> DataError:
+        made_from = f" (made from {file.decode()})" if file else ""
+        return DataError(
+            f"{self.info.name}/{self.split}: the {what} of record {name!r}{made_from} can not be used: {reason}. "
+            f"Mend its file, delete {self._folder} and prepare the data set again."
+        )
+
+
+def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Records:
+    """Opens a split of a prepared data set.
+
+    Args:
+      name: of the data set.
+      split: one of `dataset_info(name).splits`.
+      data_dir: the folder of all prepared data sets; `default_data_dir()` if None or "".
+
+    Returns:
+      A sequence of `{"image": uint8 [H, W, 3], "label": uint8 [H, W], "id": str}`.
+
+    Raises:
+      DataError: unknown data set or split; not prepared (the message says how); or damaged files.
+    """
+    info = catalog.dataset_info(name)
+    if split not in info.splits:
+        raise DataError(
+            f"data set {name!r} has no split {split!r}; its splits: {', '.join(info.splits)}"
+        )
+    manifest = read_manifest(name, data_dir)
+    folder = prepared_dir(info, as_data_dir(data_dir)).resolve()
+    return Records(info, split, folder, manifest.splits[split], manifest.fingerprint)
+
+
+def _open_source(folder: pathlib.Path, split: str) -> Sequence[dict[str, bytes]]:
+    """Opens the ArrayRecord files; TFDS parses the records and leaves the decoding of pictures to us."""
+    skip = tfds.decode.SkipDecoding()
+    return tfds.builder_from_directory(folder).as_data_source(
+        split, decoders={"image": skip, "label": skip}
+    )
