@@ -40,13 +40,19 @@ def new_run(
     return start, make_train_step(model, tx, ema_decay=ema_decay, **options)
 
 
+_compiled: dict[str, tuple] = {}
+
+
 def train(
     model: nn.Module, batches: list[dict], *, kind: str = "jit", devices: int = 1, **options
 ) -> tuple[TrainState, list[dict]]:
     """State and metrics, on the host, after a step on each batch."""
-    across = make_parallel(kind, jax.devices()[:devices])
-    start, step_fn = new_run(model.clone(batch_norm_axis=across.batch_norm_axis), **options)
-    run = across.compile_train_step(step_fn)
+    key = repr((model, kind, devices, options))
+    if key not in _compiled:
+        across = make_parallel(kind, jax.devices()[:devices])
+        start, step_fn = new_run(model.clone(batch_norm_axis=across.batch_norm_axis), **options)
+        _compiled[key] = across, start, across.compile_train_step(step_fn)
+    across, start, run = _compiled[key]
     now, metrics = across.put_state(start), []
     for batch in batches:
         now, measured = run(now, across.put_batch(batch))
@@ -129,9 +135,8 @@ def test_first_step_equals_one_written_out_by_hand():
         total = mean(prediction.logits) + 0.3 * mean(auxiliary)
         return total, (prediction.logits, updates["batch_stats"])
 
-    (loss, (logits, batch_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-        start.params
-    )
+    gradient_of = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    (loss, (logits, batch_stats)), gradient = gradient_of(start.params)
     moved = {}
     for part, leaves in start.params.items():
         rate = 0.05 if part == "backbone" else 0.25
