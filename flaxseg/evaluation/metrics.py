@@ -272,7 +272,7 @@ class ConfusionMatrix:
         if _out_of_range(pred, self.num_classes):
             raise ValueError(
                 f"prediction{where} holds {_offenders(pred, self.num_classes)}; allowed are "
-                f"0..{self.num_classes - 1}. Does the model have more than {self.num_classes} classes?"
+                f"0..{self.num_classes - 1}. Has the model more than {self.num_classes} classes?"
             )
         index = label.astype(np.int64) * self.num_classes + pred.astype(np.int64)
         counts = np.bincount(index, minlength=self.num_classes**2)

@@ -113,11 +113,7 @@ def error_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.
     wrong = (label != pred) & ~ignored
     shade = (0.75 + 0.25 * grey[..., None] / 255) * np.array(_ERROR_COLOR, np.float32)
     picture[wrong] = shade[wrong]
-    rows, columns = np.indices(label.shape)
-    period = max(6, max(label.shape) // 60)
-    stripe = (rows + columns) % period < max(1, period // 4)
-    picture[ignored] = 228
-    picture[ignored & stripe] = 165
+    picture[ignored] = _stripes(*label.shape)[ignored]
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
@@ -144,6 +140,30 @@ def with_legend(
     return _stack([canvas, _legend(canvas.shape[1], _present(shown), class_names, colors)])
 
 
+def overlay_with_legend(
+    image: np.ndarray,
+    pred: np.ndarray,
+    class_names: Sequence[str],
+    colors: Colors,
+    opacity: float = 0.5,
+) -> np.ndarray:
+    """`overlay` and `with_legend` in one; a small picture is enlarged before lines are drawn.
+
+    Args:
+      image: uint8 [H, W, 3].
+      pred: integers [H, W], 0..len(colors)-1, or 255 for "ignore".
+      class_names: one name per class.
+      colors: one RGB triple per class.
+      opacity: share of the class colour, 0..1.
+
+    Returns:
+      uint8 [H', W', 3], at least as large as the image.
+    """
+    _check_image(image, np.asarray(pred))
+    tinted = overlay(enlarge(image), enlarge(np.asarray(pred)), colors, opacity)
+    return with_legend(tinted, np.asarray(pred), class_names, colors)
+
+
 def side_by_side(
     image: np.ndarray,
     label: np.ndarray,
@@ -167,17 +187,19 @@ def side_by_side(
     """
     label, pred = _check_map(label, colors), _check_map(pred, colors)
     valid = label != IGNORE_LABEL
-    right = np.count_nonzero((label == pred) & valid) / max(np.count_nonzero(valid), 1)
+    wrong = np.count_nonzero((label != pred) & valid) / max(np.count_nonzero(valid), 1)
+    shown = np.union1d(label, pred)
+    image, label, pred = enlarge(image), enlarge(label), enlarge(pred)
     panels = [
         ("image", image),
         ("truth", overlay(image, label, colors, opacity=0.7)),
         ("prediction", overlay(image, pred, colors, opacity=0.7)),
         (
-            f"errors: {100 * (1 - right):.1f} % of the counted pixels",
+            f"errors: {100 * wrong:.1f} % of the counted pixels",
             error_picture(image, label, pred),
         ),
     ]
-    panels = [_titled(enlarge(panel), text) for text, panel in panels]
+    panels = [_titled(panel, text) for text, panel in panels]
     gap = np.full((panels[0].shape[0], 8, 3), _PAPER, np.uint8)
     if image.shape[1] > 0.8 * image.shape[0]:
         rows = [np.hstack([panels[0], gap, panels[1]]), np.hstack([panels[2], gap, panels[3]])]
@@ -185,12 +207,11 @@ def side_by_side(
         rows = [np.hstack([panels[0], gap, panels[1], gap, panels[2], gap, panels[3]])]
     width = rows[0].shape[1]
     head = [_title_bar(width, title, 20)] if title else []
-    shown = np.union1d(label, pred)
     return _stack([*head, *rows, _legend(width, shown, class_names, colors)])
 
 
 def enlarge(picture: np.ndarray, min_side: int = _MIN_SIDE) -> np.ndarray:
-    """A picture enlarged by a whole factor until its longer side is at least min_side."""
+    """A picture or map enlarged by a whole factor until its longer side is at least min_side."""
     factor = -(-min_side // max(picture.shape[:2]))
     if factor <= 1:
         return picture
@@ -285,7 +306,7 @@ def _legend(
 ) -> np.ndarray:
     """A strip uint8 [h, width, 3] of colour patches and names in as many columns as fit."""
     entries = [
-        ("ignored", _IGNORE_COLOR)
+        ("ignored", None)
         if index == IGNORE_LABEL and len(colors) <= IGNORE_LABEL
         else (str(class_names[index]), tuple(int(part) for part in colors[index]))
         for index in map(int, present)
@@ -302,13 +323,22 @@ def _legend(
     for number, (name, color) in enumerate(entries):
         row, column = divmod(number, columns)
         x, y = margin + column * cell, margin + row * line
+        if color is None:
+            strip.paste(Image.fromarray(_stripes(patch + 1, patch + 1)), (x, y))
         draw.rectangle((x, y, x + patch, y + patch), fill=color, outline=_FRAME)
         draw.text((x + patch + margin, y + patch / 2), name, fill=_INK, font=font, anchor="lm")
     return np.asarray(strip)
 
 
+def _stripes(height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, 3]: what ignored pixels look like."""
+    rows, columns = np.indices((height, width))
+    stripe = (rows + columns) % 8 < 2
+    return np.where(stripe, 165, 228).astype(np.uint8)[..., None].repeat(3, axis=-1)
+
+
 def _font_size(width: int) -> int:
-    return int(np.clip(width // 40, 12, 40))
+    return max(12, width // 56)
 
 
 def _titled(panel: np.ndarray, text: str) -> np.ndarray:
