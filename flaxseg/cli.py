@@ -1,0 +1,532 @@
+"""The command line: `python -m flaxseg evaluate | predict | models | prepare-data`.
+
+Exit codes: 0 done; 1 an error that is named on stderr; 2 wrong flags or settings; 130 interrupted.
+"""
+
+import argparse
+import difflib
+import heapq
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+
+import flaxseg
+from flaxseg.errors import ConfigError, DataError, FlaxsegError
+
+_INTERRUPTED = 130
+
+_EPILOG = """examples:
+  python -m flaxseg prepare-data camvid --manual_dir=downloads/CamVid
+  python -m flaxseg evaluate --model=runs/camvid --data=camvid --split=test --out=runs/camvid/test
+  python -m flaxseg predict street.jpg --model=runs/camvid --out=masks
+  python -m flaxseg models
+
+'python -m flaxseg COMMAND --help' explains a command. Training: python train.py --help
+"""
+
+_EVALUATE = """Measures a saved model on a split of a data set: each image once, whole, at its own size.
+
+Prints IoU, accuracy and pixels of each class, mIoU, pixel accuracy, mean accuracy and
+frequency-weighted IoU. With --out it also writes metrics.json, and pictures (image, truth,
+prediction, errors) of the first images and of the worst ones. The result does not depend on
+--batch_size or the number of devices.
+"""
+
+_EVALUATE_EPILOG = """examples:
+  python -m flaxseg evaluate --model=runs/camvid --data=camvid --split=test
+  python -m flaxseg evaluate --model=runs/camvid --data=camvid --split=val --out=report
+  python -m flaxseg evaluate --model=runs/camvid --data=camvid --batch_size=8 --pad_to 385 481
+"""
+
+_PREDICT = """Writes the masks that a saved model predicts for pictures.
+
+For each picture DIR gets NAME_mask.png, whose pixel values are the class indices (with a palette,
+so that it can be looked at), and NAME_overlay.png, the picture tinted by class, with a legend.
+JPEG, PNG, WebP, BMP, TIFF, PPM and GIF of any size are read; pictures with an EXIF orientation are
+turned upright, and so are their masks. Results of an earlier run are replaced. A picture that can
+not be read does not stop the others; it is named at the end, and the exit code is 1.
+
+Each new picture size is compiled once, which takes seconds. For many sizes, set
+JAX_COMPILATION_CACHE_DIR to a folder to keep the compiled programs, or bound their number with
+--pad_multiple.
+"""
+
+_PREDICT_EPILOG = """examples:
+  python -m flaxseg predict street.jpg --model=runs/camvid --out=masks
+  python -m flaxseg predict photos/ --model=runs/camvid --out=masks
+  python -m flaxseg predict 'photos/**/*.jpg' more/*.png --model=runs/camvid --out=masks
+"""
+
+_PREPARE = """Makes a data set ready for training and evaluation: generates it, downloads it, or
+converts the published files in --manual_dir. A data set that is ready already is left as it is.
+"""
+
+_PREPARE_EPILOG = """examples:
+  python -m flaxseg prepare-data shapes
+  python -m flaxseg prepare-data camvid --manual_dir=downloads/CamVid --data_dir=/data
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code.
+
+    Args:
+      argv: the arguments after the program's name; those of the process by default.
+    """
+    try:
+        args = _parser().parse_args(argv)
+        return args.run(args)
+    except FlaxsegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `... | head`; the flush at exit must not fail too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises ConfigError, with what might have been meant, in place of leaving the process."""
+
+    def error(self, message: str) -> None:
+        match = re.search(r"invalid choice: '([^']*)'", message)
+        if match:
+            known = self._choices()
+            message = f"there is no command {match[1]!r}; commands: {', '.join(known)}."
+            message += _near(match[1], known)
+        elif message.startswith("unrecognized arguments:"):
+            known = [name for action in self._all_actions() for name in action.option_strings]
+            unknown = message.split(": ", 1)[1].split()
+            message += "".join(_near(word.split("=")[0], known) for word in unknown)
+        raise ConfigError(f"{message}\nSee: {self.prog} --help")
+
+    def _choices(self) -> list[str]:
+        return [
+            name
+            for action in self._actions
+            if isinstance(action, argparse._SubParsersAction)
+            for name in action.choices
+        ]
+
+    def _all_actions(self) -> list[argparse.Action]:
+        actions = list(self._actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                actions += [
+                    inner for parser in action.choices.values() for inner in parser._actions
+                ]
+        return actions
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m flaxseg",
+        description="Evaluates and applies saved segmentation models.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"flaxseg {flaxseg.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run, summary: str, text: str, epilog: str = ""
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=summary,
+            description=text,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    model_help = "folder of a saved model, or the working directory of a training run"
+    data_dir_help = "folder of the prepared data sets (default: $FLAXSEG_DATA, or 'data')"
+    manual_dir_help = "folder with the published files, if the set is not prepared yet"
+
+    evaluate = command(
+        "evaluate", _evaluate, "measure a model on a data set", _EVALUATE, _EVALUATE_EPILOG
+    )
+    evaluate.add_argument("--model", required=True, metavar="DIR", help=model_help)
+    evaluate.add_argument("--data", required=True, metavar="NAME", help="name of the data set")
+    evaluate.add_argument(
+        "--split", metavar="NAME", help="default: the one whose score is reported"
+    )
+    evaluate.add_argument("--data_dir", "--data-dir", metavar="DIR", help=data_dir_help)
+    evaluate.add_argument("--manual_dir", "--manual-dir", metavar="DIR", help=manual_dir_help)
+    evaluate.add_argument(
+        "--batch_size",
+        "--batch-size",
+        type=_at_least(1),
+        default=None,
+        metavar="N",
+        help="images at a time, over all devices (default: 1 per device on CPU, 8 on others)",
+    )
+    evaluate.add_argument(
+        "--pad_to",
+        "--pad-to",
+        type=_at_least(1),
+        nargs=2,
+        metavar=("H", "W"),
+        help="put all images on a canvas of this size (DeepLab's 513 513 for VOC): one compilation "
+        "where sizes vary; default: each image at its own size",
+    )
+    evaluate.add_argument("--out", metavar="DIR", help="folder for metrics.json and pictures")
+    evaluate.add_argument(
+        "--num_pictures",
+        "--num-pictures",
+        type=_at_least(0),
+        default=8,
+        metavar="N",
+        help="pictures of the first N and of the worst N images (default: 8)",
+    )
+
+    predict = command(
+        "predict", _predict, "write masks and overlays of pictures", _PREDICT, _PREDICT_EPILOG
+    )
+    predict.add_argument(
+        "pictures", nargs="+", metavar="IMAGE|FOLDER|GLOB", help="picture files, folders, patterns"
+    )
+    predict.add_argument("--model", required=True, metavar="DIR", help=model_help)
+    predict.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    predict.add_argument(
+        "--pad_multiple",
+        "--pad-multiple",
+        type=_at_least(1),
+        default=1,
+        metavar="N",
+        help="pad pictures right and bottom to multiples of N with the model's mean colour, to "
+        "compile fewer sizes; can change results, mostly near that border (default: 1, off)",
+    )
+
+    command(
+        "models",
+        _models,
+        "list models, backbones and data sets",
+        "Lists what can be built by name.",
+    )
+
+    prepare = command(
+        "prepare-data", _prepare_data, "make a data set ready", _PREPARE, _PREPARE_EPILOG
+    )
+    prepare.add_argument("name", metavar="NAME", help="name of the data set; 'models' lists them")
+    prepare.add_argument("--data_dir", "--data-dir", metavar="DIR", help=data_dir_help)
+    prepare.add_argument("--manual_dir", "--manual-dir", metavar="DIR", help=manual_dir_help)
+    return parser
+
+
+def _at_least(minimum: int):
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
+        return value
+
+    return whole_number
+
+
+# evaluate
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    import jax
+
+    from flaxseg import data
+    from flaxseg.evaluation import evaluate, make_predict_fn
+
+    card = flaxseg.read_model_card(args.model)
+    info = data.dataset_info(args.data)
+    _check_same_classes(card, info, args.model)
+    if args.manual_dir:
+        data.prepare(args.data, args.data_dir, args.manual_dir)
+    split = args.split or info.eval_split
+    records = data.open_split(args.data, split, args.data_dir)
+    out = _output_folder(args.out) if args.out else None
+    model, variables = flaxseg.load_model(args.model)
+    devices = jax.local_devices()
+    per_device = 1 if devices[0].platform == "cpu" else 8
+    pictures = _PicturesToKeep(args.num_pictures if out else 0, info.num_classes)
+    started = time.monotonic()
+    with _Bar(len(records), "evaluating", "image") as bar:
+        metrics = evaluate(
+            make_predict_fn(model, variables, devices),
+            records,
+            info.num_classes,
+            batch_size=args.batch_size or per_device * len(devices),
+            pad_to=tuple(args.pad_to) if args.pad_to else None,
+            pad_color=model.normalization.mean,
+            device_count=len(devices),
+            progress=lambda done, _: bar.show(done),
+            on_prediction=pictures.see if args.num_pictures and out else None,
+        )
+    seconds = time.monotonic() - started
+    print(f"{card['model']} from {args.model} on {args.data} {split}: {len(records)} images\n")
+    print(metrics.table(info.class_names))
+    print(
+        f"\n{seconds:.1f} s in all, {seconds / len(records):.3f} s per image (compilation included)"
+    )
+    if out is None:
+        print("Give --out=DIR to keep metrics.json and pictures.")
+        return 0
+    report = {
+        "model": card["model"],
+        "model_sha256": card["weights"]["sha256"],
+        "data": args.data,
+        "split": split,
+        "images": len(records),
+        "pad_to": args.pad_to,
+        "seconds": round(seconds, 3),
+        **metrics.to_dict(info.class_names),
+    }
+    written = _write_report(out, report, pictures, info)
+    print("\n".join(["written:", *(f"  {path}" for path in written)]))
+    return 0
+
+
+def _check_same_classes(card: dict, info, directory: str) -> None:
+    """Raises ConfigError unless model and data set mean the same by every class index."""
+    if card["num_classes"] != info.num_classes:
+        raise ConfigError(
+            f"the model in {directory} has {card['num_classes']} classes and data set "
+            f"{info.name!r} has "
+            f"{info.num_classes}; evaluate it on the data that it was trained for."
+        )
+    unnamed = [f"class {index}" for index in range(info.num_classes)]
+    names = list(card["class_names"])
+    different = [
+        f"{index} ({model_name!r} in the model, {data_name!r} in the data)"
+        for index, (model_name, data_name) in enumerate(zip(names, info.class_names, strict=True))
+        if model_name != data_name
+    ]
+    if different and names != unnamed:
+        raise ConfigError(
+            f"the model in {directory} and data set {info.name!r} mean different things by class "
+            f"{', '.join(different[:6])}{', ...' if len(different) > 6 else ''}; evaluate the "
+            "model on the data that it was "
+            "trained for."
+        )
+
+
+class _PicturesToKeep:
+    """Keeps the predictions of the first n records and of the n with the lowest score."""
+
+    def __init__(self, number: int, num_classes: int):
+        self.number = number
+        self.num_classes = num_classes
+        self.first: dict[int, tuple] = {}
+        self._worst: list[tuple] = []  # a heap whose smallest entry, (-score, -index), goes first
+
+    def see(self, index: int, record: dict, pred: np.ndarray) -> None:
+        """Takes one prediction; the `on_prediction` of `evaluate`."""
+        from flaxseg.evaluation import ConfusionMatrix
+
+        matrix = ConfusionMatrix(self.num_classes)
+        matrix.update(record["label"], pred)
+        score = matrix.metrics().miou
+        entry = (score, index, record, pred)
+        if index < self.number:
+            self.first[index] = entry
+        if np.isnan(score):
+            return
+        # The index is unique, so that records are never compared.
+        heapq.heappush(self._worst, (-score, -index, entry))
+        if len(self._worst) > self.number:
+            heapq.heappop(self._worst)
+
+    def named(self) -> list[tuple[str, tuple]]:
+        """(file name without suffix, (score, index, record, prediction)) of all that is kept."""
+        first = [
+            (f"first_{index:03d}_{_file_name(entry[2]['id'])}", entry)
+            for index, entry in sorted(self.first.items())
+        ]
+        # Sorted by the score, then by the place in the split: the same for any batch size.
+        worst = sorted((entry for *_, entry in self._worst), key=lambda entry: entry[:2])
+        return first + [
+            (f"worst_{rank:03d}_{_file_name(entry[2]['id'])}", entry)
+            for rank, entry in enumerate(worst)
+        ]
+
+
+def _write_report(
+    out: pathlib.Path, report: dict, pictures: _PicturesToKeep, info
+) -> list[pathlib.Path]:
+    """Writes metrics.json and the pictures; returns their paths."""
+    from flaxseg.evaluation import save_picture, side_by_side
+
+    try:
+        # Pictures of an earlier evaluation would be taken for those of this one.
+        for old in [*out.glob("first_*.png"), *out.glob("worst_*.png")]:
+            old.unlink()
+        written = [out / "metrics.json"]
+        part = out / ".metrics.json.part"
+        part.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        os.replace(part, written[0])
+        for name, (score, _, record, pred) in pictures.named():
+            score_text = "all pixels ignored" if np.isnan(score) else f"mIoU {100 * score:.1f} %"
+            picture = side_by_side(
+                record["image"],
+                record["label"],
+                pred,
+                info.class_names,
+                info.class_colors,
+                title=f"{record['id']}   {score_text}",
+            )
+            written.append(out / f"{name}.png")
+            save_picture(written[-1], picture)
+    except OSError as error:
+        raise DataError(f"could not write to {out}: {error.strerror or error}.") from error
+    return written
+
+
+def _file_name(record_id: str) -> str:
+    """A record's id with everything but letters, digits, '.', '_' and '-' replaced."""
+    return re.sub(r"[^\w.-]+", "_", record_id)[:100]
+
+
+# predict
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from flaxseg.evaluation.picture_folder import plan_pictures, predict_pictures
+
+    card = flaxseg.read_model_card(args.model)
+    tasks = plan_pictures(args.pictures, args.out)
+    _output_folder(args.out)
+    model, variables = flaxseg.load_model(args.model)
+    failed = []
+    with _Bar(len(tasks), "predicting", "picture") as bar:
+        results = predict_pictures(
+            model,
+            variables,
+            tasks,
+            card["class_names"],
+            card["class_colors"],
+            pad_multiple=args.pad_multiple,
+            on_new_size=lambda size: bar.say(
+                f"compiling for {size[0]} x {size[1]} (height x width)"
+            ),
+        )
+        for done, result in enumerate(results, start=1):
+            if result.error is not None:
+                failed.append(result)
+            else:
+                notes = f"  ({'; '.join(result.notes)})" if result.notes else ""
+                bar.print(f"{result.task.source}{notes}")
+                bar.print(f"  {result.task.mask}\n  {result.task.overlay}")
+            bar.show(done)
+    print(f"{len(tasks) - len(failed)} of {len(tasks)} pictures done; results in {args.out}")
+    if not failed:
+        return 0
+    lines = [_failure(result) for result in failed]
+    raise DataError("\n".join([f"{len(failed)} of {len(tasks)} pictures failed:", *lines]))
+
+
+def _failure(result) -> str:
+    """'  street.jpg: image file is truncated'; the path is not said twice."""
+    message = str(result.error)
+    return (
+        f"  {message if str(result.task.source) in message else f'{result.task.source}: {message}'}"
+    )
+
+
+# models, prepare-data
+
+
+def _models(args: argparse.Namespace) -> int:
+    from flaxseg import data
+    from flaxseg.backbones import list_backbones
+
+    for title, names in (
+        ("models", flaxseg.list_models()),
+        ("backbones", list_backbones()),
+        ("data sets", data.list_datasets()),
+    ):
+        print(f"{title}:")
+        for name in names:
+            print(f"  {name}")
+    return 0
+
+
+def _prepare_data(args: argparse.Namespace) -> int:
+    from flaxseg import data
+
+    ready = data.is_prepared(args.name, args.data_dir)
+    folder = data.prepare(args.name, args.data_dir, args.manual_dir)
+    splits = data.read_manifest(args.name, args.data_dir).splits
+    sizes = ", ".join(f"{split} {count}" for split, count in splits.items())
+    print(f"{args.name} {'was ready already' if ready else 'is ready'} in {folder}: {sizes}")
+    return 0
+
+
+# Output
+
+
+def _output_folder(path: str) -> pathlib.Path:
+    """The folder, made if need be; that it can be written to is tried before any work is done."""
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".flaxseg-{os.getpid()}.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataError(
+            f"can not write to the output folder {folder}: {error.strerror or error}; choose "
+            "another --out."
+        ) from error
+    return folder
+
+
+class _Bar:
+    """A progress bar on stderr where that is a terminal, a few plain lines elsewhere."""
+
+    def __init__(self, total: int, what: str, unit: str):
+        self._total, self._what, self._unit = total, what, unit
+        self._shown = 0
+        terminal = sys.stderr.isatty()
+        self._bar = (
+            tqdm.tqdm(total=total, desc=what, unit=unit, file=sys.stderr) if terminal else None
+        )
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, done: int) -> None:
+        """Sets how many are done."""
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        elif done == self._total or 4 * (done - self._shown) >= self._total:
+            self._shown = done
+            print(
+                f"{self._what}: {done} of {self._total} {self._unit}s", file=sys.stderr, flush=True
+            )
+
+    def print(self, text: str) -> None:
+        """A line of output, above the bar."""
+        tqdm.tqdm.write(text, file=sys.stdout)
+
+    def say(self, text: str) -> None:
+        """A remark on stderr, above the bar."""
+        tqdm.tqdm.write(text, file=sys.stderr)
