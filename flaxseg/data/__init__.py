@@ -1,4 +1,5 @@
-"""Data sets: prepared once into ArrayRecord by TFDS builders, streamed by Grain, without TensorFlow.
+"""Data sets: prepared once into ArrayRecord by TFDS builders, streamed by Grain, without
+TensorFlow.
 
 Example:
   >>> flaxseg.data.prepare("shapes")                                # doctest: +SKIP

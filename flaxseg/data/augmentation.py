@@ -1,9 +1,11 @@
-"""Random scale, crop, flip, rotation, blur and colour, the same geometry for a picture and its label.
+"""Random scale, crop, flip, rotation, blur and colour, the same geometry for a picture and its
+label.
 
-A picture is interpolated once: without rotation, the part of it that the crop will show is cut out and resized straight to
-its size in the crop; with rotation, scale, rotation and crop are one affine map. Pixels are interpolated bilinearly, which at
-a scale of 0.5 is the exact mean of 2 x 2 pixels; below 0.5, where it would alias, by area. Labels are taken from the nearest
-pixel on the same grid of pixel centres, so that an edge stays where it is in both, and no id is ever made up.
+A picture is interpolated once: without rotation, the part of it that the crop will show is cut out
+and resized straight to its size in the crop; with rotation, scale, rotation and crop are one affine
+map. Pixels are interpolated bilinearly, which at a scale of 0.5 is the exact mean of 2 x 2 pixels;
+below 0.5, where it would alias, by area. Labels are taken from the nearest pixel on the same grid
+of pixel centres, so that an edge stays where it is in both, and no id is ever made up.
 """
 
 import dataclasses
@@ -15,7 +17,8 @@ import numpy as np
 from flaxseg.data.info import IGNORE_LABEL
 from flaxseg.errors import ConfigError
 
-# Largest changes at photometric strength 1, as in SSD (Liu et al. 2016) and the trainers that follow it.
+# Largest changes at photometric strength 1, as in SSD (Liu et al. 2016) and the trainers that
+# follow it.
 _BRIGHTNESS = 32.0  # added, in 0..255 units
 _CONTRAST = 0.5  # factor 1 +- this, around mid-grey
 _SATURATION = 0.5  # factor 1 +- this
@@ -29,7 +32,8 @@ _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is drawn at random for each record. All zero or off, and scale (1, 1), leaves a random crop only.
+    """What is drawn at random for each record. All zero or off, and scale (1, 1), leaves a random
+    crop only.
 
     Attributes:
       scale: (least, greatest) factor on the picture's size, 0 < least <= greatest; drawn uniformly.
@@ -37,8 +41,10 @@ class Augmentation:
       flip: mirror left-right half of the time.
       rotate: greatest angle in degrees, 0..180, drawn uniformly from both sides; 0 never rotates.
       blur: probability 0..1 of a Gaussian blur of 0.3 to 1.2 pixels.
-      photometric: strength 0..1 of random brightness, contrast, saturation and hue; 0 leaves colours alone.
-      fill: RGB uint8 colour of crop pixels outside the picture; their label is 255. The default is the mean of ImageNet.
+      photometric: strength 0..1 of random brightness, contrast, saturation and hue; 0 leaves
+        colours alone.
+      fill: RGB uint8 colour of crop pixels outside the picture; their label is 255. The default is
+        the mean of ImageNet.
 
     Raises:
       ConfigError: values out of range, all of them named.
@@ -79,7 +85,8 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws one random view of a picture and its label.
 
-    A scaled picture larger than the crop is cut at a random place; a smaller one is put at a random place in it.
+    A scaled picture larger than the crop is cut at a random place; a smaller one is put at a random
+    place in it.
 
     Args:
       image: uint8 `[H, W, 3]`.
@@ -123,7 +130,7 @@ class _Span:
         return self.length / self.size
 
     def nearest(self) -> np.ndarray:
-        """Returns the source pixel whose area holds the centre of each crop pixel, `[size]`, counted from `start`."""
+        """Returns the source pixel that holds the centre of each crop pixel, from `start`."""
         return (2 * np.arange(self.size) + 1) * self.length // (2 * self.size)
 
 
@@ -138,7 +145,8 @@ def _draw_scale(augmentation: Augmentation, rng: np.random.Generator) -> float:
 def _place(source: int, crop: int, scale: float, rng: np.random.Generator) -> _Span:
     """Chooses what the crop shows along one axis.
 
-    The part that is cut out has a whole number of pixels, so the scale is met to within half a pixel over the crop.
+    The part that is cut out has a whole number of pixels, so the scale is met to within half a
+    pixel over the crop.
     """
     scaled = max(1, round(source * scale))
     if scaled <= crop:
@@ -196,7 +204,8 @@ def _rotated_view(
         image = cv2.blur(image, (max(1, round(columns.step)), max(1, round(rows.step))))
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     middle_y, middle_x = crop_size[0] / 2.0, crop_size[1] / 2.0
-    # Crop pixel centres, homogeneous (x, y, 1) -> turned back around the middle -> source pixel centres.
+    # Crop pixel centres, homogeneous (x, y, 1) -> turned back around the middle -> source pixel
+    # centres.
     turn = np.array(
         [
             [cos, sin, middle_x - cos * middle_x - sin * middle_y],
@@ -234,7 +243,7 @@ def _rotated_view(
 
 
 def _draw_color_map(strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Draws brightness, contrast, saturation and hue; together they are one affine map of RGB, `[3, 4]`."""
+    """Draws brightness, contrast, saturation and hue: one affine map of RGB, `[3, 4]`."""
     brightness, contrast, saturation, hue = strength * rng.uniform(-1.0, 1.0, 4)
     factor = 1.0 + _CONTRAST * contrast
     gray = np.outer(np.ones(3), _LUMA)

@@ -34,7 +34,8 @@ class Entry:
     Attributes:
       info: its facts.
       builder: its TFDS builder.
-      examples: for a generated set, per split what yields the examples; None for one that is made of files.
+      examples: for a generated set, per split what yields the examples; None for one that is made
+        of files.
       find_pairs: for files, from their folder to (pairs per split, problems).
       archive: where files come from when no folder is given; None if they can not be downloaded.
     """
@@ -92,10 +93,11 @@ def find_entry(name: str) -> Entry:
     known = ", ".join(list_datasets())
     if name in _WITHOUT_BUILDER:
         raise DataError(
-            f"data set {name!r} ({_WITHOUT_BUILDER[name]}) has no builder in this version, so it can not be prepared. "
-            f"Data sets that can: {known}. To train now, use the generated one, which needs no download: "
-            f"--config=configs/deeplab.py:data=shapes. To use {_WITHOUT_BUILDER[name]}, write a builder beside "
-            "flaxseg/data/builders/camvid.py and add it to flaxseg/data/catalog.py."
+            f"data set {name!r} ({_WITHOUT_BUILDER[name]}) has no builder in this version, so it "
+            f"can not be prepared. Data sets that can: {known}. To train now, use the generated "
+            "one, which needs no download: --config=configs/deeplab.py:data=shapes. To use "
+            f"{_WITHOUT_BUILDER[name]}, write a builder beside flaxseg/data/builders/camvid.py "
+            "and add it to flaxseg/data/catalog.py."
         )
     near = difflib.get_close_matches(name, list_datasets(), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

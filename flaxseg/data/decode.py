@@ -1,7 +1,8 @@
 """From the bytes of a file to pixels, with every way to fail put into words.
 
-Only JPEG and PNG are read, and the size in the header is checked before a pixel is decoded. All decoding is Pillow's: it is
-strict about truncated files and it keeps the indices of palette PNG labels, which OpenCV replaces by grey values or colours.
+Only JPEG and PNG are read, and the size in the header is checked before a pixel is decoded. All
+decoding is Pillow's: it is strict about truncated files and it keeps the indices of palette PNG
+labels, which OpenCV replaces by grey values or colours.
 """
 
 import io
@@ -34,7 +35,8 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
       uint8 `[H, W, 3]`.
 
     Raises:
-      UndecodableError: not a JPEG or PNG, damaged, too large, of more than 8 bits, or stored turned (EXIF).
+      UndecodableError: not a JPEG or PNG, damaged, too large, of more than 8 bits, or stored turned
+        (EXIF).
     """
     with _open(encoded, ("JPEG", "PNG"), max_pixels) as picture:
         if picture.mode not in _IMAGE_MODES:
@@ -45,8 +47,8 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
         if orientation not in (0, 1):
             raise UndecodableError(
-                f"EXIF orientation {orientation}: the picture is stored turned or mirrored, so it may "
-                "not fit its label; store it upright"
+                f"EXIF orientation {orientation}: the picture is stored turned or mirrored, so it "
+                "may not fit its label; store it upright"
             )
         pixels = _load(picture)
         return np.array(pixels if pixels.mode == "RGB" else pixels.convert("RGB"))
@@ -63,7 +65,8 @@ def decode_label(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
       uint8 `[H, W]`, or uint16 `[H, W]` for a 16-bit PNG.
 
     Raises:
-      UndecodableError: not a PNG (JPEG changes ids), damaged, too large, or holding colours instead of ids.
+      UndecodableError: not a PNG (JPEG changes ids), damaged, too large, or holding colours instead
+        of ids.
     """
     with _open(encoded, ("PNG", "JPEG"), max_pixels) as picture:
         if picture.format == "JPEG":
@@ -85,7 +88,8 @@ def _open(encoded: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Im
         raise UndecodableError("the file is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
-            # Pillow's own limit is lower for warnings and higher for errors; ours below is the one that counts.
+            # Pillow's own limit is lower for warnings and higher for errors; ours below is the one
+            # that counts.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(encoded), formats=formats)
     except Image.UnidentifiedImageError:

@@ -1,5 +1,8 @@
-"""Files from the internet: resumed where they were cut off, unpacked without trust, and compared with what is published."""
+"""Files from the internet: resumed where they were cut off, unpacked without trust, and compared
+with what is published.
+"""
 
+import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -12,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 
 from flaxseg.data.progress import Progress
 from flaxseg.errors import DataError
@@ -49,20 +53,24 @@ def fetch_folder(
       The unpacked folder.
 
     Raises:
-      DataError: the download failed, the archive is damaged or hostile, or its content is not what was published.
+      DataError: the download failed, the archive is damaged or hostile, or its content is not what
+        was published.
     """
     archive = download_dir / f"{what}.zip"
     download(url, archive, what, progress)
-    try:
+    try:  # a bad archive must not be used again
         unpacked = unzip_folder(archive, folder, unpack_dir)
         found = git_tree_id(unpacked)
         if found != git_tree:
             raise DataError(
-                f"{what}: the folder {folder} in the archive from {url} is not the published one (git tree {found}, "
-                f"wanted {git_tree}). Nothing of it was used. If you trust another copy, give its folder with --manual_dir."
+                f"{what}: the folder {folder} in the archive from {url} is not the published one "
+                f"(git tree {found}, wanted {git_tree}). Nothing of it was used. If you trust "
+                "another copy, give its folder with --manual_dir."
             )
-    finally:  # a good archive is not needed any more, and a bad one must not be used again
-        archive.unlink(missing_ok=True)
+    except DataError:
+        archive.unlink()
+        raise
+    archive.unlink()
     return unpacked
 
 
@@ -71,7 +79,8 @@ def download(url: str, path: pathlib.Path, what: str, progress: bool = True) -> 
 
     Args:
       url: http or https.
-      path: of the file; it appears there when it is complete. One that is there already is taken as it is.
+      path: of the file; it appears there when it is complete. One that is there already is taken as
+        it is.
       what: name for messages.
       progress: show progress on stderr.
 
@@ -86,20 +95,39 @@ def download(url: str, path: pathlib.Path, what: str, progress: bool = True) -> 
         try:
             _continue_download(url, part, what, progress)
             break
-        except urllib.error.HTTPError as error:
-            reason, final = f"HTTP {error.code} {error.reason}", error.code < 500
-        except (OSError, http.client.HTTPException) as error:
-            reason, final = str(getattr(error, "reason", error) or type(error).__name__), False
-            if isinstance(error, OSError) and error.errno is not None and error.filename:
-                raise  # the local file, not the connection
-        if final or attempt == _ATTEMPTS:
-            raise DataError(
-                f"{what}: {url} could not be downloaded: {reason}. Try again (what has arrived is kept in {part.parent}), "
-                "or get the files by other means and give their folder with --manual_dir."
-            )
+        except _TransferError as error:
+            if isinstance(error.__cause__, urllib.error.HTTPError):
+                part.unlink(missing_ok=True)  # the server does not continue it
+            if error.final or attempt == _ATTEMPTS:
+                raise DataError(
+                    f"{what}: {url} could not be downloaded: {error}. Try again (what has arrived "
+                    f"is kept in {part.parent}), or get the files by other means and give their "
+                    "folder with --manual_dir."
+                ) from None
         time.sleep(0.2 * 2**attempt)
     part.rename(path)
     _origin_file(part).unlink(missing_ok=True)
+
+
+class _TransferError(Exception):
+    """The connection, not the local disk, failed; `final` if another try would not help."""
+
+    def __init__(self, reason: str, final: bool = False):
+        super().__init__(reason)
+        self.final = final
+
+
+@contextlib.contextmanager
+def _transfer() -> Iterator[None]:
+    """Tells errors of the connection from those of the local disk."""
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        final = error.code < 500 and error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        raise _TransferError(f"HTTP {error.code} {error.reason}", final) from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise _TransferError(str(reason) or type(error).__name__) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +135,7 @@ class _Origin:
     """Which file on the server a partial download belongs to."""
 
     url: str
-    validator: (
-        str  # ETag or Last-Modified; "" where the server states none, then a download starts over
-    )
+    validator: str  # strong ETag or Last-Modified; without one ("") a download starts over
 
 
 def _continue_download(url: str, part: pathlib.Path, what: str, progress: bool) -> None:
@@ -120,7 +146,9 @@ def _continue_download(url: str, part: pathlib.Path, what: str, progress: bool) 
     if resumable:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", origin.validator)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+    with _transfer():
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    with response:
         if not (resumable and response.status == 206):
             have = 0
         length = response.headers.get("Content-Length")
@@ -136,7 +164,7 @@ def _continue_download(url: str, part: pathlib.Path, what: str, progress: bool) 
             Progress(f"downloading {what}", total, progress, unit="B") as shown,
         ):
             shown.advance(have)
-            while chunk := response.read(_CHUNK):
+            while chunk := _receive(response):
                 have += len(chunk)
                 if have > MAX_ARCHIVE_BYTES:
                     raise DataError(f"{what}: {url} has more than {MAX_ARCHIVE_BYTES} bytes")
@@ -145,7 +173,12 @@ def _continue_download(url: str, part: pathlib.Path, what: str, progress: bool) 
             file.flush()
             os.fsync(file.fileno())
     if total is not None and have != total:
-        raise ConnectionError(f"the connection ended after {have} of {total} bytes")
+        raise _TransferError(f"the connection ended after {have} of {total} bytes")
+
+
+def _receive(response: http.client.HTTPResponse) -> bytes:
+    with _transfer():
+        return response.read1(_CHUNK)
 
 
 def _origin_file(part: pathlib.Path) -> pathlib.Path:
@@ -160,33 +193,35 @@ def _read_origin(part: pathlib.Path) -> _Origin | None:
 
 
 def unzip_folder(archive: pathlib.Path, folder: str, target: pathlib.Path) -> pathlib.Path:
-    """Unpacks `*/folder/` of a zip to `target/folder`, refusing everything that could write elsewhere or fill the disk.
+    """Unpacks `*/folder/` of a zip to `target/folder`, refusing everything that could write
+    elsewhere or fill the disk.
 
     Args:
       archive: the zip.
-      folder: name of the wanted folder, below the single top folder of the zip; nothing else is unpacked.
+      folder: name of the wanted folder, below the single top folder of the zip; nothing else is
+        unpacked.
       target: where to put it.
 
     Returns:
       `target / folder`.
 
     Raises:
-      DataError: not a zip, damaged, absolute paths, `..`, links, devices, too many or too large files, or no such folder.
+      DataError: not a zip, damaged, absolute paths, `..`, links, devices, too many or too large
+        files, or no such folder.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _wanted_members(archive, opened, folder)
-            budget = MAX_ARCHIVE_BYTES
+            if sum(member.file_size for member, _ in members) > MAX_ARCHIVE_BYTES:
+                raise DataError(f"{archive} unpacks to more than {MAX_ARCHIVE_BYTES} bytes")
             for member, parts in members:
-                budget -= member.file_size
                 path = target.joinpath(folder, *parts)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as source, path.open("xb") as file:
-                    # The stated size was checked; zipfile reads no more than that and compares the CRC.
+                    # The stated size was checked; zipfile reads no more than that and compares the
+                    # CRC.
                     shutil.copyfileobj(source, file)
                 path.chmod(0o755 if (member.external_attr >> 16) & 0o100 else 0o644)
-                if budget < 0:
-                    raise DataError(f"{archive} unpacks to more than {MAX_ARCHIVE_BYTES} bytes")
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{archive} is not a zip that can be read: {error}") from None
     return target / folder
@@ -195,7 +230,9 @@ def unzip_folder(archive: pathlib.Path, folder: str, target: pathlib.Path) -> pa
 def _wanted_members(
     archive: pathlib.Path, opened: zipfile.ZipFile, folder: str
 ) -> list[tuple[zipfile.ZipInfo, tuple[str, ...]]]:
-    """Returns the files below the folder with the parts of their paths in it, after checking all names of the archive."""
+    """Returns the files below the folder with the parts of their paths in it, after checking all
+    names of the archive.
+    """
     infos = opened.infolist()
     if len(infos) > MAX_FILES:
         raise DataError(f"{archive} holds {len(infos)} entries, more than {MAX_FILES}")
@@ -221,8 +258,9 @@ def _wanted_members(
 def git_tree_id(folder: pathlib.Path) -> str:
     """Returns the id that git (SHA-1) gives to a folder with this content.
 
-    It is a digest of the names, modes and bytes of all files, which is why it can pin the content of an archive that is made
-    anew for each download. Reference: Pro Git, chapter 10.2, Git Objects.
+    It is a digest of the names, modes and bytes of all files, which is why it can pin the content
+    of an archive that is made anew for each download. Reference: Pro Git, chapter 10.2, Git
+    Objects.
     """
     entries = []
     for path in folder.iterdir():

@@ -17,11 +17,13 @@ class DatasetInfo:
       description: one sentence.
       class_names: name of each train id, in order; `num_classes` of them.
       class_colors: RGB uint8 triple of each train id, for pictures.
-      label_map: raw label id in the published files -> train id, or 255 (ignore). An id that is not a key is an error.
+      label_map: raw label id in the published files -> train id, or 255 (ignore). An id that is not
+        a key is an error.
       splits: names of the splits, the one to train on first.
       split_sizes: number of pictures the published set has in each split.
       eval_split: the split whose score is reported.
-      eval_size: `(H, W)` of the largest picture, a hint for padding; (0, 0) where sizes vary widely.
+      eval_size: `(H, W)` of the largest picture, a hint for padding; (0, 0) where sizes vary
+        widely.
       license, citation, homepage: terms of use, what to cite, and where it comes from.
     """
 

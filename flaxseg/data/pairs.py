@@ -1,4 +1,4 @@
-"""Picture-and-label files of a data set, and the check of all of them before anything is written."""
+"""Picture and label files of a data set, and the check of all of them before any is used."""
 
 import concurrent.futures
 import dataclasses
@@ -47,8 +47,9 @@ def check_pairs(
 ) -> list[str]:
     """Decodes every picture and label and says everything that is wrong with them.
 
-    Found are: missing files, undecodable ones (with the decoder's words), JPEG and colour labels, pictures stored turned,
-    sizes that differ, label ids outside the map (with pixel counts), ids used twice, and the same picture in two splits.
+    Found are: missing files, undecodable ones (with the decoder's words), JPEG and colour labels,
+    pictures stored turned, sizes that differ, label ids outside the map (with pixel counts), ids
+    used twice, and the same picture in two splits.
 
     Args:
       pairs: the pairs of each split.
@@ -104,7 +105,9 @@ def readers(
 
 
 def _check_pair(pair: Pair, label_map: LabelMap) -> tuple[bytes | None, list[str]]:
-    """Returns the digest of the picture file (None if it could not be read) and what is wrong with the pair."""
+    """Returns the digest of the picture file (None if it could not be read) and what is wrong with
+    the pair.
+    """
     problems: list[str] = []
     image_bytes = _read(pair.image, "picture", pair, problems)
     label_bytes = _read(pair.label, "label", pair, problems)
@@ -121,8 +124,8 @@ def _check_pair(pair: Pair, label_map: LabelMap) -> tuple[bytes | None, list[str
             problems.append(f"{pair.label}: {error}")
     if image is not None and label is not None and image.shape[:2] != label.shape:
         problems.append(
-            f"{pair.image}: the picture has {image.shape[0]} x {image.shape[1]} pixels (H x W) but its "
-            f"label {pair.label} has {label.shape[0]} x {label.shape[1]}"
+            f"{pair.image}: the picture has {image.shape[0]} x {image.shape[1]} pixels (H x W) "
+            f"but its label {pair.label} has {label.shape[0]} x {label.shape[1]}"
         )
     if label is not None and label_map.unknown_ids(label):
         problems.append(f"{pair.label}: {label_map.complaint(label)}")

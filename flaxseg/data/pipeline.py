@@ -1,8 +1,9 @@
 """The endless stream of training batches.
 
-Order of steps: shuffle anew for each epoch, repeat, augment, take every `process_count`-th record, batch. Augmentation comes
-before the split over processes, so that a record's random numbers depend on its place in the global stream alone: the union
-of what all processes see is the same whatever their number, and so are the batches whatever the number of threads or workers.
+Order of steps: shuffle anew for each epoch, repeat, augment, take every `process_count`-th record,
+batch. Augmentation comes before the split over processes, so that a record's random numbers depend
+on its place in the global stream alone: the union of what all processes see is the same whatever
+their number, and so are the batches whatever the number of threads or workers.
 """
 
 import os
@@ -44,13 +45,15 @@ def train_batches(
       crop_size: `(h, w)` of all batches.
       augmentation: what is drawn per record; `Augmentation()` if None.
       seed: 0..2**32 - 1; the stream is a function of it, of the data, and of the arguments above.
-      num_threads: threads that decode and augment, per worker; the number of cores (at most 16) if None; 0 uses the caller's.
-      num_workers: processes to do so; 0 stays in this one, which is enough where the cores are fewer than some 16.
+      num_threads: threads that decode and augment, per worker; the number of cores (at most 16) if
+        None; 0 uses the caller's.
+      num_workers: processes to do so; 0 stays in this one, which is enough where the cores are
+        fewer than some 16.
       process_index, process_count: which part of the global batch this process gets.
 
     Returns:
-      An endless iterator of `{"image": uint8 [B, h, w, 3], "label": uint8 [B, h, w], "id": str [B]}` with
-      `B = batch_size // process_count`.
+      An endless iterator of `{"image": uint8 [B, h, w, 3], "label": uint8 [B, h, w], "id": str
+      [B]}` with `B = batch_size // process_count`.
 
     Raises:
       ConfigError: sizes or numbers that can not be.
@@ -72,8 +75,9 @@ def train_batches(
 class TrainBatches(grain.DatasetIterator):
     """An endless iterator over batches, with a state that fits any number of threads and workers.
 
-    Grain's own state depends on the number of workers. Here it is the number of batches taken, and setting it opens the
-    stream anew at that place, which costs nothing because every element can be computed from its place alone.
+    Grain's own state depends on the number of workers. Here it is the number of batches taken, and
+    setting it opens the stream anew at that place, which costs nothing because every element can be
+    computed from its place alone.
     """
 
     def __init__(self, batches: grain.MapDataset, num_threads: int, num_workers: int):
@@ -124,7 +128,8 @@ class TrainBatches(grain.DatasetIterator):
         stream = self._batches[self._taken :].to_iter_dataset(options)
         if self._num_workers:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only absl.app parses
+                # Grain's workers read absl flags, which only absl.app parses.
+                flags.FLAGS.mark_as_parsed()
             stream = stream.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=self._num_workers, per_worker_buffer_size=2
@@ -154,7 +159,9 @@ def _init_worker(worker_index: int, worker_count: int) -> None:
 
 
 def _use_one_cv2_thread() -> None:
-    """Parallelism is over batches; OpenCV's own threads on top of that would fight for the same cores."""
+    """Parallelism is over batches; OpenCV's own threads on top of that would fight for the same
+    cores.
+    """
     cv2.setNumThreads(0)
 
 

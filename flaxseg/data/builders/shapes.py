@@ -1,8 +1,9 @@
 """`shapes`: pictures that are drawn, not downloaded, to learn on and to test with.
 
-Eight kinds of textured objects overlap on textured ground under uneven light. Colours and textures of all objects and of the
-ground come from one distribution, so that only form decides the class. Edges are anti-aliased in the picture and sharp in the
-label, and a border of 255, one pixel wide (two at corners), surrounds each object, as in PASCAL VOC.
+Eight kinds of textured objects overlap on textured ground under uneven light. Colours and textures
+of all objects and of the ground come from one distribution, so that only form decides the class.
+Edges are anti-aliased in the picture and sharp in the label, and a border of 255, one pixel wide
+(two at corners), surrounds each object, as in PASCAL VOC.
 """
 
 import io
@@ -21,7 +22,7 @@ SPLIT_SIZES = {"train": 600, "val": 100}
 INFO = DatasetInfo(
     name="shapes",
     version="1.0.0",
-    description="Generated pictures of overlapping textured objects on textured ground; only form tells the classes apart.",
+    description="Generated: textured objects overlap on textured ground; only form tells classes.",
     class_names=(
         "background",
         "disk",
@@ -63,7 +64,9 @@ class Shapes(SegmentationBuilder):
 
 
 def examples() -> dict[str, Callable[[], Iterator[EncodedExample]]]:
-    """Returns, per split, a function that yields its examples; the same ones each time and everywhere."""
+    """Returns, per split, a function that yields its examples; the same ones each time and
+    everywhere.
+    """
 
     def of_split(split: str) -> Callable[[], Iterator[EncodedExample]]:
         def make() -> Iterator[EncodedExample]:
@@ -108,7 +111,9 @@ def draw(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _placed(rng: np.random.Generator, kind: int) -> np.ndarray:
-    """Returns the signed distance to the outline of an object put somewhere, `[96, 128]` pixels, negative inside."""
+    """Returns the signed distance to the outline of an object put somewhere, `[96, 128]` pixels,
+    negative inside.
+    """
     small = rng.random() < 0.2
     radius = rng.uniform(6.0, 9.0) if small else rng.uniform(11.0, 25.0)
     center_y, center_x = rng.uniform(0.1, 0.9, 2) * (HEIGHT, WIDTH)
@@ -167,7 +172,9 @@ def _crescent(rng, x, y):
 
 
 def _bar(rng, x, y):
-    """A long thin rectangle, at least six times as long as wide and at least three pixels wide when drawn."""
+    """A long thin rectangle, at least six times as long as wide and at least three pixels wide when
+    drawn.
+    """
     return np.maximum(abs(x) - 1.2, abs(y) - rng.uniform(0.17, 0.2))
 
 
@@ -184,7 +191,9 @@ _OUTLINES = {
 
 
 def _leaves_others_visible(inside: np.ndarray, owner: np.ndarray, areas: list[int]) -> bool:
-    """True if the object has enough of itself in the picture and every earlier one keeps 60 % of its area."""
+    """True if the object has enough of itself in the picture and every earlier one keeps 60 % of
+    its area.
+    """
     area = int(inside.sum())
     if area < 20:
         return False
@@ -207,7 +216,9 @@ def _color(rng: np.random.Generator) -> np.ndarray:
 
 
 def _ground_color(rng: np.random.Generator) -> np.ndarray:
-    """Draws a ground colour as half of a pair that lies apart, so that grounds and objects have one distribution."""
+    """Draws a ground colour as half of a pair that lies apart, so that grounds and objects have one
+    distribution.
+    """
     while True:
         ground, other = _color(rng), _color(rng)
         if np.linalg.norm(ground - other) >= _APART:
