@@ -1,0 +1,38 @@
+"""Weights from elsewhere: readers that run no code, name maps, and loaders that tell what they did.
+
+`load_backbone` puts ImageNet weights into a model's backbone, `load_pretrained` and `import_model`
+take whole segmentation networks, `load_into` starts from another model that flaxseg saved.
+"""
+
+from flaxseg.weights.files import read_tensors
+from flaxseg.weights.load import load_backbone, load_into, load_weights
+from flaxseg.weights.name_maps import NAME_MAPS, NameMap
+from flaxseg.weights.pretrained import (
+    VOC_CLASSES,
+    Pretrained,
+    import_model,
+    load_pretrained,
+    read_pretrained,
+)
+from flaxseg.weights.report import LoadReport
+from flaxseg.weights.sources import HUB_WEIGHTS, find_source, list_hub_weights
+from flaxseg.weights.torch_file import read_torch_file
+
+__all__ = [
+    "HUB_WEIGHTS",
+    "NAME_MAPS",
+    "VOC_CLASSES",
+    "LoadReport",
+    "NameMap",
+    "Pretrained",
+    "find_source",
+    "import_model",
+    "list_hub_weights",
+    "load_backbone",
+    "load_into",
+    "load_pretrained",
+    "load_weights",
+    "read_pretrained",
+    "read_tensors",
+    "read_torch_file",
+]

@@ -1,0 +1,336 @@
+"""Puts weights from other libraries, or from a saved model, into the variables of a model."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+
+from flaxseg.errors import WeightsError
+from flaxseg.layers.image_normalization import ImageNormalization
+from flaxseg.weights.files import read_tensors
+from flaxseg.weights.name_maps import FLAXSEG, NAME_MAPS, NameMap, family_of
+from flaxseg.weights.report import LoadReport, describe_mismatch, listed
+from flaxseg.weights.sources import Source, find_source
+
+# Means may differ by so much, in 0..255, and deviations by so large a share, before two
+# normalisations count as different: the (127, 128) and (127.5, 127.5) of EfficientNet-Lite do not.
+_MEAN_TOLERANCE = 2.0
+_STD_TOLERANCE = 0.02
+# A layout is taken to be recognised when the file has this share of the names that it expects.
+_RECOGNISED = 0.5
+# PyTorch's count of training steps; of no use here.
+_BOOKKEEPING = "num_batches_tracked"
+
+
+def load_backbone(
+    model: nn.Module,
+    variables: Mapping,
+    source: str | os.PathLike,
+    *,
+    backbone_name: str | None = None,
+    prefix: str | None = None,
+) -> tuple[dict, LoadReport]:
+    """Loads pretrained weights into the backbone of a segmentation model.
+
+    Example:
+
+        variables, report = load_backbone(model, variables, "timm/resnet50.tv_in1k")
+        print(report)
+
+    Args:
+      model: made by `create_model`; it says how pictures are normalised.
+      variables: of the model; not changed.
+      source: a file, a folder or a name, see `sources.find_source`. Names of torchvision, of timm
+        and of flaxseg's own saved models are recognised, also behind a prefix (`encoder.`,
+        `state_dict.`, `module.`).
+      backbone_name: key of `list_backbones()`; needed only for a backbone of one's own whose
+        modules are named as ours are.
+      prefix: of the names to take, where the file has more than one set of them.
+
+    Returns:
+      New variables and a report. Tensors of the file that the backbone has no place for, such as a
+      classifier, are listed there as unused.
+
+    Raises:
+      WeightsError: the source can not be had or read; its names are not recognised; a tensor of the
+        backbone is missing or has another shape; or its network was trained on pictures normalised
+        in another way than this model's.
+    """
+    found = find_source(source)
+    if "backbone" not in variables.get("params", {}):
+        raise WeightsError("the variables have no 'backbone' among their params to load into.")
+    part = {key: value["backbone"] for key, value in variables.items() if "backbone" in value}
+    notes = _check_preprocessing(model, found)
+    part, report = load_weights(
+        part,
+        read_tensors(found.path),
+        name_maps=None if backbone_name is None else _maps_of(backbone_name),
+        prefix=prefix,
+        source=found.name,
+        notes=notes,
+    )
+    merged = dict(variables)
+    for key, value in part.items():
+        merged[key] = {**variables[key], "backbone": value}
+    return merged, report
+
+
+def load_weights(
+    variables: Mapping,
+    tensors: Mapping[str, np.ndarray] | str | os.PathLike,
+    *,
+    name_maps: Sequence[NameMap] | None = None,
+    prefix: str | None = None,
+    source: str = "the tensors",
+    notes: Sequence[str] = (),
+) -> tuple[dict, LoadReport]:
+    """Loads tensors with the names of another library into all variables of a module.
+
+    Args:
+      variables: of a backbone standing alone, or of any module with `name_maps`; not changed.
+      tensors: arrays by name, or where to read them.
+      name_maps: the naming schemes to try; by default those of the backbone's family.
+      prefix: of the names to take, such as `"encoder."`; found by itself by default.
+      source: what to call the tensors in the report.
+      notes: for the report.
+
+    Returns:
+      New variables, float32, and a report.
+
+    Raises:
+      WeightsError: the names are not recognised; a variable's tensor is missing, has another
+        shape or is not finite; or the tensors are of a larger network.
+    """
+    if not isinstance(tensors, Mapping):
+        found = find_source(tensors)
+        tensors, source = read_tensors(found.path), found.name
+    flat = flatten(variables)
+    if name_maps is None:
+        family = family_of(flat)
+        if family is None:
+            raise WeightsError(
+                "the modules to load into are not named as those of a known backbone "
+                f"({', '.join(NAME_MAPS)}); pass name_maps. They hold {_some(flat)}."
+            )
+        name_maps = NAME_MAPS[family]
+    tensors = {k: v for k, v in tensors.items() if not k.endswith(_BOOKKEEPING)}
+    name_map, prefix = _recognise(flat, tensors, name_maps, prefix, source)
+    names = {path: prefix + name for path, name in _names(name_map, flat).items()}
+    result, loaded, missing, mismatched = dict(flat), [], [], []
+    for path, value in flat.items():
+        if names.get(path) not in tensors:
+            missing.append(path)
+            continue
+        tensor = name_map.convert(path, tensors[names[path]])
+        if tensor.shape != value.shape:
+            mismatched.append((path, tensor.shape, value.shape))
+            continue
+        result[path] = _float32(path, tensor, source)
+        loaded.append(path)
+    used = set(names.values())
+    report = LoadReport(
+        source=source,
+        layout=name_map.name,
+        loaded=tuple(loaded),
+        missing=tuple(missing),
+        mismatched=tuple(mismatched),
+        unused=tuple(name for name in tensors if name not in used),
+        notes=tuple(notes),
+    )
+    if missing or mismatched:
+        lines = listed("of another shape", [describe_mismatch(*m) for m in mismatched])
+        lines += listed("missing", [f"{p} (as {names.get(p, 'no name')})" for p in missing])
+        raise WeightsError(
+            f"{source} ({name_map.name}) does not fit the network: of {len(flat)} tensors, "
+            f"{len(mismatched)} have another shape and {len(missing)} are missing.\n"
+            + "\n".join(lines)
+            + "\nChoose the weights of this very network, or the network of these weights."
+        )
+    left = [name for name in report.unused if _in_body(name, name_map, prefix)]
+    if left:
+        raise WeightsError(
+            f"{source} ({name_map.name}) is of a larger network: {len(left)} of its tensors have "
+            f"no place in this one, such as {_some(left)}. Choose the weights of this very network."
+        )
+    return unflatten(result), report
+
+
+def load_into(
+    variables: Mapping, directory: str | os.PathLike, *, reinit_head: bool = False
+) -> tuple[dict, LoadReport]:
+    """Starts a model from another one that flaxseg saved.
+
+    Args:
+      variables: of the model, freshly initialised; not changed.
+      directory: a saved model or the working directory of a training run.
+      reinit_head: whether parts outside of the backbone that are missing in the saved model or
+        have another shape there, as with another number of classes, keep their fresh values.
+
+    Returns:
+      New variables and a report.
+
+    Raises:
+      WeightsError: there is no sound saved model; or variables are missing in it or have another
+        shape, and they are in the backbone or `reinit_head` is off.
+    """
+    from flaxseg.saved_model import load_model
+
+    _, saved = load_model(directory)
+    theirs, ours = flatten(saved), flatten(variables)
+    loaded = [path for path in ours if path in theirs and theirs[path].shape == ours[path].shape]
+    missing = [path for path in ours if path not in theirs]
+    mismatched = [
+        (path, theirs[path].shape, ours[path].shape)
+        for path in ours
+        if path in theirs and theirs[path].shape != ours[path].shape
+    ]
+    report = LoadReport(
+        source=os.fspath(directory),
+        layout=FLAXSEG.name,
+        loaded=tuple(loaded),
+        missing=tuple(missing),
+        mismatched=tuple(mismatched),
+        unused=tuple(path for path in theirs if path not in ours),
+    )
+    wrong = [*missing, *(path for path, _, _ in mismatched)]
+    in_backbone = [path for path in wrong if path.split("/")[1] == "backbone"]
+    if in_backbone or (wrong and not reinit_head):
+        way_out = (
+            "The backbones differ; make the model with the backbone of the saved one."
+            if in_backbone
+            else "To start with a fresh head where it differs, set reinit_head "
+            "(--config.init.reinit_head)."
+        )
+        lines = listed("of another shape", [describe_mismatch(*m) for m in mismatched])
+        lines += listed("missing", missing)
+        raise WeightsError(
+            f"the model in {os.fspath(directory)} does not fit: of {len(ours)} tensors, "
+            f"{len(mismatched)} have another shape and {len(missing)} are missing.\n"
+            + "\n".join(lines)
+            + f"\n{way_out}"
+        )
+    return unflatten({**ours, **{path: theirs[path] for path in loaded}}), report
+
+
+def flatten(variables: Mapping) -> dict[str, jnp.ndarray]:
+    """Returns arrays by path, such as `"params/conv1/kernel"`."""
+    return flax.traverse_util.flatten_dict(flax.core.unfreeze(dict(variables)), sep="/")
+
+
+def unflatten(flat: Mapping) -> dict:
+    """The inverse of `flatten`."""
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _maps_of(backbone_name: str) -> tuple[NameMap, ...]:
+    family = "resnet" if backbone_name.startswith("resnet") else backbone_name
+    if family not in NAME_MAPS:
+        raise WeightsError(
+            f"there are no name maps for backbone {backbone_name!r}; there are for "
+            f"{', '.join(NAME_MAPS)}."
+        )
+    return NAME_MAPS[family]
+
+
+def _names(name_map: NameMap, flat: Mapping) -> dict[str, str]:
+    """Their name of each of our variables that the scheme knows."""
+    names = {}
+    for path in flat:
+        try:
+            names[path] = name_map.tensor_name(path)
+        except KeyError:
+            continue
+    return names
+
+
+def _in_body(name: str, name_map: NameMap, prefix: str) -> bool:
+    """Whether a tensor belongs to the part of the network that has no optional tensors."""
+    if not name_map.body or not name.startswith(prefix):
+        return False
+    return re.match(name_map.body, name.removeprefix(prefix)) is not None
+
+
+def _recognise(
+    flat: Mapping,
+    tensors: Mapping,
+    name_maps: Sequence[NameMap],
+    prefix: str | None,
+    source: str,
+) -> tuple[NameMap, str]:
+    """The scheme and prefix under which most of our variables are found."""
+    candidates = []
+    for name_map in name_maps:
+        expected = list(_names(name_map, flat).values())
+        if not expected:
+            continue
+        prefixes = {
+            name.removesuffix(anchor)
+            for anchor in (expected[0], expected[len(expected) // 2], expected[-1])
+            for name in tensors
+            if name == anchor or name.endswith((f".{anchor}", f"/{anchor}"))
+        }
+        for p in sorted(prefixes) if prefix is None else [prefix]:
+            hits = sum(p + name in tensors for name in expected)
+            candidates.append((hits / len(flat), name_map, p))
+    best = max((share for share, _, _ in candidates), default=0.0)
+    chosen = [(name_map, p) for share, name_map, p in candidates if share == best]
+    if best < _RECOGNISED:
+        expected = "; or ".join(
+            f"{m.name}: {_some(sorted(_names(m, flat).values()))}" for m in name_maps
+        )
+        behind = "" if prefix is None else f" behind the prefix {prefix!r}"
+        raise WeightsError(
+            f"the names in {source} are not recognised{behind}. It holds {len(tensors)} tensors, "
+            f"such as {_some(sorted(tensors))}. Expected were names as in {expected}."
+        )
+    if len(chosen) > 1:
+        raise WeightsError(
+            f"{source} holds {len(chosen)} networks of this kind, behind the prefixes "
+            f"{[p for _, p in chosen]}; pass prefix to choose one."
+        )
+    return chosen[0]
+
+
+def _float32(path: str, tensor: np.ndarray, source: str) -> jnp.ndarray:
+    values = np.asarray(tensor, np.float32)
+    if not np.all(np.isfinite(values)):
+        raise WeightsError(f"{source}: the tensor for {path} has values that are not finite.")
+    return jnp.asarray(values)
+
+
+def _check_preprocessing(model: nn.Module, source: Source) -> tuple[str, ...]:
+    """Raises if named weights want other pictures than the model gives; returns notes on lesser
+    differences."""
+    if source.hub is None:
+        return ()
+    wanted, got = source.hub.normalization, getattr(model, "normalization", None)
+    if got is not None and not _alike(wanted, got):
+        raise WeightsError(
+            f"{source.name} was trained on pictures normalised with mean {wanted.mean} and std "
+            f"{wanted.std}, and the model uses {got.mean} and {got.std}; it would see wrong "
+            "colours. Make the model with "
+            f"normalization={{'mean': {wanted.mean}, 'std': {wanted.std}}}."
+        )
+    padding = getattr(getattr(model, "backbone", None), "padding", source.hub.padding)
+    if padding != source.hub.padding:
+        return (
+            f"the network was trained with padding {source.hub.padding!r}, the model has "
+            f"{padding!r}; fine-tuning adapts to it, exact features need "
+            f"MobileNetV2(padding={source.hub.padding!r}) as the backbone.",
+        )
+    return ()
+
+
+def _alike(a: ImageNormalization, b: ImageNormalization) -> bool:
+    means = all(abs(x - y) <= _MEAN_TOLERANCE for x, y in zip(a.mean, b.mean, strict=True))
+    stds = all(abs(x / y - 1) <= _STD_TOLERANCE for x, y in zip(a.std, b.std, strict=True))
+    return means and stds
+
+
+def _some(names) -> str:
+    names = list(names)
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")

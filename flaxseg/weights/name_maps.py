@@ -1,0 +1,240 @@
+"""Where other libraries keep the weights of our networks: one naming scheme per family.
+
+A scheme goes from our names to theirs, so that every variable of a model is looked for and none can
+be forgotten. It maps the path of a module (`"layer1_0/conv1"`) to the prefix of its tensors
+(`"layer1.0.conv1"`); the variables inside a module are named in one way by all PyTorch libraries
+(`kernel` is `weight`, BatchNorm's `scale` is `weight` and its `mean` is `running_mean`).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from flaxseg.backbones.mobile import EFFICIENTNET_LITE0_STAGES, MOBILENET_V2_STAGES, Stage
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class NameMap:
+    """A naming scheme.
+
+    Attributes:
+      name: for messages and reports.
+      module: from the path of one of our modules to the prefix of its tensors; KeyError where the
+        scheme has no such module.
+      body: pattern of the beginning of names that belong to what the network is, in contrast to an
+        ImageNet classifier on top; such a tensor may not be left over, or it is another network.
+      channels_last: whether kernels are stored as ours are, and not as `[out, in, h, w]`.
+    """
+
+    name: str
+    module: Callable[[str], str]
+    body: str = ""
+    channels_last: bool = False
+
+    def tensor_name(self, path: str) -> str:
+        """Returns their name of our variable `"params/layer1_0/conv1/kernel"`.
+
+        Raises:
+          KeyError: the scheme has no such variable.
+        """
+        _, *module, leaf = path.split("/")
+        return f"{self.module('/'.join(module))}.{_LEAVES[leaf]}"
+
+    def convert(self, path: str, tensor: np.ndarray) -> np.ndarray:
+        """Returns their tensor in our layout.
+
+        Kernels of convolutions go from `[out, in, h, w]` to `[h, w, in, out]`, which takes
+        depthwise ones from `[C, 1, h, w]` to `[h, w, 1, C]`, and linear layers are transposed.
+        """
+        if self.channels_last or not path.endswith("/kernel"):
+            return tensor
+        if tensor.ndim == 4:
+            return tensor.transpose(2, 3, 1, 0)
+        return tensor.T if tensor.ndim == 2 else tensor
+
+
+class _FlaxsegNames(NameMap):
+    """Our own names, as in `model.safetensors` of a saved model."""
+
+    def tensor_name(self, path: str) -> str:
+        collection, rest = path.split("/", 1)
+        return f"{collection}/backbone/{rest}"
+
+
+def _resnet_module(path: str) -> str:
+    if path in ("conv1", "bn1"):
+        return path
+    if path == "classifier":
+        return "fc"
+    stage, index, part = re.fullmatch(r"layer(\d)_(\d+)/(\w+)", _known(path)).groups()
+    part = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}.get(part, part)
+    return f"layer{stage}.{index}.{part}"
+
+
+def _torchvision_mobilenet_v2_module(path: str) -> str:
+    fixed = {
+        "stem_conv": "features.0.0",
+        "stem_bn": "features.0.1",
+        "head_conv": "features.18.0",
+        "head_bn": "features.18.1",
+        "classifier": "classifier.1",
+    }
+    if path in fixed:
+        return fixed[path]
+    number, part = re.fullmatch(r"block(\d+)/(\w+)", _known(path)).groups()
+    first = {
+        "depthwise_conv": "0.0",
+        "depthwise_bn": "0.1",
+        "project_conv": "1",
+        "project_bn": "2",
+    }
+    others = {
+        "expand_conv": "0.0",
+        "expand_bn": "0.1",
+        "depthwise_conv": "1.0",
+        "depthwise_bn": "1.1",
+        "project_conv": "2",
+        "project_bn": "3",
+    }
+    return f"features.{number}.conv.{(first if number == '1' else others)[part]}"
+
+
+def _timm_mobile_module(stages: Iterable[Stage]) -> Callable[[str], str]:
+    """timm's names of a network of inverted residuals, `blocks.<stage>.<index>`."""
+    places = [(s, i) for s, stage in enumerate(stages) for i in range(stage.blocks)]
+    fixed = {
+        "stem_conv": "conv_stem",
+        "stem_bn": "bn1",
+        "head_conv": "conv_head",
+        "head_bn": "bn2",
+        "classifier": "classifier",
+    }
+    first = {
+        "depthwise_conv": "conv_dw",
+        "depthwise_bn": "bn1",
+        "project_conv": "conv_pw",
+        "project_bn": "bn2",
+    }
+    others = {
+        "expand_conv": "conv_pw",
+        "expand_bn": "bn1",
+        "depthwise_conv": "conv_dw",
+        "depthwise_bn": "bn2",
+        "project_conv": "conv_pwl",
+        "project_bn": "bn3",
+    }
+
+    def module(path: str) -> str:
+        if path in fixed:
+            return fixed[path]
+        number, part = re.fullmatch(r"block(\d+)/(\w+)", _known(path)).groups()
+        stage, index = places[int(number) - 1]
+        return f"blocks.{stage}.{index}.{(others if stage else first)[part]}"
+
+    return module
+
+
+def _known(path: str) -> str:
+    """The path, if it has the form of a module inside of a block."""
+    if not re.fullmatch(r"(layer\d_\d+|block\d+)/\w+", path):
+        raise KeyError(path)
+    return path
+
+
+FLAXSEG = _FlaxsegNames(
+    "a flaxseg model", lambda path: path, r"(params|batch_stats)/backbone/", channels_last=True
+)
+
+_TIMM_BODY = r"(conv_stem|bn1|blocks)\."
+
+NAME_MAPS: dict[str, tuple[NameMap, ...]] = {
+    "resnet": (
+        NameMap("torchvision and timm resnet", _resnet_module, r"(conv1|bn1|layer\d+)\."),
+        FLAXSEG,
+    ),
+    "mobilenet_v2": (
+        NameMap(
+            "torchvision mobilenet_v2", _torchvision_mobilenet_v2_module, r"features\.(?!18\.)"
+        ),
+        NameMap("timm mobilenetv2_100", _timm_mobile_module(MOBILENET_V2_STAGES), _TIMM_BODY),
+        FLAXSEG,
+    ),
+    "efficientnet_lite0": (
+        NameMap(
+            "timm efficientnet_lite0",
+            _timm_mobile_module(EFFICIENTNET_LITE0_STAGES),
+            _TIMM_BODY,
+        ),
+        FLAXSEG,
+    ),
+}
+
+
+def family_of(flat: Mapping[str, object]) -> str | None:
+    """Returns the key of `NAME_MAPS` that fits a backbone's flat variables, or None."""
+    modules = {path.split("/")[1] for path in flat}
+    if "layer1_0" in modules:
+        return "resnet"
+    blocks = sum(bool(re.fullmatch(r"block\d+", module)) for module in modules)
+    for family, stages in (
+        ("mobilenet_v2", MOBILENET_V2_STAGES),
+        ("efficientnet_lite0", EFFICIENTNET_LITE0_STAGES),
+    ):
+        if blocks == sum(stage.blocks for stage in stages):
+            return family
+    return None
+
+
+# Whole models. Each module path of ours begins with the part of the model that it is in.
+
+
+def torchvision_deeplabv3_module(path: str) -> str:
+    """torchvision's name of a module of `DeepLabV3` with `head_conv` on a ResNet."""
+    part, _, rest = path.partition("/")
+    if part == "backbone":
+        return f"backbone.{_resnet_module(rest)}"
+    fixed = {
+        "aspp/image_pooling/block/conv": "classifier.0.convs.4.1",
+        "aspp/image_pooling/block/bn": "classifier.0.convs.4.2",
+        "aspp/project/conv": "classifier.0.project.0",
+        "aspp/project/bn": "classifier.0.project.1",
+        "head/conv": "classifier.1",
+        "head/bn": "classifier.2",
+        "classifier": "classifier.4",
+        "auxiliary_head/block/conv": "aux_classifier.0",
+        "auxiliary_head/block/bn": "aux_classifier.1",
+        "auxiliary_head/classifier": "aux_classifier.4",
+    }
+    if path in fixed:
+        return fixed[path]
+    branch = re.fullmatch(r"aspp/aspp(\d)/(conv|bn)", path)
+    if branch is None:
+        raise KeyError(path)
+    return f"classifier.0.convs.{branch[1]}.{0 if branch[2] == 'conv' else 1}"
+
+
+def mobile_deeplabv3_module(path: str) -> str:
+    """The name, in `deeplabv3_mobilenet_v2_voc21`, of a module of `DeepLabV3` without atrous
+    branches on a MobileNetV2."""
+    part, _, rest = path.partition("/")
+    if part == "backbone":
+        return f"backbone.{_torchvision_mobilenet_v2_module(rest)}"
+    return {
+        "aspp/aspp0/conv": "head.aspp0.0",
+        "aspp/aspp0/bn": "head.aspp0.1",
+        "aspp/image_pooling/block/conv": "head.image_pooling.1",
+        "aspp/image_pooling/block/bn": "head.image_pooling.2",
+        "aspp/project/conv": "head.project.0",
+        "aspp/project/bn": "head.project.1",
+        "classifier": "head.classifier",
+    }[path]
