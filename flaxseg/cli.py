@@ -31,7 +31,7 @@ _EPILOG = """examples:
 'python -m flaxseg COMMAND --help' explains a command. Training: python train.py --help
 """
 
-_EVALUATE = """Measures a saved model on a split of a data set: each image once, whole, at its own size.
+_EVALUATE = """Measures a saved model on a split of a data set: each image whole, at its own size.
 
 Prints IoU, accuracy and pixels of each class, mIoU, pixel accuracy, mean accuracy and
 frequency-weighted IoU. With --out it also writes metrics.json, and pictures (image, truth,
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone, as in `... | head`; the flush at exit must not fail too.
+        # The reader has gone, as in `... | head`; the flush at exit must not fail on it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
