@@ -93,11 +93,7 @@ def make_optimizer(
     fixed = frozen_parameters(params, frozen)
     kinds = parameter_kinds(params)
     trained = jax.tree.map(lambda is_fixed: not is_fixed, fixed)
-    decayed = jax.tree.map(
-        lambda kind, is_trained: is_trained and (decay_bn_and_bias or kind == "weight"),
-        kinds,
-        trained,
-    )
+    decayed = jax.tree.map(lambda kind: decay_bn_and_bias or kind == "weight", kinds)
     multipliers = _multipliers(kinds, trained, head_lr_multiplier, bias_lr_multiplier)
     decay = optax.add_decayed_weights(weight_decay, mask=decayed) if weight_decay else None
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)

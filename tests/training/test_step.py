@@ -112,17 +112,19 @@ def one_row(batch: dict, index: int) -> dict:
     return {key: value[index : index + 1] for key, value in batch.items()}
 
 
-def test_first_step_equals_one_written_out_by_hand():
+@pytest.mark.parametrize("weights", [None, (0.5, 1.0, 2.0, 0.25)])
+def test_first_step_equals_one_written_out_by_hand(weights):
     """Loss, metrics, SGD, multiplier and decay, with optax's loss and no code of the step."""
     model, batch = TinySegmenter(auxiliary=True), tiny_batch(3)
     settings = {"weight_decay": 0.01, "head_lr_multiplier": 5.0}
-    start, step_fn = new_run(model, optimizer=settings, auxiliary_weight=0.3)
+    start, step_fn = new_run(model, optimizer=settings, auxiliary_weight=0.3, class_weights=weights)
     label = jnp.asarray(batch["label"], jnp.int32)
     valid = label != 255
+    weight = valid * jnp.asarray(weights or (1.0,) * 4)[jnp.where(valid, label, 0)]
 
     def mean(logits):
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, label, 0))
-        return jnp.sum(loss * valid) / jnp.sum(valid)
+        return jnp.sum(loss * weight) / jnp.sum(weight)
 
     def loss_of(params):
         prediction, updates = model.apply(
