@@ -44,13 +44,13 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                 f"pixel format {picture.mode} (more than 8 bits per channel); "
                 "convert the picture to 8-bit RGB"
             )
-        orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+        pixels = _load(picture)
+        orientation = _orientation(picture)
         if orientation not in (0, 1):
             raise UndecodableError(
                 f"EXIF orientation {orientation}: the picture is stored turned or mirrored, so it "
                 "may not fit its label; store it upright"
             )
-        pixels = _load(picture)
         return np.array(pixels if pixels.mode == "RGB" else pixels.convert("RGB"))
 
 
@@ -97,7 +97,7 @@ def _open(encoded: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Im
         raise UndecodableError(f"neither JPEG nor PNG (it starts with {start!r})") from None
     except Image.DecompressionBombError as error:
         raise UndecodableError(str(error)) from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # bytes made to harm reach many kinds of errors in the readers
         raise UndecodableError(f"damaged header: {error}") from None
     if picture.width * picture.height > max_pixels:
         size = f"{picture.width} x {picture.height}"
@@ -110,6 +110,14 @@ def _load(picture: Image.Image) -> Image.Image:
     """Decodes the pixels; raises UndecodableError with the decoder's words."""
     try:
         picture.load()
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except Exception as error:  # bytes made to harm reach many kinds of errors in the decoders
         raise UndecodableError(f"damaged picture: {error}") from None
     return picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 (upright) where there is none that can be read."""
+    try:
+        return picture.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # notes beside the pixels that nobody can read change nothing
+        return 1

@@ -19,6 +19,7 @@ from flaxseg.data.records import Record, open_split
 from flaxseg.errors import CheckpointError, ConfigError
 
 _MAX_THREADS = 16
+_PRACTICALLY_ENDLESS = 2**50  # records
 
 
 def train_batches(
@@ -64,7 +65,9 @@ def train_batches(
     )
     records = open_split(name, split, data_dir)
     _use_one_cv2_thread()
-    stream = grain.MapDataset.source(records).seed(seed).shuffle().repeat()
+    # Grain computes lengths in floating point, where those of its endless repeat() overflow.
+    epochs = _PRACTICALLY_ENDLESS // len(records)
+    stream = grain.MapDataset.source(records).seed(seed).shuffle().repeat(epochs)
     stream = stream.random_map(_Augment(tuple(crop_size), augmentation or Augmentation()))
     batches = stream[process_index::process_count].batch(batch_size // process_count)
     if num_threads is None:

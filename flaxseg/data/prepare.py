@@ -250,6 +250,8 @@ def _write(
                 builder.download_and_prepare(
                     download_config=tfds.download.DownloadConfig(try_download_gcs=False)
                 )
+        except RuntimeError as error:  # how the ArrayRecord writer reports a failed write
+            raise OSError(str(error)) from error
         finally:
             tfds.display_progress_bar(True)
     return pathlib.Path(builder.data_dir)

@@ -1,0 +1,134 @@
+"""Decoding: exact pixels and ids, and words for every kind of broken file."""
+
+import io
+import resource
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from published_files import jpeg, png
+
+from flaxseg.data.decode import UndecodableError, decode_image, decode_label
+from flaxseg.data.label_map import LabelMap
+
+IDS = np.array([[0, 1, 20], [255, 15, 2]], np.uint8)
+PICTURE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def palette_picture(ids: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(ids)
+    picture.putpalette([(7 * i + 3 * c) % 256 for i in range(256) for c in range(3)])
+    assert picture.mode == "P"
+    return picture
+
+
+def test_labels_keep_their_ids():
+    np.testing.assert_array_equal(decode_label(png(IDS)), IDS)
+    np.testing.assert_array_equal(decode_label(encoded(palette_picture(IDS))), IDS)
+    deep = IDS.astype(np.uint16) * 100
+    found = decode_label(png(deep))
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found, deep)
+    binary = Image.fromarray(IDS > 10)
+    np.testing.assert_array_equal(decode_label(encoded(binary)), (IDS > 10).astype(np.uint8))
+
+
+def test_pictures_of_all_kinds_become_rgb():
+    np.testing.assert_array_equal(decode_image(png(PICTURE)), PICTURE)
+    gray = PICTURE[..., 0]
+    np.testing.assert_array_equal(decode_image(png(gray)), np.stack([gray] * 3, -1))
+    alpha = np.dstack([PICTURE, gray])
+    np.testing.assert_array_equal(decode_image(png(alpha)), PICTURE)
+    indexed = palette_picture(IDS)
+    np.testing.assert_array_equal(decode_image(encoded(indexed)), np.array(indexed.convert("RGB")))
+    smooth = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+    assert abs(decode_image(jpeg(smooth)).astype(int) - smooth).max() <= 3
+    cmyk = encoded(Image.fromarray(smooth).convert("CMYK"), "JPEG", quality=95)
+    assert abs(decode_image(cmyk).astype(int) - smooth).max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"this is text", "neither JPEG nor PNG"),
+        (encoded(Image.fromarray(PICTURE), "BMP"), "neither JPEG nor PNG"),
+        (jpeg(PICTURE)[:-200], "truncated"),
+        (jpeg(PICTURE)[:-2], "truncated"),
+        (png(PICTURE)[: len(png(PICTURE)) // 2], "damaged picture"),
+        (png(np.zeros((4, 4), np.uint16)), "more than 8 bits"),
+    ],
+)
+def test_broken_pictures_are_refused_in_words(content, words):
+    with pytest.raises(UndecodableError, match=words):
+        decode_image(content)
+
+
+def test_a_picture_stored_turned_is_refused():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with pytest.raises(UndecodableError, match="EXIF orientation 6"):
+        decode_image(encoded(Image.fromarray(PICTURE), "JPEG", exif=exif))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (jpeg(PICTURE), "JPEG, whose compression changes"),
+        (png(PICTURE), "holds colours"),
+        (png(IDS)[:50], "damaged picture"),
+    ],
+)
+def test_labels_that_can_not_hold_ids_are_refused(content, words):
+    with pytest.raises(UndecodableError, match=words):
+        decode_label(content)
+
+
+def test_a_picture_bomb_is_refused_before_it_is_decoded():
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        checked = kind + body
+        return struct.pack(">I", len(body)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    def bomb(side: int) -> bytes:
+        header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+        return (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", header)
+            + chunk(b"IDAT", zlib.compress(b"\0"))
+            + chunk(b"IEND", b"")
+        )
+
+    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for side in (9000, 12000, 60000):  # below and above the limits at which Pillow warns and raises
+        for decode in (decode_image, decode_label):
+            with pytest.raises(UndecodableError, match="pixels"):
+                decode(bomb(side))
+    assert time.monotonic() - start < 1.0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+
+def test_label_map_translates_and_finds_unknown_ids():
+    label_map = LabelMap({0: 255, 1: 0, 2: 1, 15: 2, 20: 3, 255: 255})
+    np.testing.assert_array_equal(label_map.apply(IDS), [[255, 0, 3], [255, 2, 1]])
+    np.testing.assert_array_equal(
+        label_map.apply(IDS.astype(np.uint16)), [[255, 0, 3], [255, 2, 1]]
+    )
+    strange = np.array([[7, 7, 1], [9, 1, 1]], np.uint8)
+    assert label_map.unknown_ids(strange) == {7: 2, 9: 1}
+    for dtype in (np.uint8, np.uint16):
+        with pytest.raises(
+            ValueError, match=r"7 \(2 pixels\), 9 \(1 pixels\).*0\.\.2, 15, 20, 255"
+        ):
+            label_map.apply(strange.astype(dtype))
+    with pytest.raises(ValueError, match=r"1000 \(1 pixels\)"):
+        label_map.apply(np.array([[1000, 1]], np.uint16))

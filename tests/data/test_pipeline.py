@@ -1,0 +1,168 @@
+"""The training stream: one function of the seed, whatever reads it, and exactly resumable."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import flaxseg.data
+from flaxseg.data import Augmentation, train_batches
+from flaxseg.errors import CheckpointError, ConfigError, DataError
+
+EVERYTHING = Augmentation(rotate=10.0, blur=0.5, photometric=0.5)
+
+
+def open_stream(data_dir, **options) -> flaxseg.data.TrainBatches:
+    settings = {"batch_size": 4, "crop_size": (24, 20), "augmentation": EVERYTHING, "seed": 3}
+    settings = {**settings, "num_threads": 1, **options}
+    return train_batches("camvid", "train", data_dir=data_dir, **settings)
+
+
+def take(stream, number: int) -> list[dict[str, np.ndarray]]:
+    batches = [next(stream) for _ in range(number)]
+    stream.close()
+    return batches
+
+
+def assert_equal(found, wanted):
+    assert len(found) == len(wanted)
+    for a, b in zip(found, wanted, strict=True):
+        assert sorted(a) == sorted(b) == ["id", "image", "label"]
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+@pytest.fixture(scope="module")
+def reference(camvid_dir) -> list[dict[str, np.ndarray]]:
+    return take(open_stream(camvid_dir, num_threads=0), 6)
+
+
+def test_a_batch_has_the_promised_form(reference):
+    batch = reference[0]
+    assert (batch["image"].shape, batch["image"].dtype) == ((4, 24, 20, 3), np.uint8)
+    assert (batch["label"].shape, batch["label"].dtype) == ((4, 24, 20), np.uint8)
+    assert batch["id"].shape == (4,)
+    assert batch["id"].dtype.kind == "U"
+    assert set(np.unique(batch["label"])) <= {*range(11), 255}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_do_not_change_the_stream(camvid_dir, reference, threads):
+    assert_equal(take(open_stream(camvid_dir, num_threads=threads), 6), reference)
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_the_stream_nor_where_it_continues(camvid_dir, reference):
+    for workers in (1, 2):
+        assert_equal(take(open_stream(camvid_dir, num_workers=workers), 6), reference)
+    stream = open_stream(camvid_dir, num_workers=2)
+    stream.set_state({"batches_taken": 3})
+    assert_equal(take(stream, 3), reference[3:])
+
+
+def test_the_seed_changes_order_and_views(camvid_dir, reference):
+    other = take(open_stream(camvid_dir, seed=4), 6)
+    assert [list(b["id"]) for b in other] != [list(b["id"]) for b in reference]
+    assert any((a["image"] != b["image"]).any() for a, b in zip(other, reference, strict=True))
+
+
+def test_a_stream_continues_exactly_where_its_state_says(camvid_dir, reference):
+    stream = open_stream(camvid_dir, num_threads=2)
+    take(stream, 2)
+    state = json.loads(json.dumps(stream.get_state()))
+    for threads in (0, 3):
+        again = open_stream(camvid_dir, num_threads=threads)
+        again.set_state(state)
+        assert again.get_state() == state
+        assert_equal(take(again, 4), reference[2:])
+    assert_equal(take(stream, 4), reference[2:])  # closing does not lose the place
+    stream.set_state({"batches_taken": 0})
+    assert_equal(take(stream, 6), reference)
+    with pytest.raises(CheckpointError, match="next_index"):
+        stream.set_state({"next_index": 5})
+
+
+def test_orbax_keeps_the_state(camvid_dir, reference, tmp_path):
+    from grain import checkpoint
+
+    stream = open_stream(camvid_dir)
+    take(stream, 3)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(3, args=ocp.args.Composite(data=checkpoint.CheckpointSave(stream)))
+    fresh = open_stream(camvid_dir)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.restore(3, args=ocp.args.Composite(data=checkpoint.CheckpointRestore(fresh)))
+    assert_equal(take(fresh, 3), reference[3:])
+
+
+def test_each_epoch_has_every_record_once_in_a_new_order(camvid_dir):
+    records = flaxseg.data.open_split("camvid", "train", camvid_dir)
+    ids = sorted(record["id"] for record in records)
+    batches = take(open_stream(camvid_dir, batch_size=1), 4 * len(ids))
+    order = [str(b["id"][0]) for b in batches]
+    epochs = [order[i : i + len(ids)] for i in range(0, len(order), len(ids))]
+    assert all(sorted(epoch) == ids for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    first, second = (
+        next(b for b, name in zip(batches[i:], order[i:], strict=True) if name == ids[0])
+        for i in (0, len(ids))
+    )
+    assert (first["image"] != second["image"]).any()  # another view in another epoch
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_global_batch(camvid_dir, reference, count):
+    """Over all processes a step has the same records in the same views as with one process."""
+    parts = [
+        take(open_stream(camvid_dir, process_index=i, process_count=count), 6) for i in range(count)
+    ]
+    for step, whole in enumerate(reference):
+        for key in whole:
+            joined = np.empty_like(whole[key])
+            for i in range(count):
+                joined[i::count] = parts[i][step][key]
+            np.testing.assert_array_equal(joined, whole[key])
+
+
+def test_impossible_numbers_are_named(camvid_dir):
+    with pytest.raises(ConfigError, match=r"batch_size 4 .* 3 processes"):
+        open_stream(camvid_dir, process_count=3)
+    with pytest.raises(ConfigError, match=r"process_index 2 must be in 0\.\.1"):
+        open_stream(camvid_dir, process_index=2, process_count=2)
+    with pytest.raises(ConfigError, match=r"crop_size \(0, 5\)"):
+        open_stream(camvid_dir, crop_size=(0, 5))
+    with pytest.raises(DataError, match="no split 'training'; its splits: train, val, test"):
+        train_batches("camvid", "training", data_dir=camvid_dir, batch_size=1, crop_size=(8, 8))
+
+
+def test_a_bad_record_stops_the_stream_with_its_name(camvid_dir, monkeypatch):
+    """What a reader thread raises reaches the caller with its words."""
+    from flaxseg.data import records as module
+
+    def refuse(encoded):
+        raise module.UndecodableError("damaged picture: broken data stream")
+
+    monkeypatch.setattr(module, "decode_image", refuse)
+    with pytest.raises(DataError, match=r"camvid/train: the picture of record 'train_00\d'.*jpg"):
+        next(open_stream(camvid_dir, num_threads=2))
+
+
+def test_tensorflow_is_never_imported(camvid_folder, tmp_path):
+    program = "\n".join(
+        [
+            "import sys",
+            "import flaxseg.data as data",
+            f"folder = {str(tmp_path / 'data')!r}",
+            f"data.prepare('camvid', folder, {str(camvid_folder)!r}, progress=False)",
+            "data.open_split('camvid', 'val', folder)[0]",
+            "options = {'batch_size': 2, 'crop_size': (8, 8)}",
+            "stream = data.train_batches('camvid', 'train', data_dir=folder, **options)",
+            "next(stream)",
+            "stream.close()",
+            "assert 'tensorflow' not in sys.modules",
+        ]
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
