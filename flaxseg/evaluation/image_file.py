@@ -12,7 +12,7 @@ from flaxseg.errors import DataError
 
 # Pillow knows some forty formats, some of them rarely looked at; these are what cameras, browsers
 # and scanners write.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".gif",
 )  # fmt: skip

@@ -304,7 +304,7 @@ def _present(shown: np.ndarray | Iterable[int]) -> np.ndarray:
 def _legend(
     width: int, present: np.ndarray, class_names: Sequence[str], colors: Colors
 ) -> np.ndarray:
-    """A strip uint8 [h, width, 3] of colour patches and names in as many columns as fit."""
+    """A strip of colour patches and names, at least `width` wide, in as many columns as fit."""
     entries = [
         ("ignored", None)
         if index == IGNORE_LABEL and len(colors) <= IGNORE_LABEL
@@ -315,7 +315,8 @@ def _legend(
     font = ImageFont.load_default(size=size)
     patch, margin = size, size // 2
     cell = max((int(font.getlength(name)) for name, _ in entries), default=0) + patch + 3 * margin
-    columns = max(1, (width - margin) // cell)
+    width = max(width, cell + margin)
+    columns = (width - margin) // cell
     rows = -(-len(entries) // columns)
     line = size + margin
     strip = Image.new("RGB", (width, rows * line + margin), _PAPER)
