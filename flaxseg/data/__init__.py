@@ -12,7 +12,7 @@ from flaxseg.data.augmentation import Augmentation, augment
 from flaxseg.data.catalog import dataset_info, list_datasets
 from flaxseg.data.info import IGNORE_LABEL, DatasetInfo
 from flaxseg.data.pipeline import TrainBatches, train_batches
-from flaxseg.data.prepare import (
+from flaxseg.data.preparation import (
     Manifest,
     default_data_dir,
     is_prepared,

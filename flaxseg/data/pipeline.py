@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from flaxseg.data.augmentation import Augmentation, augment
-from flaxseg.data.prepare import PathLike
+from flaxseg.data.preparation import PathLike
 from flaxseg.data.records import Record, open_split
 from flaxseg.errors import CheckpointError, ConfigError
 

@@ -11,7 +11,7 @@ from flaxseg.data import catalog
 from flaxseg.data.decode import UndecodableError, decode_image, decode_label
 from flaxseg.data.info import DatasetInfo
 from flaxseg.data.label_map import LabelMap
-from flaxseg.data.prepare import PathLike, as_data_dir, prepared_dir, read_manifest
+from flaxseg.data.preparation import PathLike, as_data_dir, prepared_dir, read_manifest
 from flaxseg.errors import DataError
 
 

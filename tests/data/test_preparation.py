@@ -11,10 +11,9 @@ import pytest
 from published_files import jpeg, png, write_camvid
 
 import flaxseg.data
+from flaxseg.data import preparation
 from flaxseg.data import prepare as prepare_function
 from flaxseg.errors import DataError
-
-prepare_module = sys.modules["flaxseg.data.prepare"]
 
 
 def prepare(folder, data_dir):
@@ -147,7 +146,7 @@ def test_files_of_others_are_not_overwritten(camvid_folder, tmp_path):
 PROGRAM = """
 import sys, time
 import flaxseg.data
-module = sys.modules["flaxseg.data.prepare"]
+module = flaxseg.data.preparation
 stop_after, data_dir, folder = sys.argv[1:]
 original = getattr(module, stop_after)
 
@@ -204,7 +203,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(camvid_folder, tmp_path, monkey
     def full(*args):
         raise OSError(28, "No space left on device", str(tmp_path / "data" / "x.array_record"))
 
-    monkeypatch.setattr(prepare_module, "_write", full)
+    monkeypatch.setattr(preparation, "_write", full)
     message = refused(camvid_folder, tmp_path / "data")
     assert "No space left on device" in message
     assert "MiB are free there" in message
