@@ -1,0 +1,507 @@
+"""Checkpoints of a run: everything that a bit-exact continuation needs, verified when it is read.
+
+Orbax writes a checkpoint beside its place and renames it when it is complete, so that what has a
+step's name is whole. It keeps no digests, though, and restores a flipped bit without a word;
+therefore each checkpoint holds the SHA-256 of every array and of its own description, and a
+checkpoint that does not match them is set aside in favour of the one before.
+
+    checkpoints/<step>/state/<parameter path with dots>/...   one array each
+    checkpoints/<step>/meta/metadata                          JSON: digests, config, iterator, history
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from flaxseg.errors import CheckpointError, NonFiniteLossError
+
+FORMAT_VERSION = 1
+
+_MAX_LISTED = 8
+
+_log = logging.getLogger(__name__)
+
+Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint holds beside the arrays; all of it goes into JSON.
+
+    Attributes:
+      config: of the run, as `config_to_dict` gives it.
+      iterator_state: JSON text of the data iterator's state after the last batch that was used; all
+        processes have taken as many batches.
+      history: one dict per evaluation so far, with "step" and "miou".
+      environment: what the results may depend on beside the config: versions, devices, data.
+    """
+
+    config: dict[str, Any]
+    iterator_state: str
+    history: list[dict[str, Any]]
+    environment: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read and verified.
+
+    Attributes:
+      step: steps done.
+      state: NumPy arrays in the structure that was asked for.
+      meta: the rest.
+    """
+
+    step: int
+    state: Any
+    meta: Meta
+
+
+class _DamagedError(Exception):
+    """A checkpoint is not what was written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Saves are asynchronous, and no error of one is lost: it is raised by the next `poll`, `save`,
+    `finish` or `close`, whichever comes first.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, keep_last: int = 2, keep_best: int = 1):
+        """
+        Args:
+          directory: made when it is missing.
+          keep_last: newest checkpoints that are kept, at least 1.
+          keep_best: checkpoints with the largest mIoU that are kept beside them.
+
+        Raises:
+          CheckpointError: the folder can not be made or read.
+        """
+        if keep_last < 1:
+            raise ValueError(f"keep_last is {keep_last}; it must be at least 1.")
+        self.directory = pathlib.Path(directory).absolute()
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._pending: tuple[int, int] | None = None  # step and bytes of the save under way
+        self._history: Sequence[Mapping[str, Any]] = ()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                self._finish_interrupted_moves()
+            self._manager = self._open()
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint folder {self.directory} can not be used: {error.strerror or error}."
+            ) from error
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints on disk, rising."""
+        self._manager.reload()
+        pending = self._pending[0] if self._pending else None
+        return sorted(step for step in self._manager.all_steps() if step != pending)
+
+    def save(self, step: int, state: Any, meta: Meta) -> None:
+        """Begin to write a checkpoint; returns as soon as the arrays may change.
+
+        Args:
+          step: steps done. A checkpoint of this step that exists is replaced.
+          state: tree of host arrays; it is not copied, and must not be written to afterwards.
+          meta: see `Meta`.
+
+        Raises:
+          NonFiniteLossError: an array holds a value that is not finite; nothing is written.
+          CheckpointError: it can not be written, or the save before this one failed.
+        """
+        self.finish()
+        leaves = _named_leaves(state)
+        _check_finite(leaves, step)
+        content = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "leaves": _describe(leaves),
+            **dataclasses.asdict(meta),
+        }
+        size = sum(leaf.nbytes for leaf in leaves.values())
+        self._check_room(step, size)
+        if step in self.steps():
+            self._move(step, "replaced")
+            self._manager.reload()
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(_nest(leaves)),
+                    meta=ocp.args.JsonSave({"sha256": _digest_json(content), "content": content}),
+                ),
+                force=True,
+            )
+        except Exception as error:
+            raise self._save_failed(step, size, error) from error
+        self._pending = (step, size)
+        self._history = meta.history
+
+    def poll(self) -> None:
+        """Take note of a save that is done; never waits.
+
+        Raises:
+          CheckpointError: it failed.
+        """
+        if self._pending and not self._manager.is_saving_in_progress():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save under way, then delete the checkpoints that need not be kept.
+
+        Raises:
+          CheckpointError: the save failed; the checkpoints before it are still there.
+        """
+        if not self._pending:
+            return
+        (step, size), self._pending = self._pending, None
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._save_failed(step, size, error) from error
+        if step not in self.steps():
+            raise self._save_failed(step, size, OSError("it is not on the disk"))
+        if jax.process_index() == 0:
+            self._prune()
+
+    def close(self) -> None:
+        """Wait for the save under way and free the threads."""
+        try:
+            self.finish()
+        finally:
+            self._manager.close()
+
+    def restore(self, like: Tree, step: int | None = None) -> Restored | None:
+        """Read the newest good checkpoint.
+
+        A damaged one is named in a warning and renamed to `<step>.damaged`, and the one before it is
+        taken.
+
+        Args:
+          like: tree of arrays or shapes that the state must fit.
+          step: the checkpoint to read instead; later ones are then renamed to `<step>.set_aside`.
+
+        Returns:
+          The checkpoint, or None where there is none.
+
+        Raises:
+          CheckpointError: there is no checkpoint of `step`; there are checkpoints and none can be
+            read; or the parameters differ in name or shape from those of `like`.
+        """
+        steps = self.steps()
+        if step is not None and step not in steps:
+            have = ", ".join(map(str, steps)) or "none"
+            raise CheckpointError(
+                f"there is no checkpoint of step {step} in {self.directory}; there are: {have}. "
+                "Set checkpoint.restore_step to one of them, or to -1 for the newest."
+            )
+        wanted = [s for s in steps if step is None or s <= step]
+        damages = []
+        for candidate in reversed(wanted):
+            try:
+                restored = self._read(candidate, like)
+            except _DamagedError as error:
+                damages.append(str(error))
+                if step is not None:
+                    raise CheckpointError(f"{error} Other checkpoints: {steps}.") from error
+                _log.warning("%s It is set aside, and the one before it is used.", error)
+                continue
+            self._set_aside(candidate, steps, "damaged" if step is None else "set_aside")
+            self._history = restored.meta.history
+            return restored
+        if damages:
+            raise CheckpointError(
+                "no checkpoint of this run can be read:\n"
+                + "\n".join(f"  - {damage}" for damage in damages)
+                + f"\nNothing was deleted. Restore {self.directory} from a copy, or start again "
+                "with another --workdir."
+            )
+        return None
+
+    # Reading
+
+    def _read(self, step: int, like: Tree) -> Restored:
+        """One checkpoint, verified; `_DamagedError` says what is wrong with it."""
+        content = self._read_meta(step)
+        expected = _named_shapes(like)
+        self._check_fit(step, content["leaves"], expected)
+        template = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in content["leaves"]}
+        try:
+            nested = self._manager.restore(
+                step,
+                args=ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=_nest(template))),
+            ).state
+            leaves = {name: np.asarray(_find(nested, name)) for name in content["leaves"]}
+        except Exception as error:
+            raise _DamagedError(self._name_unreadable(step, content["leaves"], error)) from error
+        found = _describe(leaves)
+        for name, wanted in content["leaves"].items():
+            if found[name] != wanted:
+                raise _DamagedError(
+                    f"checkpoint {step} is damaged: {name} in {self._leaf_path(step, name)} is not "
+                    f"what was written (sha256 {found[name]['sha256'][:12]}..., "
+                    f"wanted {wanted['sha256'][:12]}...)."
+                )
+        ordered = [leaves[name] for name in expected]
+        state = jax.tree.unflatten(jax.tree.structure(like), ordered)
+        names = [field.name for field in dataclasses.fields(Meta)]
+        return Restored(step, state, Meta(**{name: content[name] for name in names}))
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        path = self.directory / str(step) / "meta"
+        try:
+            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            meta = self._manager.restore(step, args=args).meta
+            content = meta["content"]
+            good = meta["sha256"] == _digest_json(content)
+        except Exception as error:
+            raise _DamagedError(
+                f"checkpoint {step} is incomplete: {path} can not be read ({_first_line(error)})."
+            ) from error
+        if not good:
+            raise _DamagedError(
+                f"checkpoint {step} is damaged: the description in {path} is not what was written."
+            )
+        if content["format_version"] > FORMAT_VERSION:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} has format {content['format_version']}; this "
+                f"flaxseg reads up to {FORMAT_VERSION}. Use the flaxseg that wrote it, "
+                f"{content['environment'].get('flaxseg')}, or a later one."
+            )
+        return content
+
+    def _check_fit(
+        self, step: int, saved: Mapping[str, Mapping], expected: Mapping[str, tuple]
+    ) -> None:
+        """Raises CheckpointError where the arrays of the run are not those of the checkpoint."""
+        shapes = {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in saved.items()}
+        differ = [name for name in expected if name in shapes and expected[name] != shapes[name]]
+        lines = [
+            f"{name}: the checkpoint has {_array(shapes[name])}, this run {_array(expected[name])}"
+            for name in differ
+        ]
+        lines += [
+            f"{name}: the checkpoint lacks it, this run has {_array(expected[name])}"
+            for name in expected
+            if name not in shapes
+        ]
+        lines += [
+            f"{name}: the checkpoint has {_array(shapes[name])}, this run has no such parameter"
+            for name in shapes
+            if name not in expected
+        ]
+        if not lines:
+            return
+        # What the user knows by name first: parameters before their moments and averages.
+        lines.sort(key=lambda line: not line.startswith("params/"))
+        more = [f"... and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
+        raise CheckpointError(
+            f"checkpoint {step} in {self.directory} is of another model, number of classes or "
+            "optimizer:\n"
+            + "\n".join(f"  - {line}" for line in lines[:_MAX_LISTED] + more)
+            + "\nTo go on with that run, give its config again (config.json in its workdir). To start "
+            "this one, give another --workdir; to start it from that run's best model, add "
+            f"--config.init.model={self.directory.parent} --config.init.reinit_head=True"
+        )
+
+    def _name_unreadable(self, step: int, names: Mapping[str, Any], error: Exception) -> str:
+        """Which array of a checkpoint can not be read: Orbax does not always say it."""
+        text = str(error)
+        for name in names:
+            path = self._leaf_path(step, name)
+            if not path.is_dir() or f"{path.name}/" in text or f"{path.name}'" in text:
+                break
+        else:
+            name, path = "an array", self.directory / str(step) / "state"
+        return f"checkpoint {step} is damaged: {name} in {path} can not be read ({_first_line(error)})."
+
+    def _leaf_path(self, step: int, name: str) -> pathlib.Path:
+        return self.directory / str(step) / "state" / name.replace("/", ".")
+
+    # Writing and deleting
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
+            self.directory,
+            # One folder per array, so that damage has a name.
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=True, enable_async_checkpointing=True
+            ),
+        )
+
+    def _check_room(self, step: int, size: int) -> None:
+        """Raises before anything is written where it can not fit."""
+        free = shutil.disk_usage(self.directory).free
+        if free < size:
+            raise self._save_failed(step, size, OSError("the disk is full"))
+
+    def _save_failed(self, step: int, size: int, error: BaseException) -> CheckpointError:
+        """The error to raise; afterwards the manager knows again what is on the disk."""
+        try:
+            self._manager.close()
+        except Exception as close_error:
+            _log.debug("closing after a failed save: %s", close_error)
+        self._finish_interrupted_moves()
+        self._manager = self._open()
+        have = self.steps()
+        kept = f"checkpoint {have[-1]} is kept" if have else "there is no checkpoint before it"
+        return CheckpointError(
+            f"checkpoint {step} could not be written to {self.directory / str(step)}: "
+            f"{_first_line(error)}. It needs {_megabytes(size)}, and "
+            f"{_megabytes(shutil.disk_usage(self.directory).free)} are free; {kept}. "
+            "Free some room or mend the permissions, then give the same command again."
+        )
+
+    def _prune(self) -> None:
+        """Delete all but the last and the best checkpoints; a failure is only reported."""
+        steps = self.steps()
+        scores = {entry["step"]: entry["miou"] for entry in self._history}
+        ranked = sorted(
+            (s for s in steps if _is_score(scores.get(s))), key=lambda s: (-scores[s], s)
+        )
+        keep = {*steps[-self._keep_last :], *ranked[: self._keep_best]}
+        for step in steps:
+            if step not in keep:
+                self._move(step, "deleted")
+        for path in [*self.directory.glob("*.deleted"), *self.directory.glob("*.replaced")]:
+            shutil.rmtree(path, onerror=_report_failed_delete)
+
+    def _move(self, step: int, suffix: str) -> None:
+        """Rename a checkpoint, so that from one moment to the next it is none."""
+        if jax.process_index() != 0:
+            return
+        source = self.directory / str(step)
+        target = self.directory / f"{step}.{suffix}"
+        try:
+            if target.exists():
+                shutil.rmtree(target)
+            source.rename(target)
+        except OSError as error:
+            _log.warning("%s can not be renamed to %s: %s", source, target.name, error)
+
+    def _set_aside(self, restored: int, steps: Sequence[int], suffix: str) -> None:
+        """Rename the checkpoints after the restored one: their steps will be saved again."""
+        for step in steps:
+            if step > restored:
+                self._move(step, suffix)
+
+    def _finish_interrupted_moves(self) -> None:
+        """Take back a checkpoint whose replacement was never completed; drop what was deleted."""
+        for path in self.directory.glob("*.replaced"):
+            original = path.with_suffix("")
+            if not original.exists():
+                path.rename(original)
+        for path in [*self.directory.glob("*.replaced"), *self.directory.glob("*.deleted")]:
+            shutil.rmtree(path, onerror=_report_failed_delete)
+
+
+def best_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The evaluation with the largest mIoU, the earliest of equal ones; NaN is never the best."""
+    scored = [entry for entry in history if _is_score(entry["miou"])]
+    return min(scored, key=lambda entry: (-entry["miou"], entry["step"]), default=None)
+
+
+def state_digest(state: Any) -> str:
+    """SHA-256 over the names, types, shapes and bytes of all arrays of a tree."""
+    return _digest_json(_describe(_named_leaves(state)))
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    """`{"params/backbone/stem/kernel": array}` in the order of the tree's leaves."""
+    pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_name(path): np.asarray(leaf) for path, leaf in pairs}
+
+
+def _named_shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """`(shape, dtype)` by name, of arrays or of their shapes."""
+    pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in pairs}
+
+
+def _name(path: Sequence[Any]) -> str:
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat names as nested dicts."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split("/")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return nested
+
+
+def _find(nested: Mapping[str, Any], name: str) -> Any:
+    for part in name.split("/"):
+        nested = nested[part]
+    return nested
+
+
+def _describe(leaves: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Shape, type and SHA-256 of each array; digests are computed by several threads."""
+
+    def describe(leaf: np.ndarray) -> dict[str, Any]:
+        data = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        digest = hashlib.sha256(data).hexdigest()
+        return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": digest}
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return dict(zip(leaves, pool.map(describe, leaves.values()), strict=True))
+
+
+def _digest_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_finite(leaves: Mapping[str, np.ndarray], step: int) -> None:
+    for name, leaf in leaves.items():
+        if np.issubdtype(leaf.dtype, np.inexact) and not np.isfinite(leaf).all():
+            raise NonFiniteLossError(
+                f"{name} holds values that are not finite after {step} steps; no checkpoint was "
+                "written. Lower optimizer.learning_rate or set optimizer.grad_clip_norm."
+            )
+
+
+def _array(shape_and_dtype: tuple[tuple[int, ...], str]) -> str:
+    shape, dtype = shape_and_dtype
+    return f"{list(shape)} {dtype}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300].rstrip(".")
+
+
+def _report_failed_delete(function: Any, path: str, info: Any) -> None:
+    _log.warning("an old checkpoint can not be deleted: %s: %s", path, info[1])

@@ -1,0 +1,428 @@
+"""The config of a training run: its default, its check, and what may change between two starts of one run.
+
+Only the programs read a config; the library below them takes plain arguments.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from flaxseg.errors import ConfigError, DataError
+
+# Fields that do not touch the parameters a run ends with: they may differ between two starts of the same run.
+FREE_FIELDS = (
+    "allow_change",
+    "checkpoint",
+    "eval",
+    "log",
+    "data.dir",
+    "data.manual_dir",
+    "data.num_threads",
+    "data.num_workers",
+    "data.eval_split",
+)
+
+DATA_FIELD = "data.fingerprint"
+"""Stands beside the fields of a saved config: what the prepared records are, not where they lie."""
+
+
+def default_config() -> config_dict.ConfigDict:
+    """Every field of a training run with its default. Sizes are `(height, width)`; 0, "" and () mean "off" or "none".
+
+    Returns:
+      A locked `ConfigDict`; `configs/*.py` change what their recipe needs.
+
+    Example:
+      >>> config = default_config()
+      >>> config.optimizer.learning_rate = 0.02
+      >>> config.schedule.name
+      'poly'
+    """
+    config = config_dict.ConfigDict()
+    config.seed = 0
+    config.steps = 1000  # optimizer steps of the whole run
+    config.batch_size = 8  # images per step over all devices and processes
+    config.parallel = "jit"  # jit (over a mesh) | pmap
+    config.dtype = (
+        "float32"  # of the computation: float32 | bfloat16; parameters and logits are float32
+    )
+    config.remat = False  # recompute activations in the backward pass: less memory, more time
+    config.allow_change = ""  # fields that a resumed run may change, comma separated; "all" for any
+
+    config.model = _section(
+        name="deeplabv3plus",
+        backbone="resnet50",
+        output_stride=16,
+        frozen_batch_norm=False,
+        options=config_dict.ConfigDict(),  # further arguments of the model
+    )
+    config.init = _section(
+        backbone="",  # weights for the backbone: a name, or the path of a .safetensors file; "" is random
+        model="",  # a folder written by save_model (or a workdir) to start from
+        reinit_head=False,  # with init.model: draw anew what does not fit the number of classes
+    )
+    config.data = _section(
+        name="shapes",
+        dir="",  # where prepared data sets are kept; "": $FLAXSEG_DATA, else ./data
+        manual_dir="",  # the data set as its authors publish it, for those that are not downloaded
+        train_split="train",
+        eval_split="val",
+        crop_size=(512, 512),
+        scale=(0.5, 2.0),  # range of the random scale
+        scale_step=0.0,  # 0: any scale in the range
+        flip=True,
+        rotate=0.0,  # largest angle, degrees
+        blur=0.0,  # probability
+        photometric=0.0,  # strength
+        num_threads=-1,  # that read and augment records, per process; -1: one per core, at most 16
+        num_workers=0,  # processes to do so; for machines with many cores
+    )
+    config.loss = _section(
+        label_smoothing=0.0,
+        class_weights=(),  # one weight per class
+        auxiliary_weight=0.0,  # of the model's auxiliary output; 0 leaves it out
+    )
+    config.optimizer = _section(
+        name="sgd",  # sgd | adam | adamw
+        learning_rate=0.01,
+        momentum=0.9,
+        nesterov=False,
+        b1=0.9,
+        b2=0.999,
+        weight_decay=1e-4,
+        decay_bn_and_bias=False,
+        head_lr_multiplier=1.0,  # of everything that is not backbone
+        bias_lr_multiplier=1.0,
+        grad_clip_norm=0.0,  # of the global gradient norm
+        accumulate_steps=1,  # steps whose gradients are averaged before one update
+        ema_decay=0.0,  # of the averaged parameters that are evaluated and exported
+    )
+    config.schedule = _section(
+        name="poly",  # poly | cosine | step | constant
+        power=0.9,  # poly
+        warmup_steps=0,
+        end_value=0.0,  # poly, cosine
+        step_milestones=(),  # step: multiply by step_factor at each
+        step_factor=0.1,
+    )
+    config.eval = _section(
+        every_steps=500,  # 0: only at the end; the last step is always evaluated
+        batch_size=8,
+        pad_to=(0, 0),  # (0, 0): each image at its own size
+        num_pictures=4,  # predictions drawn at each evaluation
+    )
+    config.checkpoint = _section(
+        every_steps=200,  # 0: only with an evaluation; every evaluation is followed by a checkpoint
+        keep_last=2,
+        keep_best=1,  # by mIoU, beside the last
+        restore_step=-1,  # go on from this one; later ones are set aside. -1: from the newest
+    )
+    config.log = _section(every_steps=20, tensorboard=True)
+    return config.lock()
+
+
+def _section(**fields: Any) -> config_dict.ConfigDict:
+    """One group of fields."""
+    return config_dict.ConfigDict(fields)
+
+
+def config_to_dict(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """The config as JSON holds it: nested dicts of str, bool, int, float and lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean "x"?` for the known name nearest to `name`, or "" where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def field_names(config: Mapping[str, Any]) -> list[str]:
+    """All fields of a config, by their dotted names: `["seed", ..., "model.name", ...]`."""
+    return list(_flatten(config))
+
+
+def validate_config(config: config_dict.ConfigDict, *, device_count: int = 1) -> None:
+    """Check every field of a config, and fields against each other, before anything is read or compiled.
+
+    Args:
+      config: the config of a run, of the form of `default_config()`.
+      device_count: devices that share one batch, over all processes.
+
+    Raises:
+      ConfigError: listing all problems: unknown or missing fields, wrong types, impossible values, unknown names,
+        a batch that the devices can not share.
+    """
+    problems = _structure_problems(config)
+    if not problems:  # values are only looked at where every field is there and has its type
+        problems = [
+            *_range_problems(config),
+            *_name_problems(config),
+            *_relation_problems(config, device_count),
+        ]
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"{count} in the config:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def check_resumable(
+    saved: Mapping[str, Any], given: Mapping[str, Any], *, allow_change: str, workdir: str
+) -> None:
+    """Refuse to continue a run with a config that would make it another run.
+
+    Args:
+      saved: the config that the checkpoint holds, as `config_to_dict` gives it.
+      given: the config of this start, in the same form.
+      allow_change: fields that may differ all the same, comma separated; "all" for any.
+      workdir: the run's folder, for the message.
+
+    Raises:
+      ConfigError: listing each field that differs with both values, unless it is one of
+        `FREE_FIELDS` or is named in `allow_change`.
+    """
+    allowed = [name.strip() for name in allow_change.split(",") if name.strip()]
+    if "all" in allowed:
+        return
+    changes = [
+        (name, old, new)
+        for name, old, new in changed_fields(saved, given)
+        if not _is_under(name, (*FREE_FIELDS, *allowed))
+    ]
+    if changes:
+        names = ",".join(name for name, _, _ in changes)
+        lines = "\n".join(f"  - {name}: was {old!r}, is {new!r}" for name, old, new in changes)
+        raise ConfigError(
+            f"the run in {workdir} was started with other settings, and continuing it would give neither run's "
+            f"result:\n{lines}\nStart a new run with another --workdir, or go on all the same with "
+            f"--config.allow_change={names}"
+        )
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """`(name, old value, new value)` of each field that differs; "not set" stands for a field one side lacks."""
+    old_fields, new_fields = _flatten(old), _flatten(new)
+    names = [*new_fields, *(name for name in old_fields if name not in new_fields)]
+    missing = "not set"
+    return [
+        (name, old_fields.get(name, missing), new_fields.get(name, missing))
+        for name in names
+        if old_fields.get(name, missing) != new_fields.get(name, missing)
+    ]
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one dict with dotted names."""
+    flat = {}
+    for name, value in fields.items():
+        if isinstance(value, (Mapping, config_dict.ConfigDict)):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _is_under(name: str, fields: Iterable[str]) -> bool:
+    """Whether `name` is one of `fields` or inside one of them."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
+
+
+def _structure_problems(config: config_dict.ConfigDict) -> list[str]:
+    """Fields that no program knows, fields that are missing, and values of the wrong type."""
+    expected, given = _flatten(default_config()), _flatten(config)
+    problems = []
+    for name in given:
+        if name not in expected and not name.startswith("model.options."):
+            problems.append(f"there is no field {name!r}.{did_you_mean(name, expected)}")
+    for name, default in expected.items():
+        if name not in given:
+            problems.append(f"the field {name!r} is missing; its default is {default!r}")
+        elif not _has_type_of(given[name], default):
+            problems.append(
+                f"{name} is {given[name]!r}, a {type(given[name]).__name__}; "
+                f"it must be a {type(default).__name__}, such as {default!r}"
+            )
+    return problems
+
+
+def _has_type_of(value: Any, default: Any) -> bool:
+    """Whether `value` can stand where `default` does; an int may stand for a float, a list for a tuple."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float))
+    if isinstance(default, tuple):
+        return isinstance(value, (tuple, list)) and all(
+            isinstance(item, (int, float)) and not isinstance(item, bool) for item in value
+        )
+    return isinstance(value, type(default))
+
+
+def _at_least(low: float) -> tuple[Callable[[float], bool], str]:
+    return lambda value: math.isfinite(value) and value >= low, f"at least {low}"
+
+
+def _above(low: float) -> tuple[Callable[[float], bool], str]:
+    return lambda value: math.isfinite(value) and value > low, f"more than {low}"
+
+
+def _within(low: float, high: float) -> tuple[Callable[[float], bool], str]:
+    return lambda value: low <= value < high, f"at least {low} and less than {high}"
+
+
+def _up_to(low: float, high: float) -> tuple[Callable[[float], bool], str]:
+    return lambda value: low <= value <= high, f"between {low} and {high}"
+
+
+# Field -> (test, what is wanted).
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "seed": _at_least(0),
+    "steps": _at_least(1),
+    "batch_size": _at_least(1),
+    "data.scale_step": _at_least(0),
+    "data.rotate": _up_to(0, 180),
+    "data.blur": _up_to(0, 1),
+    "data.photometric": _up_to(0, 1),
+    "data.num_threads": _at_least(-1),
+    "data.num_workers": _at_least(0),
+    "loss.label_smoothing": _within(0, 1),
+    "loss.auxiliary_weight": _at_least(0),
+    "optimizer.learning_rate": _above(0),
+    "optimizer.momentum": _within(0, 1),
+    "optimizer.b1": _within(0, 1),
+    "optimizer.b2": _within(0, 1),
+    "optimizer.weight_decay": _at_least(0),
+    "optimizer.head_lr_multiplier": _at_least(0),
+    "optimizer.bias_lr_multiplier": _at_least(0),
+    "optimizer.grad_clip_norm": _at_least(0),
+    "optimizer.accumulate_steps": _at_least(1),
+    "optimizer.ema_decay": _within(0, 1),
+    "schedule.power": _above(0),
+    "schedule.warmup_steps": _at_least(0),
+    "schedule.end_value": _at_least(0),
+    "schedule.step_factor": _above(0),
+    "eval.every_steps": _at_least(0),
+    "eval.batch_size": _at_least(1),
+    "eval.num_pictures": _at_least(0),
+    "checkpoint.every_steps": _at_least(0),
+    "checkpoint.keep_last": _at_least(1),
+    "checkpoint.keep_best": _at_least(0),
+    "checkpoint.restore_step": _at_least(-1),
+    "log.every_steps": _at_least(1),
+}
+
+
+def _range_problems(config: config_dict.ConfigDict) -> list[str]:
+    """Numbers and sizes outside their range."""
+    fields = _flatten(config)
+    problems = [
+        f"{name} is {fields[name]}; it must be {wanted}"
+        for name, (test, wanted) in _RANGES.items()
+        if not test(fields[name])
+    ]
+    for name, low in (("data.crop_size", 1), ("eval.pad_to", 0)):
+        size = fields[name]
+        if len(size) != 2 or not all(isinstance(side, int) and side >= low for side in size):
+            problems.append(
+                f"{name} is {tuple(size)}; it must be (height, width) in pixels, each a whole number of at least {low}"
+            )
+    scale = fields["data.scale"]
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+        problems.append(
+            f"data.scale is {tuple(scale)}; it must be (smallest, largest) with 0 < smallest <= largest"
+        )
+    if any(weight < 0 or not math.isfinite(weight) for weight in fields["loss.class_weights"]):
+        problems.append(
+            f"loss.class_weights is {tuple(fields['loss.class_weights'])}; weights must be at least 0"
+        )
+    milestones = list(fields["schedule.step_milestones"])
+    if milestones != sorted(set(milestones)) or any(m < 1 for m in milestones):
+        problems.append(
+            f"schedule.step_milestones is {tuple(milestones)}; it must be rising steps from 1"
+        )
+    return problems
+
+
+def _name_problems(config: config_dict.ConfigDict) -> list[str]:
+    """Names that nothing has: model, backbone, data set, splits, and the fixed choices."""
+    from flaxseg import backbones, data, list_models
+
+    choices = {
+        "parallel": ("jit", "pmap"),
+        "dtype": ("float32", "bfloat16"),
+        "optimizer.name": ("sgd", "adam", "adamw"),
+        "schedule.name": ("poly", "cosine", "step", "constant"),
+        "model.name": tuple(list_models()),
+    }
+    if config.model.backbone:
+        choices["model.backbone"] = tuple(backbones.list_backbones())
+    if config.data.name in data.list_datasets():
+        splits = tuple(data.dataset_info(config.data.name).splits)
+        choices |= {"data.train_split": splits, "data.eval_split": splits}
+    fields = _flatten(config)
+    problems = [
+        f"{name} is {fields[name]!r}; it must be one of {', '.join(known)}.{did_you_mean(fields[name], known)}"
+        for name, known in choices.items()
+        if fields[name] not in known
+    ]
+    if config.data.name not in data.list_datasets():
+        try:
+            data.dataset_info(config.data.name)
+        except DataError as error:  # says what there is, and how to get what is well known
+            problems.append(str(error))
+    for name in filter(None, (part.strip() for part in config.allow_change.split(","))):
+        if name != "all" and name not in fields and name not in config and name != DATA_FIELD:
+            problems.append(
+                f"allow_change names {name!r}, which is no field.{did_you_mean(name, fields)}"
+            )
+    return problems
+
+
+def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> list[str]:
+    """Fields that are possible alone and impossible together."""
+    from flaxseg import data
+
+    problems = []
+    unit = device_count * config.optimizer.accumulate_steps
+    if config.batch_size % unit:
+        low = config.batch_size - config.batch_size % unit
+        near = " or ".join(str(size) for size in (low, low + unit) if size)
+        cut = (
+            f" x {config.optimizer.accumulate_steps} accumulated parts"
+            if unit > device_count
+            else ""
+        )
+        problems.append(
+            f"batch_size {config.batch_size} can not be shared by {device_count} devices{cut}; set it to {near}"
+        )
+    if config.schedule.end_value > config.optimizer.learning_rate:
+        problems.append(
+            f"schedule.end_value is {config.schedule.end_value}; it must be at most optimizer.learning_rate "
+            f"{config.optimizer.learning_rate}"
+        )
+    if config.schedule.warmup_steps >= config.steps:
+        problems.append(
+            f"schedule.warmup_steps is {config.schedule.warmup_steps} of {config.steps} steps; it must be less than steps"
+        )
+    if config.schedule.name == "step" and not config.schedule.step_milestones:
+        problems.append(
+            'schedule.name is "step" without schedule.step_milestones; set e.g. (400, 500)'
+        )
+    if config.init.reinit_head and not config.init.model:
+        problems.append("init.reinit_head is set without init.model; name the model to start from")
+    if config.init.model and config.init.backbone:
+        problems.append(
+            f"init.model {config.init.model!r} and init.backbone {config.init.backbone!r} are both set; "
+            "a model brings its backbone with it, so set one of them"
+        )
+    if config.loss.class_weights and config.data.name in data.list_datasets():
+        num_classes = data.dataset_info(config.data.name).num_classes
+        if len(config.loss.class_weights) != num_classes:
+            problems.append(
+                f"loss.class_weights has {len(config.loss.class_weights)} entries; "
+                f"{config.data.name} has {num_classes} classes"
+            )
+    return problems

@@ -1,0 +1,697 @@
+"""A whole training run, from a config to an evaluated model; it can be stopped at any moment."""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from ml_collections import config_dict
+
+import flaxseg
+from flaxseg import data
+from flaxseg.errors import FlaxsegError, NonFiniteLossError
+from flaxseg.evaluation import SegmentationMetrics, evaluate, save_picture, side_by_side
+from flaxseg.models import create_model
+from flaxseg.saved_model import save_model
+from flaxseg.training.checkpoint import Checkpoints, Meta, best_entry
+from flaxseg.training.compilation import CompilationWatch
+from flaxseg.training.config import (
+    DATA_FIELD,
+    check_resumable,
+    config_to_dict,
+    validate_config,
+)
+from flaxseg.training.logging import MetricsFile, TensorBoard
+from flaxseg.training.optimizer import make_optimizer
+from flaxseg.training.parallel import Parallel, make_parallel
+from flaxseg.training.prefetch import Prefetch, decode_iterator_state, encode_iterator_state
+from flaxseg.training.progress import Progress, format_seconds
+from flaxseg.training.run_directory import RunDirectory
+from flaxseg.training.schedules import Schedule, make_schedule
+from flaxseg.training.signals import StopRequest, stop_on_signals
+from flaxseg.training.state import TrainState, create_state
+from flaxseg.training.step import make_predict_step, make_train_step
+from flaxseg.training.window import Window
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """How a call of `train_and_evaluate` ended.
+
+    Attributes:
+      step: steps done.
+      stopped_by: the signal that ended it before its last step, or "".
+      history: one dict per evaluation: "step", "miou", "pixel_accuracy", "iou" per class, ...
+      best: the one with the largest mIoU, whose model is in `model`; None without any.
+      model: the folder of the best model.
+    """
+
+    step: int
+    stopped_by: str
+    history: list[dict[str, Any]]
+    best: Mapping[str, Any] | None
+    model: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same from the first step to the last."""
+
+    config: config_dict.ConfigDict
+    identity: dict[str, Any]  # the config and the data, as a checkpoint holds them
+    directory: RunDirectory
+    info: data.DatasetInfo
+    model: nn.Module
+    tx: optax.GradientTransformation
+    schedule: Schedule
+    parallel: Parallel
+    records: Sequence[data.Record]  # to evaluate on
+    checkpoints: Checkpoints
+    progress: Progress
+
+
+@dataclasses.dataclass
+class _Position:
+    """How far a run is."""
+
+    step: int
+    state: TrainState
+    iterator_state: str
+    history: list[dict[str, Any]]
+
+
+class _StoppedError(Exception):
+    """A signal came during an evaluation."""
+
+
+def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> TrainingResult:
+    """Train a model, or go on with a run, and evaluate it.
+
+    The run is a function of the config: killed at any moment and called again with the same
+    arguments, it ends with the same parameters, bit for bit, on the same number of devices.
+
+    Args:
+      config: of the form of `default_config()`; it is checked first.
+      workdir: the folder of the run, see `flaxseg.training.run_directory`. A run that it holds is
+        continued.
+
+    Returns:
+      How it ended. SIGTERM and SIGINT end it early, saved.
+
+    Raises:
+      ConfigError: a setting is wrong, or differs from those the run was started with.
+      DataError: the data set is missing or damaged.
+      WeightsError: the weights to start from could not be loaded.
+      CheckpointError: the workdir can not be used, or a checkpoint not be read or written.
+      NonFiniteLossError: the loss became infinite or not a number.
+    """
+    validate_config(config, device_count=jax.device_count())
+    data.prepare(
+        config.data.name, config.data.dir, config.data.manual_dir, progress=jax.process_index() == 0
+    )
+    directory = RunDirectory(workdir)
+    directory.create()
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(directory.lock())
+        run = _open_run(config, directory)
+        stack.callback(run.progress.close)
+        stack.callback(run.checkpoints.close)
+        position = _start_or_resume(run)
+        directory.write_config(config_to_dict(config))
+        stop = stack.enter_context(stop_on_signals())
+        _train(run, position, stop)
+        run.checkpoints.finish()
+        _say_end(run, position, stop)
+        return TrainingResult(
+            step=position.step,
+            stopped_by=stop.signal_name if _stopped(run, position) else "",
+            history=position.history,
+            best=best_entry(position.history),
+            model=directory.model,
+        )
+
+
+# Opening
+
+
+def _open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> _Run:
+    """Make all that the config describes; nothing is read from a checkpoint yet."""
+    info = data.dataset_info(config.data.name)
+    manifest = data.read_manifest(config.data.name, config.data.dir)
+    identity = config_to_dict(config)
+    section, field = DATA_FIELD.split(".")
+    identity[section][field] = manifest.fingerprint
+    parallel = make_parallel(config.parallel)
+    model = create_model(
+        config.model.name,
+        num_classes=info.num_classes,
+        batch_norm_axis=parallel.batch_norm_axis,
+        frozen_batch_norm=config.model.frozen_batch_norm,
+        remat=config.remat,
+        **_model_options(config),
+    )
+    optimizer = config.optimizer.to_dict()
+    for name in ("learning_rate", "accumulate_steps", "ema_decay"):
+        del optimizer[name]
+    return _Run(
+        config=config,
+        identity=identity,
+        directory=directory,
+        info=info,
+        model=model,
+        tx=make_optimizer(_shapes(model, config.data.crop_size)["params"], **optimizer),
+        schedule=make_schedule(
+            learning_rate=config.optimizer.learning_rate,
+            steps=config.steps,
+            **config.schedule.to_dict(),
+        ),
+        parallel=parallel,
+        records=data.open_split(config.data.name, config.data.eval_split, config.data.dir),
+        checkpoints=Checkpoints(
+            directory.checkpoints,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+        ),
+        progress=Progress(config.steps, enabled=jax.process_index() == 0),
+    )
+
+
+def _model_options(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """The arguments of `create_model` that its parameters and its results depend on."""
+    options = {
+        "backbone": config.model.backbone,
+        "output_stride": config.model.output_stride,
+        "dtype": jnp.dtype(config.dtype),
+        **config.model.options.to_dict(),
+    }
+    if config.loss.auxiliary_weight:
+        options["auxiliary"] = True
+    return options
+
+
+def _shapes(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
+    """Shapes of the model's variables; nothing is computed."""
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+def _start_or_resume(run: _Run) -> _Position:
+    """The newest good checkpoint of the run, or its beginning."""
+    config = run.config
+    ema = config.optimizer.ema_decay > 0
+    state = create_state(run.model, run.tx, config.seed, tuple(config.data.crop_size), ema=ema)
+    step = config.checkpoint.restore_step
+    restored = run.checkpoints.restore(state, step if step >= 0 else None)
+    if restored is not None:
+        check_resumable(
+            restored.meta.config,
+            run.identity,
+            allow_change=config.allow_change,
+            workdir=str(run.directory.path),
+        )
+        _warn_of_other_environment(restored.meta.environment)
+        run.progress.say(f"going on from step {restored.step} in {run.directory.path}")
+        return _Position(
+            restored.step,
+            run.parallel.put_state(restored.state),
+            restored.meta.iterator_state,
+            list(restored.meta.history),
+        )
+    if config.init.backbone or config.init.model:
+        variables = _load_weights(run, state.variables())
+        state = create_state(
+            run.model,
+            run.tx,
+            config.seed,
+            tuple(config.data.crop_size),
+            ema=ema,
+            variables=variables,
+        )
+    run.progress.say(f"a new run in {run.directory.path}: {_describe(run, state)}")
+    return _Position(0, run.parallel.put_state(state), "", [])
+
+
+def _load_weights(run: _Run, variables: dict[str, Any]) -> dict[str, Any]:
+    """Replace random values by those of `init.backbone` or `init.model`; says what was loaded."""
+    from flaxseg import weights
+
+    init = run.config.init
+    if init.model:
+        variables, report = weights.load_into(variables, init.model, reinit_head=init.reinit_head)
+    else:
+        variables, report = weights.load_backbone(run.model, variables, init.backbone)
+    run.progress.say(str(report))
+    return variables
+
+
+def _describe(run: _Run, state: TrainState) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    devices = run.parallel.device_count
+    kind = jax.devices()[0].device_kind
+    return (
+        f"{run.config.model.name} on {run.config.model.backbone}, {count / 1e6:.1f} M parameters, "
+        f"{run.info.name} with {run.info.num_classes} classes, {run.config.steps} steps of "
+        f"{run.config.batch_size} images on {devices} x {kind}"
+    )
+
+
+def _environment(parallel: Parallel) -> dict[str, Any]:
+    """What bit-equal results depend on beside the config."""
+    return {
+        "flaxseg": flaxseg.__version__,
+        "jax": jax.__version__,
+        "devices": parallel.device_count,
+        "device_kind": jax.devices()[0].device_kind,
+    }
+
+
+def _warn_of_other_environment(saved: Mapping[str, Any]) -> None:
+    here = _environment(make_parallel())
+    changed = [f"{k}: was {saved.get(k)}, is {v}" for k, v in here.items() if saved.get(k) != v]
+    if changed:
+        _log.warning(
+            "the run goes on in another environment (%s); it is the same run, but its results are "
+            "equal only up to rounding.",
+            "; ".join(changed),
+        )
+
+
+# Training
+
+
+def _train(run: _Run, position: _Position, stop: StopRequest) -> None:
+    """All steps from `position` to the last, or to the stop; `position` is moved along."""
+    with contextlib.ExitStack() as stack:
+        logs = _Logs(run, position.step)
+        stack.callback(logs.close)
+        if _is_evaluation_missing(run, position):
+            with contextlib.suppress(_StoppedError):
+                _evaluate_and_save(run, position, logs, stop)
+        if position.step >= run.config.steps or stop:
+            return
+        iterator = data.train_batches(
+            run.config.data.name,
+            run.config.data.train_split,
+            data_dir=run.config.data.dir,
+            batch_size=run.config.batch_size,
+            crop_size=tuple(run.config.data.crop_size),
+            augmentation=_augmentation(run),
+            seed=run.config.seed,
+            num_threads=None if run.config.data.num_threads < 0 else run.config.data.num_threads,
+            num_workers=run.config.data.num_workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        stack.callback(iterator.close)
+        if position.iterator_state:
+            iterator.set_state(decode_iterator_state(position.iterator_state))
+        else:
+            position.iterator_state = encode_iterator_state(iterator.get_state())
+        batches = Prefetch(iterator, run.parallel.put_batch)
+        stack.callback(batches.close)
+        with _explain_memory(run.config):
+            _run_steps(run, position, batches, logs, stop)
+
+
+def _run_steps(
+    run: _Run, position: _Position, batches: Prefetch, logs: "_Logs", stop: StopRequest
+) -> None:
+    """The loop itself. The host stays one step ahead of the device and fetches nothing in between."""
+    config = run.config
+    train_step = run.parallel.compile_train_step(_step_function(run))
+    window = Window(config.batch_size)
+    watch = CompilationWatch()
+    running, waited = None, 0.0
+    for step in range(position.step + 1, config.steps + 1):
+        try:
+            batch = batches.next(running)
+        except Exception:
+            # Ctrl-C reaches the data workers too; what they then fail with is not what ended the run.
+            if stop:
+                _save(run, position)
+                return
+            raise
+        began, compiled = time.perf_counter(), watch.count
+        position.state, metrics = train_step(position.state, batch.arrays)
+        position.step, position.iterator_state = step, batch.iterator_state
+        window.add(step, metrics, batch.ids)
+        if running is None:
+            metrics["loss"].block_until_ready()
+            seconds = time.perf_counter() - began
+            run.progress.say(f"first step took {seconds:.1f} s, compilation included")
+            window.resume()
+            waited = batches.seconds_waited
+        else:
+            if watch.count > compiled:
+                _warn_of_compilation(step, batch.ids, time.perf_counter() - began)
+            running.block_until_ready()
+        running = metrics["loss"]
+        run.progress.advance(step)
+
+        is_last = step == config.steps
+        report = is_last or step % config.log.every_steps == 0
+        evaluation = _is_evaluation_due(run, step)
+        save = is_last or evaluation or _is_due(step, config.checkpoint.every_steps)
+        stopped = _is_stop_agreed(stop, at_report=report)
+        if not (report or save or stopped):
+            continue
+        _check_finite(position.state, window, run)
+        run.checkpoints.poll()
+        if report:
+            values = window.report(batches.seconds_waited - waited)
+            waited = batches.seconds_waited
+            logs.training(step, values)
+        window.pause()
+        try:
+            if evaluation and not stopped:
+                _evaluate(run, position, logs, stop)
+        except _StoppedError:
+            stopped = True
+        if save or stopped:
+            _save(run, position)
+        if stopped:
+            break
+        window.resume()
+    watch.close()
+
+
+def _step_function(run: _Run) -> Any:
+    """One step of the run, not yet compiled."""
+    loss, optimizer = run.config.loss, run.config.optimizer
+    return make_train_step(
+        run.model,
+        run.tx,
+        schedule=run.schedule,
+        label_smoothing=loss.label_smoothing,
+        class_weights=tuple(loss.class_weights) or None,
+        auxiliary_weight=loss.auxiliary_weight,
+        accumulate_steps=optimizer.accumulate_steps,
+        ema_decay=optimizer.ema_decay,
+    )
+
+
+def _augmentation(run: _Run) -> data.Augmentation:
+    settings = run.config.data
+    return data.Augmentation(
+        scale=tuple(settings.scale),
+        scale_step=settings.scale_step,
+        flip=settings.flip,
+        rotate=settings.rotate,
+        blur=settings.blur,
+        photometric=settings.photometric,
+        fill=tuple(round(value) for value in run.model.normalization.mean),
+    )
+
+
+def _is_due(step: int, every: int) -> bool:
+    """Whether something that is done every so many steps, 0 for never, is done after `step`."""
+    return bool(every) and step % every == 0
+
+
+def _is_evaluation_due(run: _Run, step: int) -> bool:
+    return step == run.config.steps or _is_due(step, run.config.eval.every_steps)
+
+
+def _is_evaluation_missing(run: _Run, position: _Position) -> bool:
+    """Whether the run was stopped in the evaluation of the step it is at."""
+    done = any(entry["step"] == position.step for entry in position.history)
+    return position.step > 0 and _is_evaluation_due(run, position.step) and not done
+
+
+def _stopped(run: _Run, position: _Position) -> bool:
+    """Whether something is left to do."""
+    return position.step < run.config.steps or _is_evaluation_missing(run, position)
+
+
+def _is_stop_agreed(stop: StopRequest, *, at_report: bool) -> bool:
+    """Whether to stop; several processes agree on it where they wait for each other anyway."""
+    if jax.process_count() == 1:
+        return bool(stop)
+    return at_report and bool(multihost_utils.process_allgather(np.array(bool(stop))).any())
+
+
+def _check_finite(state: TrainState, window: Window, run: _Run) -> None:
+    """Raises NonFiniteLossError if a step since the last check was not applied."""
+    first_bad = int(jax.device_get(state.first_bad_step.addressable_data(0)))
+    if first_bad < 0:
+        return
+    step = first_bad + 1  # the state counts from 0
+    metrics = window.metrics(step)
+    numbers = ", ".join(
+        f"{name} {metrics[name]:.4g}" for name in ("loss", "grad_norm", "learning_rate") if metrics
+    )
+    ids = ", ".join(window.ids(step)) or "not known any more"
+    saved = run.checkpoints.steps()
+    kept = f"checkpoint {saved[-1]} is the last" if saved else "there is none yet"
+    raise NonFiniteLossError(
+        f"the loss or its gradient is not finite in step {step} ({numbers}).\n"
+        f"  Records of its batch: {ids}.\n"
+        f"  The step was not applied, and no checkpoint holds any such value; {kept}.\n"
+        "  Try a lower optimizer.learning_rate, optimizer.grad_clip_norm=1.0, "
+        "schedule.warmup_steps, or dtype=float32; and look at the pictures and labels named above. "
+        "A run with changed settings needs another --workdir, or --config.allow_change=<fields>."
+    )
+
+
+def _warn_of_compilation(step: int, ids: Sequence[str], seconds: float) -> None:
+    _log.warning(
+        "step %d was compiled again (%.1f s); its batch of %d images has another shape or type than "
+        "the ones before.",
+        step,
+        seconds,
+        len(ids),
+    )
+
+
+@contextlib.contextmanager
+def _explain_memory(config: config_dict.ConfigDict) -> Iterator[None]:
+    """Turn the device's "out of memory" into what can be done about it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        height, width = config.data.crop_size
+        raise FlaxsegError(
+            f"the device has too little memory for {config.model.name} on {config.model.backbone} "
+            f"with batch_size {config.batch_size} of {height}x{width} crops in {config.dtype}. Set "
+            f"--config.batch_size={max(config.batch_size // 2, 1)}, or --config.remat=True, or "
+            f"--config.optimizer.accumulate_steps={config.optimizer.accumulate_steps * 2}, or a "
+            "smaller --config.data.crop_size."
+        ) from error
+
+
+# Saving and evaluating
+
+
+def _save(run: _Run, position: _Position) -> None:
+    """Begin a checkpoint of this moment."""
+    state = run.parallel.get_state(position.state)
+    meta = Meta(
+        config=run.identity,
+        iterator_state=position.iterator_state,
+        history=[dict(entry) for entry in position.history],
+        environment=_environment(run.parallel),
+    )
+    run.checkpoints.save(position.step, state, meta)
+
+
+def _evaluate_and_save(run: _Run, position: _Position, logs: "_Logs", stop: StopRequest) -> None:
+    """The evaluation that a stopped run still owes, and a checkpoint that knows of it."""
+    _evaluate(run, position, logs, stop)
+    _save(run, position)
+
+
+def _evaluate(run: _Run, position: _Position, logs: "_Logs", stop: StopRequest) -> None:
+    """Evaluate, draw, note the result in the history, and export the model if it is the best."""
+    config, began = run.config, time.perf_counter()
+    variables = position.state.eval_variables()
+    local = run.parallel
+    if jax.process_count() > 1:
+        local = make_parallel("jit", jax.local_devices())
+        variables = local.put_state(variables)
+    predict = local.compile_eval_step(make_predict_step(run.model))
+    drawn = set(_spread(len(run.records), config.eval.num_pictures))
+    pictures = {}
+
+    def draw(index: int, record: data.Record, pred: np.ndarray) -> None:
+        if index in drawn:
+            pictures[index] = side_by_side(
+                record["image"],
+                record["label"],
+                pred,
+                run.info.class_names,
+                run.info.class_colors,
+                title=f"{record['id']}, step {position.step}",
+            )
+
+    def check_stop(done: int, total: int) -> None:
+        if stop and done < total and jax.process_count() == 1:
+            raise _StoppedError
+
+    metrics = evaluate(
+        lambda image: predict(variables, image),
+        run.records,
+        run.info.num_classes,
+        batch_size=config.eval.batch_size,
+        pad_to=tuple(config.eval.pad_to) if any(config.eval.pad_to) else None,
+        pad_color=run.model.normalization.mean,
+        device_count=local.device_count,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        progress=check_stop,
+        on_prediction=draw,
+    )
+    _remember(position, metrics)
+    logs.evaluation(
+        position.step,
+        metrics,
+        [pictures[index] for index in sorted(pictures)],
+        time.perf_counter() - began,
+    )
+    if best_entry(position.history) is position.history[-1] and jax.process_index() == 0:
+        _export(run, position, variables)
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """`count` places, evenly over `length`.
+
+    >>> _spread(100, 4)
+    [12, 37, 62, 87]
+    """
+    count = min(count, length)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def _remember(position: _Position, metrics: SegmentationMetrics) -> None:
+    """Add an evaluation to the history; confusion matrices only of the last and the best one."""
+    numbers = metrics.to_dict()
+    entry = {
+        "step": position.step,
+        **{
+            name: numbers[name]
+            for name in ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
+        },
+        "iou": [row["iou"] for row in numbers["classes"]],
+        "matrix": numbers["confusion_matrix"],
+        "ignored_pixels": numbers["ignored_pixels"],
+    }
+    position.history.append(entry)
+    best = best_entry(position.history)
+    for old in position.history[:-1]:
+        if old is not best:
+            old.pop("matrix", None)
+
+
+def _export(run: _Run, position: _Position, variables: Mapping[str, Any]) -> None:
+    """Write the model for everybody to use."""
+    entry = position.history[-1]
+    save_model(
+        run.directory.model,
+        variables,
+        name=run.config.model.name,
+        num_classes=run.info.num_classes,
+        options=_model_options(run.config),
+        class_names=run.info.class_names,
+        class_colors=run.info.class_colors,
+        extra={
+            "step": position.step,
+            "miou": entry["miou"],
+            "pixel_accuracy": entry["pixel_accuracy"],
+            "data": f"{run.info.name}/{run.config.data.eval_split}",
+            "config": config_to_dict(run.config),
+        },
+    )
+
+
+# Reporting
+
+
+class _Logs:
+    """Where the numbers and pictures of a run go; only the first process writes."""
+
+    def __init__(self, run: _Run, from_step: int):
+        self._run = run
+        self._metrics = self._board = None
+        if jax.process_index() == 0:
+            self._metrics = MetricsFile(run.directory.metrics_file, from_step=from_step)
+            if run.config.log.tensorboard:
+                self._board = TensorBoard(run.directory.tensorboard, from_step=from_step)
+        run.progress.start(from_step)
+
+    def training(self, step: int, values: Mapping[str, float]) -> None:
+        """The numbers of a log point."""
+        self._run.progress.report(step, values)
+        if self._metrics:
+            self._metrics.write("train", step, values)
+        if self._board:
+            self._board.scalars("train", step, values)
+
+    def evaluation(
+        self,
+        step: int,
+        metrics: SegmentationMetrics,
+        pictures: Sequence[np.ndarray],
+        seconds: float,
+    ) -> None:
+        """The numbers and pictures of an evaluation."""
+        self._run.progress.say(
+            f"evaluation at step {step}: {metrics.summary()} ({format_seconds(seconds)})"
+        )
+        if self._metrics:
+            numbers = metrics.to_dict(self._run.info.class_names)
+            iou = {row["name"]: row["iou"] for row in numbers["classes"]}
+            scalars = {name: value for name, value in numbers.items() if isinstance(value, float)}
+            self._metrics.write("eval", step, {**scalars, "iou": iou, "seconds": seconds})
+            folder = self._run.directory.picture_folder(step)
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, picture in enumerate(pictures):
+                save_picture(folder / f"{number:03d}.png", picture)
+        if self._board:
+            self._board.scalars("eval", step, scalars)
+            self._board.scalars("iou", step, iou)
+            for number, picture in enumerate(pictures):
+                self._board.picture(f"pictures/{number:03d}", step, picture)
+
+    def close(self) -> None:
+        if self._metrics:
+            self._metrics.close()
+        if self._board:
+            self._board.close()
+
+
+def _say_end(run: _Run, position: _Position, stop: StopRequest) -> None:
+    """The last words: the table of the best evaluation, and where things are."""
+    if _stopped(run, position):
+        run.progress.say(
+            f"stopped by {stop.signal_name} after step {position.step}, saved in "
+            f"{run.directory.checkpoints}; the same command goes on from there"
+        )
+        return
+    best = best_entry(position.history)
+    if best is None:
+        run.progress.say("the run is complete; no evaluation gave a score")
+        return
+    metrics = SegmentationMetrics.from_matrix(np.array(best["matrix"]), best["ignored_pixels"])
+    folder = run.directory.picture_folder(best["step"])
+    pictures = sorted(folder.glob("*.png"))
+    lines = [
+        metrics.table(run.info.class_names),
+        f"best mIoU at step {best['step']} of {position.step}, on {run.info.name}/"
+        f"{run.config.data.eval_split}",
+        f"model: {run.directory.model}",
+        *(["pictures:", *(f"  {path}" for path in pictures)] if pictures else []),
+    ]
+    run.progress.say("\n".join(lines))

@@ -1,0 +1,121 @@
+"""Batches read ahead of the step that uses them, each with the state of the iterator after it."""
+
+import dataclasses
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+
+class BatchIterator(Protocol):
+    """What `flaxseg.data.train_batches` returns."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+    def get_state(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A batch on the device.
+
+    Attributes:
+      arrays: for the compiled train step.
+      ids: of this process's records, in order.
+      iterator_state: JSON of the iterator's state after this batch: where to go on once the batch is used.
+    """
+
+    arrays: dict[str, jax.Array]
+    ids: tuple[str, ...]
+    iterator_state: str
+
+
+class Prefetch:
+    """Reads and places batches in a thread while the device is busy.
+
+    The iterator runs ahead of the steps, so that its own state is of no use for a checkpoint; the one
+    that comes with the batch last used is.
+
+    Attributes:
+      seconds_waited: time in which the device had nothing to do because no batch was ready.
+    """
+
+    def __init__(
+        self,
+        iterator: BatchIterator,
+        put_batch: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]],
+        size: int = 2,
+    ):
+        self.seconds_waited = 0.0
+        self._iterator = iterator
+        self._put_batch = put_batch
+        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(size)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def next(self, running: jax.Array | None = None) -> Batch:
+        """The next batch.
+
+        Args:
+          running: an output of the step under way; waiting counts only once it is done.
+
+        Raises:
+          Whatever the iterator raised for this batch.
+        """
+        while True:
+            before = time.perf_counter()
+            try:
+                item = self._queue.get(timeout=0.002)
+            except queue.Empty:
+                if running is None or running.is_ready():
+                    self.seconds_waited += time.perf_counter() - before
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            return item
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._closed.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                self._thread.join(0.05)
+
+    def _read(self) -> None:
+        try:
+            while not self._closed.is_set():
+                batch = next(self._iterator)
+                state = encode_iterator_state(self._iterator.get_state())
+                ids = tuple(str(name) for name in batch["id"])
+                self._queue.put(Batch(self._put_batch(batch), ids, state))
+        except BaseException as error:
+            self._queue.put(error)
+
+
+def encode_iterator_state(state: Any) -> str:
+    """The state of an iterator as JSON; bytes are marked, so that `decode_iterator_state` finds them."""
+    return json.dumps(state, default=_encode)
+
+
+def decode_iterator_state(text: str) -> Any:
+    """The inverse of `encode_iterator_state`."""
+    return json.loads(text, object_hook=_decode)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"__bytes__": value.hex()}
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"the iterator's state holds a {type(value).__name__}, which JSON can not hold")
+
+
+def _decode(value: dict[str, Any]) -> Any:
+    return bytes.fromhex(value["__bytes__"]) if set(value) == {"__bytes__"} else value

@@ -1,0 +1,153 @@
+"""The folder of a run: its layout, and that one process at a time writes to it.
+
+workdir/config.json          the config of the last start
+        checkpoints/<step>/  see `flaxseg.training.checkpoint`
+        model/               the best model by mIoU, as `flaxseg.save_model` writes it
+        metrics.jsonl        one line per report
+        tensorboard/         event files
+        pictures/step_000600/*.png
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flaxseg.errors import CheckpointError
+
+# A lock that another host wrote is taken over when its owner has not renewed it for this long.
+_STALE_SECONDS = 120.0
+_RENEW_SECONDS = 20.0
+
+
+class RunDirectory:
+    """The paths of a run.
+
+    Attributes:
+      path: the folder, absolute.
+    """
+
+    def __init__(self, workdir: str | os.PathLike):
+        self.path = pathlib.Path(workdir).expanduser().absolute()
+        self.config_file = self.path / "config.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.pictures = self.path / "pictures"
+
+    def create(self) -> None:
+        """Make the folder, or see that it can be used.
+
+        Raises:
+          CheckpointError: the path is a file, or nothing can be written there.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise CheckpointError(
+                f"the workdir {self.path} is a file; it must be a folder, or not exist yet. "
+                "Give another --workdir."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise CheckpointError(
+                f"the workdir {self.path} can not be written to: {error.strerror or error}. "
+                "Give a --workdir that you may write to, on a disk with room."
+            ) from error
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write `config.json`, whole or not at all."""
+        write_text(self.config_file, json.dumps(config, indent=2) + "\n")
+
+    def picture_folder(self, step: int) -> pathlib.Path:
+        """Where the pictures of an evaluation belong."""
+        return self.pictures / f"step_{step:06d}"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process.
+
+        The kernel frees the lock of a process that was killed. On disks that are shared without a
+        common kernel, the owner renews the file, and an owner that stopped doing so is gone.
+
+        Raises:
+          CheckpointError: another process holds it; names the process.
+        """
+        path = self.path / ".lock"
+        with open(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise CheckpointError(self._in_use(_read_owner(path))) from error
+            owner = _read_owner(path)
+            if owner and owner["host"] != socket.gethostname():
+                age = time.time() - path.stat().st_mtime
+                if age < _STALE_SECONDS:
+                    raise CheckpointError(
+                        self._in_use(owner) + f" If that process is dead, wait "
+                        f"{_STALE_SECONDS - age:.0f} s or delete {path}."
+                    )
+            file.truncate(0)
+            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            file.flush()
+            done = threading.Event()
+            renewal = threading.Thread(target=_renew, args=(path, done), daemon=True)
+            renewal.start()
+            try:
+                yield
+            finally:
+                done.set()
+                renewal.join()
+                file.truncate(0)
+
+    def _in_use(self, owner: Mapping[str, Any] | None) -> str:
+        who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+        return (
+            f"the run in {self.path} is in use by {who}; two processes can not share it. "
+            "Wait for it, stop it, or give another --workdir."
+        )
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Replace a file as a whole.
+
+    Raises:
+      CheckpointError: it can not be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} can not be written: {error.strerror or error}. "
+            "Free some room, or give another --workdir."
+        ) from error
+
+
+def _read_owner(path: pathlib.Path) -> dict[str, Any] | None:
+    """Who wrote the lock file; None for an empty or half-written one."""
+    try:
+        owner = json.loads(path.read_text())
+        return {"host": str(owner["host"]), "pid": int(owner["pid"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _renew(path: pathlib.Path, done: threading.Event) -> None:
+    """Touch the lock file until `done`."""
+    while not done.wait(_RENEW_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)

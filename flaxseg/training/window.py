@@ -1,0 +1,80 @@
+"""The steps since the last report: their metrics, the records they saw, and the time they took."""
+
+import math
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+_MEANS = ("loss", "accuracy", "valid_fraction")
+_LATEST = ("learning_rate", "grad_norm")
+
+
+class Window:
+    """Gathers metrics without waiting for the device; they are fetched by `report`."""
+
+    def __init__(self, batch_size: int):
+        """
+        Args:
+          batch_size: images per step over all devices.
+        """
+        self._batch_size = batch_size
+        self._metrics: list[dict[str, jax.Array]] = []
+        self._ids: dict[int, Sequence[str]] = {}
+        self._timed_steps = 0
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def add(self, step: int, metrics: dict[str, jax.Array], ids: Sequence[str]) -> None:
+        """Note that step number `step`, counted from 1, was given to the device."""
+        self._metrics.append(metrics)
+        self._ids[step] = ids
+        if self._since is not None:
+            self._timed_steps += 1
+
+    def ids(self, step: int) -> Sequence[str]:
+        """The records of a step since the last report."""
+        return self._ids.get(step, ())
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """The metrics of a step since the last report, on the host."""
+        place = list(self._ids).index(step) if step in self._ids else None
+        if place is None:
+            return {}
+        return {name: float(value) for name, value in self._metrics[place].items()}
+
+    def pause(self) -> None:
+        """Stop the clock, for what is not training: compilation, evaluation, saving."""
+        if self._since is not None:
+            self._seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def resume(self) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def report(self, seconds_waited: float) -> dict[str, float]:
+        """Fetch the numbers of these steps and begin anew; waits for the steps under way.
+
+        Args:
+          seconds_waited: of these steps, for data.
+
+        Returns:
+          Means of loss, accuracy and valid_fraction; the last learning_rate and grad_norm;
+          images_per_second and data_wait, a share of the time.
+        """
+        host = jax.device_get(self._metrics)
+        running = self._since is not None
+        self.pause()
+        values = {
+            name: float(np.mean([m[name] for m in host], dtype=np.float64)) for name in _MEANS
+        }
+        values |= {name: float(host[-1][name]) for name in _LATEST}
+        seconds, images = self._seconds, self._timed_steps * self._batch_size
+        values["images_per_second"] = images / seconds if seconds and images else math.nan
+        values["data_wait"] = min(seconds_waited / seconds, 1.0) if seconds else math.nan
+        self._metrics, self._ids, self._timed_steps, self._seconds = [], {}, 0, 0.0
+        if running:
+            self.resume()
+        return values

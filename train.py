@@ -1,0 +1,109 @@
+"""Train a model: `python train.py --config=configs/deeplab.py:data=shapes --workdir=runs/shapes`.
+
+The same command goes on with a run that was stopped or killed. Exit codes: 0 done; 1 an error,
+named on stderr; 2 a wrong flag or setting; 3 the loss is not finite; 75 stopped by SIGTERM or
+SIGINT, with everything saved.
+"""
+
+import logging
+import pathlib
+import sys
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from flaxseg.errors import ConfigError, FlaxsegError
+from flaxseg.training.compilation import enable_compilation_cache
+from flaxseg.training.config import did_you_mean, field_names
+from flaxseg.training.signals import EXIT_STOPPED
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    str(pathlib.Path(__file__).resolve().parent / "configs" / "deeplab.py"),
+    "The recipe, such as configs/deeplab.py:variant=v3plus,data=camvid; set any of its fields with "
+    "--config.FIELD=VALUE.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Folder of the run; by default runs/MODEL_DATA. A run in it is continued."
+)
+_MULTI_PROCESS = flags.DEFINE_boolean(
+    "multi_process", False, "Join the other processes of a TPU pod or cluster (on every host)."
+)
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "",
+    "Folder for compiled programs, by default one in the user's cache; 'off' to keep none.",
+)
+
+
+def main(argv: list[str]) -> int:
+    """Run the training that the flags describe; returns the exit code."""
+    try:
+        if len(argv) > 1:
+            raise ConfigError(f"unknown argument {argv[1]!r}; flags begin with --")
+        _set_up_logging()
+        if _CACHE.value != "off":
+            enable_compilation_cache(_CACHE.value or None)
+        if _MULTI_PROCESS.value:
+            jax.distributed.initialize()
+        config = _CONFIG.value
+        workdir = _WORKDIR.value or f"runs/{config.model.name}_{config.data.name}"
+
+        from flaxseg.training import train_and_evaluate  # slow to import, needless for bad flags
+
+        result = train_and_evaluate(config, workdir)
+    except FlaxsegError as error:
+        return _report(error)
+    return EXIT_STOPPED if result.stopped_by else 0
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line as `absl.app` does; mistakes in it end the program with code 2."""
+    try:
+        # Before the fields of the config: a config that is not there has none.
+        left = flags.FLAGS(argv)
+        _ = _CONFIG.value.seed
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        sys.exit(_report(_as_config_error(error, argv)))
+    return left
+
+
+def _as_config_error(error: Exception, argv: list[str]) -> ConfigError:
+    """What was wrong on the command line, in one message."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConfigError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OSError):
+        file = flags.FLAGS["config"].config_filename
+        return ConfigError(f"--config={file} can not be read; recipes are in configs/*.py.")
+    if isinstance(error, (AttributeError, KeyError)):
+        known = field_names(flags.FLAGS["config"].value.to_dict())
+        sections = {field.rsplit(".", 1)[0] for field in known}
+        for argument in argv[1:]:
+            name = argument.lstrip("-").split("=")[0]
+            field = name.removeprefix("config.")
+            if name != field and field not in known and field not in sections:
+                return ConfigError(
+                    f"--{name}: the config has no field {field!r}.{did_you_mean(field, known)}"
+                )
+    return ConfigError(f"the command line can not be read: {error}")
+
+
+def _set_up_logging() -> None:
+    """Warnings of flaxseg on stderr; other libraries are heard only where something fails."""
+    absl_logging.use_python_logging(quiet=True)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+
+
+def _report(error: FlaxsegError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
