@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax import lax
 
-from flaxseg.layers.atrous import output_size, place, preferred_form, taps
+from flaxseg.layers.atrous import output_size, preferred_form, taps
 from flaxseg.layers.padding import Padding, explicit_padding, pair
 
 
@@ -107,66 +107,141 @@ def depthwise_conv(
     return _shifted(x, kernel, strides, rate, pads)
 
 
-def _padded(x, pads):
-    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
-
-
-def _window(x, i, j, out, strides, rate):
-    """The cells of the padded `x` that tap `(i, j)` reads."""
-    top, left = i * rate[0], j * rate[1]
-    bottom, right = top + strides[0] * (out[0] - 1) + 1, left + strides[1] * (out[1] - 1) + 1
-    return x[:, top : bottom : strides[0], left : right : strides[1]]
-
-
-def _live_taps(x, kernel, out, strides, rate, pads):
-    return [(i, j) for i, j, _, _ in taps(x.shape[1:3], out, kernel.shape[:2], strides, rate, pads)]
+# How many numbers of the gradient one turn of the blocked weight gradient takes: what stays in a
+# core's cache.
+_BLOCK = 1 << 18
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _shifted(x, kernel, strides, rate, pads):
+    return _correlate(x, kernel, strides, rate, pads)
+
+
+def _shifted_forward(x, kernel, strides, rate, pads):
+    return _correlate(x, kernel, strides, rate, pads), (x, kernel)
+
+
+def _shifted_backward(strides, rate, pads, residuals, gradient):
+    # Without the barrier the compiler keeps the shifted pictures of the forward pass, one for each
+    # tap, for this one.
+    x, gradient = lax.optimization_barrier((residuals[0], gradient))
+    kernel = residuals[1]
+    x_gradient = _input_gradient(x.shape[1:3], kernel, gradient, strides, rate, pads)
+    return x_gradient, _kernel_gradient(x, kernel, gradient, strides, rate, pads)
+
+
+_shifted.defvjp(_shifted_forward, _shifted_backward)
+
+
+def _correlate(x, kernel, strides, rate, pads):
+    """The sum over taps of the shifted picture times the tap."""
     out = output_size(x.shape[1:3], kernel.shape[:2], strides, rate, pads)
-    padded = _padded(x, pads)
+    padded = _pad(x, pads)
     y = None
-    for i, j in _live_taps(x, kernel, out, strides, rate, pads):
+    for i, j, _, _ in taps(x.shape[1:3], out, kernel.shape[:2], strides, rate, pads):
         term = _window(padded, i, j, out, strides, rate) * kernel[i, j, 0]
         y = term if y is None else y + term
     return y if y is not None else jnp.zeros((x.shape[0], *out, x.shape[3]), x.dtype)
 
 
-def _shifted_forward(x, kernel, strides, rate, pads):
-    return _shifted(x, kernel, strides, rate, pads), (x, kernel)
+def _input_gradient(size, kernel, gradient, strides, rate, pads):
+    """The transpose of `_correlate`: for every phase of the stride, a correlation of the gradient
+    with the taps that meet it."""
+    spans, out = [], gradient.shape[1:3]
+    for n, m, k, s, r, (before, _) in zip(
+        size, out, kernel.shape[:2], strides, rate, pads, strict=True
+    ):
+        # Input p takes from output o through tap t where s * o + r * t - before = p.
+        phases = []
+        for phase in range(s):
+            members = [
+                (t, (phase + before - r * t) // s)
+                for t in range(k)
+                if (phase + before - r * t) % s == 0
+            ]
+            phases.append(members)
+        count = -(-n // s)
+        offsets = [offset for members in phases for _, offset in members]
+        low = max(0, -min(offsets, default=0))
+        high = max(0, max(offsets, default=0) + count - m)
+        spans.append((phases, count, (low, high)))
+    (row_phases, rows, row_pads), (column_phases, columns, column_pads) = spans
+    padded = _pad(gradient, (row_pads, column_pads))
 
+    def correlation(row_taps, column_taps):
+        y = None
+        for i, down in row_taps:
+            for j, right in column_taps:
+                top, left = down + row_pads[0], right + column_pads[0]
+                window = padded[:, top : top + rows, left : left + columns]
+                term = window * kernel[i, j, 0]
+                y = term if y is None else y + term
+        shape = (gradient.shape[0], rows, columns, gradient.shape[3])
+        return y if y is not None else jnp.zeros(shape, gradient.dtype)
 
-def _shifted_backward(strides, rate, pads, residuals, gradient):
-    x, kernel = residuals
-    size, out = x.shape[1:3], gradient.shape[1:3]
-    padded = _padded(x, pads)
-    live = _live_taps(x, kernel, out, strides, rate, pads)
-    sums = {}
-    for i, j in live:
-        product = _window(padded, i, j, out, strides, rate) * gradient
-        sums[i, j] = jnp.sum(product, (0, 1, 2), dtype=jnp.float32).astype(kernel.dtype)
-    zero = jnp.zeros(kernel.shape[3], kernel.dtype)
-    kernel_gradient = jnp.stack(
-        [
-            jnp.stack([sums.get((i, j), zero) for j in range(kernel.shape[1])])
-            for i in range(kernel.shape[0])
-        ]
-    )[:, :, None]
     if strides == (1, 1):
-        # The transpose of a stride-1 correlation is the correlation with the turned kernel.
-        spans = [r * (k - 1) for r, k in zip(rate, kernel.shape[:2], strict=True)]
-        turned = [
-            (span - before, span - after) for span, (before, after) in zip(spans, pads, strict=True)
+        return correlation(row_phases[0], column_phases[0])
+    phases = jnp.stack(
+        [jnp.stack([correlation(a, b) for b in column_phases], 3) for a in row_phases], 2
+    )  # [N, rows, row phase, columns, column phase, C]
+    shape = (gradient.shape[0], rows * strides[0], columns * strides[1], gradient.shape[3])
+    return phases.reshape(shape)[:, : size[0], : size[1]]
+
+
+def _kernel_gradient(x, kernel, gradient, strides, rate, pads):
+    """The sum over pictures of shifted picture times gradient, a block of rows at a time: whole
+    pictures would not fit a cache."""
+    (kh, kw), (n, height, width, channels) = kernel.shape[:2], gradient.shape
+
+    def block_gradient(padded, gradient):
+        size = gradient.shape[1:3]
+        taps_of_block = [
+            jnp.sum(
+                _window(padded, i, j, size, strides, rate) * gradient,
+                (0, 1, 2),
+                dtype=jnp.float32,
+            )
+            for i in range(kh)
+            for j in range(kw)
         ]
-        if min(min(side) for side in turned) >= 0:
-            return _shifted(
-                gradient, kernel[::-1, ::-1], strides, rate, tuple(turned)
-            ), kernel_gradient
-    x_gradient = jnp.zeros_like(x)
-    for i, j, outputs, inputs in taps(size, out, kernel.shape[:2], strides, rate, pads):
-        x_gradient += place(gradient[:, *outputs] * kernel[i, j, 0], inputs, size)
-    return x_gradient, kernel_gradient
+        return jnp.stack(taps_of_block)
+
+    padded = _pad(x, pads)
+    if gradient.size <= _BLOCK:
+        total = block_gradient(padded, gradient)
+    else:
+        rows = min(height, max(1, _BLOCK // (width * channels)))
+        blocks = -(-height // rows)
+        rows = -(-height // blocks)
+        missing = blocks * rows - height
+        gradient = jnp.pad(gradient, ((0, 0), (0, missing), (0, 0), (0, 0)))
+        span = strides[0] * (rows - 1) + rate[0] * (kh - 1) + 1
+        lacking = max(0, strides[0] * rows * (blocks - 1) + span - padded.shape[1])
+        padded = jnp.pad(padded, ((0, 0), (0, lacking), (0, 0), (0, 0)))
+
+        def add_block(turn, total):
+            picture, row = turn // blocks, turn % blocks * rows
+            window = lax.dynamic_slice(
+                padded,
+                (picture, row * strides[0], 0, 0),
+                (1, span, padded.shape[2], channels),
+            )
+            block = lax.dynamic_slice(gradient, (picture, row, 0, 0), (1, rows, width, channels))
+            return total + block_gradient(lax.optimization_barrier(window), block)
+
+        zero = jnp.zeros((kh * kw, channels), jnp.float32)
+        total = lax.fori_loop(0, n * blocks, add_block, zero)
+    return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
-_shifted.defvjp(_shifted_forward, _shifted_backward)
+def _pad(x, pads):
+    """`x` with zeros around it, made once: else the compiler makes it, and all that led to it,
+    again for every tap."""
+    return lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
+
+
+def _window(padded, i, j, out, strides, rate):
+    """The cells of the padded picture that tap `(i, j)` reads."""
+    top, left = i * rate[0], j * rate[1]
+    bottom, right = top + strides[0] * (out[0] - 1) + 1, left + strides[1] * (out[1] - 1) + 1
+    return padded[:, top : bottom : strides[0], left : right : strides[1]]
