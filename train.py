@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from flaxseg.errors import ConfigError, FlaxsegError
 from flaxseg.training.compilation import enable_compilation_cache
-from flaxseg.training.config import did_you_mean, field_names
+from flaxseg.training.config import default_config, did_you_mean, field_names
 from flaxseg.training.signals import EXIT_STOPPED
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -72,16 +72,18 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _as_config_error(error: Exception, argv: list[str]) -> ConfigError:
     """What was wrong on the command line, in one message."""
-    cause: BaseException | None = error
+    # What a config file raises is raised once more with its traceback as the message.
+    cause, found = error, None
     while cause is not None:
-        if isinstance(cause, ConfigError):
-            return cause
+        found = cause if isinstance(cause, ConfigError) else found
         cause = cause.__cause__ or cause.__context__
+    if found is not None:
+        return found
     if isinstance(error, OSError):
         file = flags.FLAGS["config"].config_filename
         return ConfigError(f"--config={file} can not be read; recipes are in configs/*.py.")
     if isinstance(error, (AttributeError, KeyError)):
-        known = field_names(flags.FLAGS["config"].value.to_dict())
+        known = field_names(default_config())
         sections = {field.rsplit(".", 1)[0] for field in known}
         for argument in argv[1:]:
             name = argument.lstrip("-").split("=")[0]

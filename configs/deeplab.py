@@ -2,7 +2,8 @@
 
     python train.py --config=configs/deeplab.py --workdir=runs/voc
     python train.py --config=configs/deeplab.py:variant=v3plus,data=camvid \
-        --config.data.manual_dir=CAMVID --config.init.backbone=efficientnet_lite0 --workdir=runs/camvid
+        --config.data.manual_dir=CAMVID --config.init.backbone=efficientnet_lite0 \
+        --workdir=runs/camvid
     python train.py --config=configs/deeplab.py:data=shapes --workdir=runs/shapes
 
 The part after the colon: `variant` is v3plus (default) or v3; `data` is voc (default), camvid or
@@ -87,7 +88,8 @@ def _parse(argument: str) -> dict[str, str]:
         key, _, value = (text.strip() for text in part.partition("="))
         if key not in known:
             problems.append(
-                f"{part!r} is not understood; write variant=... or data=...{did_you_mean(key, known)}"
+                f"{part!r} is not understood; write variant=... or data=..."
+                f"{did_you_mean(key, known)}"
             )
         elif value not in known[key]:
             problems.append(

@@ -1,4 +1,4 @@
-"""The training program, in parts that are usable alone: step, losses, optimizer, checkpoints, logging, and the loop over them."""
+"""Training, in parts that are usable alone, and the program that puts them together."""
 
 from typing import TYPE_CHECKING
 

@@ -5,8 +5,8 @@ step's name is whole. It keeps no digests, though, and restores a flipped bit wi
 therefore each checkpoint holds the SHA-256 of every array and of its own description, and a
 checkpoint that does not match them is set aside in favour of the one before.
 
-    checkpoints/<step>/state/<parameter path with dots>/...   one array each
-    checkpoints/<step>/meta/metadata                          JSON: digests, config, iterator, history
+    checkpoints/<step>/state/<path>/    one array each, its path joined by dots
+    checkpoints/<step>/meta/metadata    JSON: digests, config, iterator, history
 """
 
 import concurrent.futures
@@ -103,7 +103,8 @@ class Checkpoints:
             self._manager = self._open()
         except OSError as error:
             raise CheckpointError(
-                f"the checkpoint folder {self.directory} can not be used: {error.strerror or error}."
+                f"the checkpoint folder {self.directory} can not be used: "
+                f"{error.strerror or error}. Mend its permissions, or give another --workdir."
             ) from error
 
     def steps(self) -> list[int]:
@@ -190,8 +191,8 @@ class Checkpoints:
     def restore(self, like: Tree, step: int | None = None) -> Restored | None:
         """Read the newest good checkpoint.
 
-        A damaged one is named in a warning and renamed to `<step>.damaged`, and the one before it is
-        taken.
+        A damaged one is named in a warning and renamed to `<step>.damaged`, and the one before it
+        is taken.
 
         Args:
           like: tree of arrays or shapes that the state must fit.
@@ -280,8 +281,8 @@ class Checkpoints:
             )
         if content["format_version"] > FORMAT_VERSION:
             raise CheckpointError(
-                f"checkpoint {step} in {self.directory} has format {content['format_version']}; this "
-                f"flaxseg reads up to {FORMAT_VERSION}. Use the flaxseg that wrote it, "
+                f"checkpoint {step} in {self.directory} has format "
+                f"{content['format_version']}; this flaxseg reads up to {FORMAT_VERSION}. Use the flaxseg that wrote it, "
                 f"{content['environment'].get('flaxseg')}, or a later one."
             )
         return content
@@ -315,8 +316,8 @@ class Checkpoints:
             f"checkpoint {step} in {self.directory} is of another model, number of classes or "
             "optimizer:\n"
             + "\n".join(f"  - {line}" for line in lines[:_MAX_LISTED] + more)
-            + "\nTo go on with that run, give its config again (config.json in its workdir). To start "
-            "this one, give another --workdir; to start it from that run's best model, add "
+            + "\nTo go on with that run, give its config again (config.json in its workdir). To "
+            "start this one, give another --workdir; to start it from that run's best model, add "
             f"--config.init.model={self.directory.parent} --config.init.reinit_head=True"
         )
 
@@ -329,7 +330,8 @@ class Checkpoints:
                 break
         else:
             name, path = "an array", self.directory / str(step) / "state"
-        return f"checkpoint {step} is damaged: {name} in {path} can not be read ({_first_line(error)})."
+        cause = _first_line(error)
+        return f"checkpoint {step} is damaged: {name} in {path} can not be read ({cause})."
 
     def _leaf_path(self, step: int, name: str) -> pathlib.Path:
         return self.directory / str(step) / "state" / name.replace("/", ".")

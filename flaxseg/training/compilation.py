@@ -10,7 +10,7 @@ _LOWERING_EVENT = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 
 
 def default_cache_dir() -> pathlib.Path:
-    """Where compiled programs are kept: `$XDG_CACHE_HOME/flaxseg/jax`, by default below `~/.cache`."""
+    """Where compiled programs are kept: below `$XDG_CACHE_HOME`, by default `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(base) / "flaxseg" / "jax"
 

@@ -1,4 +1,4 @@
-"""The config of a training run: its default, its check, and what may change between two starts of one run.
+"""The config of a run: its default, its check, and what may change from start to start.
 
 Only the programs read a config; the library below them takes plain arguments.
 """
@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from flaxseg.errors import ConfigError, DataError
 
-# Fields that do not touch the parameters a run ends with: they may differ between two starts of the same run.
+# Fields without influence on the parameters a run ends with: they may differ from start to start.
 FREE_FIELDS = (
     "allow_change",
     "checkpoint",
@@ -31,7 +31,9 @@ DATA_FIELD = "data.fingerprint"
 
 
 def default_config() -> config_dict.ConfigDict:
-    """Every field of a training run with its default. Sizes are `(height, width)`; 0, "" and () mean "off" or "none".
+    """Every field of a training run with its default.
+
+    Sizes are `(height, width)`; 0, "" and () mean "off" or "none".
 
     Returns:
       A locked `ConfigDict`; `configs/*.py` change what their recipe needs.
@@ -61,7 +63,7 @@ def default_config() -> config_dict.ConfigDict:
         options=config_dict.ConfigDict(),  # further arguments of the model
     )
     config.init = _section(
-        backbone="",  # weights for the backbone: a name, or the path of a .safetensors file; "" is random
+        backbone="",  # weights: a name, or the path of a .safetensors file; "" is random
         model="",  # a folder written by save_model (or a workdir) to start from
         reinit_head=False,  # with init.model: draw anew what does not fit the number of classes
     )
@@ -147,15 +149,15 @@ def field_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def validate_config(config: config_dict.ConfigDict, *, device_count: int = 1) -> None:
-    """Check every field of a config, and fields against each other, before anything is read or compiled.
+    """Check all fields of a config, alone and together, before anything is read or compiled.
 
     Args:
       config: the config of a run, of the form of `default_config()`.
       device_count: devices that share one batch, over all processes.
 
     Raises:
-      ConfigError: listing all problems: unknown or missing fields, wrong types, impossible values, unknown names,
-        a batch that the devices can not share.
+      ConfigError: listing all problems: unknown or missing fields, wrong types, impossible values,
+        unknown names, a batch that the devices can not share.
     """
     problems = _structure_problems(config)
     if not problems:  # values are only looked at where every field is there and has its type
@@ -196,14 +198,14 @@ def check_resumable(
         names = ",".join(name for name, _, _ in changes)
         lines = "\n".join(f"  - {name}: was {old!r}, is {new!r}" for name, old, new in changes)
         raise ConfigError(
-            f"the run in {workdir} was started with other settings, and continuing it would give neither run's "
-            f"result:\n{lines}\nStart a new run with another --workdir, or go on all the same with "
+            f"the run in {workdir} was started with other settings, and continuing it would "
+            f"give neither run's result:\n{lines}\nStart a new run with another --workdir, or go on all the same with "
             f"--config.allow_change={names}"
         )
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """`(name, old value, new value)` of each field that differs; "not set" stands for a field one side lacks."""
+    """`(name, old value, new value)` of each field that differs; "not set" where a side lacks it."""
     old_fields, new_fields = _flatten(old), _flatten(new)
     names = [*new_fields, *(name for name in old_fields if name not in new_fields)]
     missing = "not set"
@@ -242,14 +244,13 @@ def _structure_problems(config: config_dict.ConfigDict) -> list[str]:
             problems.append(f"the field {name!r} is missing; its default is {default!r}")
         elif not _has_type_of(given[name], default):
             problems.append(
-                f"{name} is {given[name]!r}, a {type(given[name]).__name__}; "
-                f"it must be a {type(default).__name__}, such as {default!r}"
+                f"{name} is {given[name]!r}; it must be a {_kind(default)}, such as {default!r}"
             )
     return problems
 
 
 def _has_type_of(value: Any, default: Any) -> bool:
-    """Whether `value` can stand where `default` does; an int may stand for a float, a list for a tuple."""
+    """Whether `value` can stand for `default`: an int may for a float, a list for a tuple."""
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, float):
@@ -259,6 +260,12 @@ def _has_type_of(value: Any, default: Any) -> bool:
             isinstance(item, (int, float)) and not isinstance(item, bool) for item in value
         )
     return isinstance(value, type(default))
+
+
+def _kind(default: Any) -> str:
+    """What a field of this default holds, in words."""
+    words = {bool: "bool", int: "whole number", float: "number", tuple: "tuple of numbers"}
+    return words.get(type(default), "text")
 
 
 def _at_least(low: float) -> tuple[Callable[[float], bool], str]:
@@ -327,16 +334,18 @@ def _range_problems(config: config_dict.ConfigDict) -> list[str]:
         size = fields[name]
         if len(size) != 2 or not all(isinstance(side, int) and side >= low for side in size):
             problems.append(
-                f"{name} is {tuple(size)}; it must be (height, width) in pixels, each a whole number of at least {low}"
+                f"{name} is {tuple(size)}; it must be (height, width) in pixels, "
+                f"each a whole number of at least {low}"
             )
     scale = fields["data.scale"]
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
         problems.append(
-            f"data.scale is {tuple(scale)}; it must be (smallest, largest) with 0 < smallest <= largest"
+            f"data.scale is {tuple(scale)}; it must be (smallest, largest), 0 < smallest <= largest"
         )
     if any(weight < 0 or not math.isfinite(weight) for weight in fields["loss.class_weights"]):
         problems.append(
-            f"loss.class_weights is {tuple(fields['loss.class_weights'])}; weights must be at least 0"
+            f"loss.class_weights is {tuple(fields['loss.class_weights'])}; "
+            "weights must be at least 0"
         )
     milestones = list(fields["schedule.step_milestones"])
     if milestones != sorted(set(milestones)) or any(m < 1 for m in milestones):
@@ -364,7 +373,8 @@ def _name_problems(config: config_dict.ConfigDict) -> list[str]:
         choices |= {"data.train_split": splits, "data.eval_split": splits}
     fields = _flatten(config)
     problems = [
-        f"{name} is {fields[name]!r}; it must be one of {', '.join(known)}.{did_you_mean(fields[name], known)}"
+        f"{name} is {fields[name]!r}; it must be one of {', '.join(known)}."
+        f"{did_you_mean(fields[name], known)}"
         for name, known in choices.items()
         if fields[name] not in known
     ]
@@ -396,16 +406,18 @@ def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> lis
             else ""
         )
         problems.append(
-            f"batch_size {config.batch_size} can not be shared by {device_count} devices{cut}; set it to {near}"
+            f"batch_size {config.batch_size} can not be shared by {device_count} devices{cut}; "
+            f"set it to {near}"
         )
     if config.schedule.end_value > config.optimizer.learning_rate:
         problems.append(
-            f"schedule.end_value is {config.schedule.end_value}; it must be at most optimizer.learning_rate "
-            f"{config.optimizer.learning_rate}"
+            f"schedule.end_value is {config.schedule.end_value}; it must be at most "
+            f"optimizer.learning_rate {config.optimizer.learning_rate}"
         )
     if config.schedule.warmup_steps >= config.steps:
         problems.append(
-            f"schedule.warmup_steps is {config.schedule.warmup_steps} of {config.steps} steps; it must be less than steps"
+            f"schedule.warmup_steps is {config.schedule.warmup_steps} of {config.steps} steps; "
+            "it must be less than steps"
         )
     if config.schedule.name == "step" and not config.schedule.step_milestones:
         problems.append(
@@ -415,8 +427,8 @@ def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> lis
         problems.append("init.reinit_head is set without init.model; name the model to start from")
     if config.init.model and config.init.backbone:
         problems.append(
-            f"init.model {config.init.model!r} and init.backbone {config.init.backbone!r} are both set; "
-            "a model brings its backbone with it, so set one of them"
+            f"init.model {config.init.model!r} and init.backbone {config.init.backbone!r} are both "
+            "set; a model brings its backbone with it, so set one of them"
         )
     if config.loss.class_weights and config.data.name in data.list_datasets():
         num_classes = data.dataset_info(config.data.name).num_classes

@@ -16,8 +16,8 @@ from flaxseg.training.run_directory import write_text
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per report, each with "kind" and "step".
 
-    A run that goes on from step s drops the lines after s: they are written again, and a reader never
-    sees two lines for one step.
+    A run that goes on from step s drops the lines after s: they are written again, and a reader
+    never sees two lines for one step.
     """
 
     def __init__(self, path: str | os.PathLike, *, from_step: int = 0):
@@ -35,7 +35,7 @@ class MetricsFile:
             kept = [line for line in old if _step_of(line) is not None]
             kept = [line for line in kept if _step_of(line) <= from_step and from_step > 0]
             write_text(self._path, "".join(f"{line}\n" for line in kept))
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as self)
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise _write_error(self._path, error) from error
 

@@ -328,7 +328,7 @@ def _train(run: _Run, position: _Position, stop: StopRequest) -> None:
 def _run_steps(
     run: _Run, position: _Position, batches: Prefetch, logs: "_Logs", stop: StopRequest
 ) -> None:
-    """The loop itself. The host stays one step ahead of the device and fetches nothing in between."""
+    """The loop itself. The host stays one step ahead of the device and fetches at log points only."""
     config = run.config
     train_step = run.parallel.compile_train_step(_step_function(run))
     window = Window(config.batch_size)
@@ -338,7 +338,7 @@ def _run_steps(
         try:
             batch = batches.next(running)
         except Exception:
-            # Ctrl-C reaches the data workers too; what they then fail with is not what ended the run.
+            # Ctrl-C reaches the data workers too; what they then fail with did not end the run.
             if stop:
                 _save(run, position)
                 return
@@ -467,8 +467,8 @@ def _check_finite(state: TrainState, window: Window, run: _Run) -> None:
 
 def _warn_of_compilation(step: int, ids: Sequence[str], seconds: float) -> None:
     _log.warning(
-        "step %d was compiled again (%.1f s); its batch of %d images has another shape or type than "
-        "the ones before.",
+        "step %d was compiled again (%.1f s); its batch of %d images has another shape or type "
+        "than the ones before.",
         step,
         seconds,
         len(ids),

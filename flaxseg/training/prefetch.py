@@ -26,7 +26,7 @@ class Batch:
     Attributes:
       arrays: for the compiled train step.
       ids: of this process's records, in order.
-      iterator_state: JSON of the iterator's state after this batch: where to go on once the batch is used.
+      iterator_state: JSON of the iterator's state after this batch: where to go on once it is used.
     """
 
     arrays: dict[str, jax.Array]
@@ -37,8 +37,8 @@ class Batch:
 class Prefetch:
     """Reads and places batches in a thread while the device is busy.
 
-    The iterator runs ahead of the steps, so that its own state is of no use for a checkpoint; the one
-    that comes with the batch last used is.
+    The iterator runs ahead of the steps, so that its own state is of no use for a checkpoint; the
+    one that comes with the batch last used is.
 
     Attributes:
       seconds_waited: time in which the device had nothing to do because no batch was ready.
@@ -100,7 +100,7 @@ class Prefetch:
 
 
 def encode_iterator_state(state: Any) -> str:
-    """The state of an iterator as JSON; bytes are marked, so that `decode_iterator_state` finds them."""
+    """The state of an iterator as JSON; bytes are marked for `decode_iterator_state`."""
     return json.dumps(state, default=_encode)
 
 
