@@ -1,5 +1,7 @@
-"""Imports of the PyTorch packages that the parity tests compare with."""
+"""Imports of the PyTorch packages that the parity tests compare with, and moves to and from
+them."""
 
+import numpy as np
 import pytest
 
 
@@ -13,29 +15,49 @@ def import_torch():
 def import_torchvision():
     """Returns torchvision with its models.
 
-    The CPU build of torch goes with a torchvision whose compiled operators may be absent. Its
-    models do not use them, but importing the package needs their signatures.
+    Beside a CPU build of torch, torchvision's compiled operators may be absent. Its models do not
+    use them, but importing the package needs their signatures.
     """
     torch = import_torch()
-    if not hasattr(torch.ops.torchvision, "nms"):
-        for signature in (
-            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        ):
-            try:
-                torch.library.define(
-                    "torchvision::" + signature.split("(")[0], signature[signature.index("(") :]
-                )
-            except RuntimeError as error:
-                if "already" not in str(error) and "duplicate" not in str(error).lower():
-                    raise
-    pytest.importorskip("torchvision")
-    import torchvision.models.segmentation
-
-    return torchvision
+    for name, signature in (
+        ("nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
+        ("qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
+    ):
+        if not hasattr(torch.ops.torchvision, name):
+            torch.library.define(f"torchvision::{name}", signature)
+    pytest.importorskip("torchvision.models.segmentation")
+    return pytest.importorskip("torchvision")
 
 
 def import_timm():
-    """Returns timm; it imports torchvision."""
+    """Returns timm, which imports torchvision."""
     import_torchvision()
     return pytest.importorskip("timm")
+
+
+def load_state(model, tensors: dict[str, np.ndarray]):
+    """Fills a PyTorch model with all of its tensors, and puts it in eval mode.
+
+    Names and shapes must be exactly those of the model, the count of steps aside.
+    """
+    import torch
+
+    own = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")}
+    assert own == set(tensors)
+    state = {k: torch.from_numpy(v.copy()) for k, v in tensors.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+    return model.eval()
+
+
+def to_torch(image: np.ndarray):
+    """`[N, H, W, C]` to a contiguous `[N, C, H, W]` tensor."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(image), 3, 1)))
+
+
+def from_torch(tensor) -> np.ndarray:
+    """`[N, C, H, W]` to `[N, H, W, C]`."""
+    return np.moveaxis(tensor.detach().numpy(), 1, 3)

@@ -14,7 +14,7 @@ import jax
 from flax.typing import Dtype
 
 from flaxseg.backbones.inverted_residual import InvertedResidual
-from flaxseg.backbones.stages import StrideBudget
+from flaxseg.backbones.stages import StrideBudget, block_runner
 from flaxseg.layers.atrous import AtrousConv
 from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.image_normalization import (
@@ -103,7 +103,7 @@ class _MobileNet(nn.Module):
             axis_name=self.batch_norm_axis,
             frozen=self.frozen_batch_norm,
         )
-        block = nn.remat(InvertedResidual) if self.remat else InvertedResidual
+        apply = block_runner(train, self.remat)
         x = image if self.dtype is None else image.astype(self.dtype)
         x = AtrousConv(32, 3, 2, padding=self.padding, dtype=self.dtype, name="stem_conv")(x)
         x = nn.relu6(norm(name="stem_bn")(x, train=train))
@@ -118,7 +118,7 @@ class _MobileNet(nn.Module):
                 own_strides = stage.strides if index == 0 else 1
                 strides, rate = budget.take(own_strides)
                 count += 1
-                x = block(
+                block = InvertedResidual(
                     features=stage.features,
                     expansion=stage.expansion,
                     kernel_size=stage.kernel_size,
@@ -129,7 +129,8 @@ class _MobileNet(nn.Module):
                     norm=norm,
                     dtype=self.dtype,
                     name=f"block{count}",
-                )(x, train=train)
+                )
+                x = apply(block, x)
         features[f"c{level}"] = x
         if self.num_classes is not None:
             x = AtrousConv(1280, 1, dtype=self.dtype, name="head_conv")(x)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from flax.typing import Dtype
 
-from flaxseg.backbones.stages import StrideBudget
+from flaxseg.backbones.stages import StrideBudget, block_runner
 from flaxseg.layers.atrous import AtrousConv
 from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
@@ -120,7 +120,7 @@ class ResNet(nn.Module):
             axis_name=self.batch_norm_axis,
             frozen=self.frozen_batch_norm,
         )
-        block = nn.remat(self.block) if self.remat else self.block
+        apply = block_runner(train, self.remat)
         x = image if self.dtype is None else image.astype(self.dtype)
         x = AtrousConv(64, 7, 2, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x, train=train))
@@ -130,7 +130,7 @@ class ResNet(nn.Module):
         for stage, size in enumerate(self.stage_sizes):
             for index in range(size):
                 strides, rate = budget.take(2 if stage > 0 and index == 0 else 1)
-                x = block(
+                block = self.block(
                     features=64 * 2**stage,
                     strides=strides,
                     rate=rate,
@@ -138,7 +138,8 @@ class ResNet(nn.Module):
                     norm=norm,
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_{index}",
-                )(x, train=train)
+                )
+                x = apply(block, x)
             features[f"c{stage + 2}"] = x
         if self.num_classes is not None:
             pooled = global_average_pool(x)[:, 0, 0]

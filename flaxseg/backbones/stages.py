@@ -1,4 +1,10 @@
-"""How output stride is kept: strides turn into dilation once the features are coarse enough."""
+"""How output stride is kept: strides turn into dilation once the features are coarse enough; and
+how blocks are run."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
 
 OUTPUT_STRIDES = (8, 16, 32)
 
@@ -33,3 +39,16 @@ class StrideBudget:
             return 1, rate
         self.stride *= stride
         return stride, rate
+
+
+def block_runner(train: bool, remat: bool) -> Callable[[nn.Module, jax.Array], jax.Array]:
+    """Returns a function `(block, x)` that runs a block in that mode.
+
+    With `remat`, what the block computes inside is computed again in the backward pass. `train` is
+    closed over because `nn.remat` would trace it as an argument.
+    """
+
+    def run(block: nn.Module, x: jax.Array) -> jax.Array:
+        return block(x, train=train)
+
+    return nn.remat(run) if remat else run

@@ -1,0 +1,108 @@
+"""What every backbone promises: parameter counts, names, sizes, one tree for all output strides."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_weights import picture, shapes_of, torch_tensors
+
+from flaxseg.backbones import MobileNetV2, ResNet, create_backbone, list_backbones
+from flaxseg.backbones.mobile import Stage
+from flaxseg.backbones.resnet import BasicBlock
+from flaxseg.weights import NAME_MAPS, load_weights
+
+PARAMETERS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "mobilenet_v2": 3_504_872,
+    "efficientnet_lite0": 4_652_008,
+}
+
+
+def count(params) -> int:
+    return sum(value.size for value in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", list_backbones())
+def test_parameters_are_those_of_the_papers_network(name):
+    assert count(shapes_of(create_backbone(name, num_classes=1000))["params"]) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", list_backbones())
+def test_all_output_strides_share_one_tree(name):
+    trees = [shapes_of(create_backbone(name, output_stride=stride)) for stride in (8, 16, 32)]
+    assert trees[0] == trees[1] == trees[2]
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("name", list_backbones())
+def test_features_have_the_size_of_their_stride(name, output_stride):
+    backbone = create_backbone(name, output_stride=output_stride)
+    for height, width in ((65, 97), (64, 96), (1, 1), (2, 3)):
+        image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+        features, _ = jax.eval_shape(backbone.init_with_output, jax.random.key(0), image)
+        assert list(features) == ["c1", "c2", "c3", "c4", "c5"]
+        for level, feature in enumerate(features.values(), 1):
+            stride = min(2**level, output_stride)
+            assert feature.shape[1:3] == (-(-height // stride), -(-width // stride))
+
+
+def test_unknown_names_and_strides_are_refused():
+    with pytest.raises(ValueError, match="Did you mean 'resnet50'"):
+        create_backbone("resnet5O")
+    with pytest.raises(ValueError, match="output_stride is 4"):
+        shapes_of(create_backbone("resnet18", output_stride=4))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_lite0"])
+def test_a_finer_output_stride_computes_the_same_features_on_a_finer_grid(name):
+    # With odd sizes TensorFlow's padding is symmetric too, and the identity holds up to the border.
+    coarse, fine = (create_backbone(name, output_stride=stride) for stride in (32, 16))
+    image = picture(1, 65, 33)
+    shapes = shapes_of(coarse)
+    family = "resnet" if name.startswith("resnet") else name
+    variables, _ = load_weights(shapes, torch_tensors(shapes, NAME_MAPS[family][0]))
+    a = jax.jit(coarse.apply)(variables, image)["c5"]
+    b = jax.jit(fine.apply)(variables, image)["c5"][:, ::2, ::2]
+    np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max()))
+
+
+SMALL = {
+    "resnet": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
+    "mobile": functools.partial(MobileNetV2, stages=(Stage(1, 8, 1, 1), Stage(2, 8, 2, 2))),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_remat_changes_neither_value_nor_gradient_nor_statistics(name):
+    image = picture(2, 17, 17)
+    variables = SMALL[name]().init(jax.random.key(0), image)
+    results = []
+    for remat in (False, True):
+        backbone = SMALL[name](remat=remat)
+        assert jax.tree.structure(shapes_of(backbone)) == jax.tree.structure(dict(variables))
+
+        def loss(params, backbone=backbone):
+            features, updates = backbone.apply(
+                {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
+            )
+            return (features["c2"] ** 2).mean(), updates
+
+        results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"]))
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(results[0][1]))
+    for x, y in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-4 * max(scale, 1.0))
+
+
+def test_frozen_batch_norm_uses_and_keeps_the_running_statistics():
+    image = picture(2, 17, 17)
+    backbone = SMALL["resnet"](frozen_batch_norm=True)
+    variables = backbone.init(jax.random.key(0), image)
+    trained, updates = backbone.apply(variables, image, train=True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(trained["c5"], backbone.apply(variables, image)["c5"])
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])

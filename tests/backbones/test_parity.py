@@ -1,0 +1,126 @@
+"""Features and logits of the backbones against torchvision and timm, with the same weights."""
+
+import jax
+import peers
+import pytest
+from random_weights import picture, relative_difference, shapes_of, torch_tensors
+
+from flaxseg.backbones import EfficientNetLite0, MobileNetV2, create_backbone
+from flaxseg.weights import NAME_MAPS, load_weights
+
+pytestmark = pytest.mark.peer
+# Float32 sums in another order: 1e-6 a layer. A wrong rate, padding or order of layers gives 1e-1.
+TOLERANCE = 1e-4
+
+
+def resnet_features(net, x):
+    """Features and logits of torchvision's or timm's ResNet."""
+    relu = getattr(net, "relu", None) or net.act1
+    x = relu(net.bn1(net.conv1(x)))
+    features = {"c1": x}
+    x = net.maxpool(x)
+    for index in range(1, 5):
+        x = getattr(net, f"layer{index}")(x)
+        features[f"c{index + 1}"] = x
+    return features, net.fc(x.mean((2, 3)))
+
+
+def timm_mobile_features(net, x):
+    """Features and logits of timm's MobileNetV2 and EfficientNet-Lite."""
+    logits = net(x)
+    x = net.bn1(net.conv_stem(x))
+    features = {}
+    for stage, block in enumerate(net.blocks):
+        x = block(x)
+        level = {0: "c1", 1: "c2", 2: "c3", 4: "c4", 6: "c5"}.get(stage)
+        if level:
+            features[level] = x
+    return features, logits
+
+
+def assert_equal(backbone, variables, image, features, logits):
+    """Compares all features and the logits."""
+    ours = jax.jit(backbone.apply)(variables, image)
+    wanted = {k: peers.from_torch(v) for k, v in features.items()}
+    wanted["logits"] = logits.detach().numpy()
+    differences = {k: relative_difference(ours[k], v) for k, v in wanted.items()}
+    print(differences)
+    assert set(ours) == set(wanted)
+    assert max(differences.values()) < TOLERANCE
+
+
+def check(name, backbone, net, features_of, size, map_index=0):
+    family = "resnet" if name.startswith("resnet") else name
+    shapes = shapes_of(backbone)
+    tensors = torch_tensors(shapes, NAME_MAPS[family][map_index])
+    peers.load_state(net, tensors)
+    variables, report = load_weights(shapes, tensors)
+    assert not report.unused
+    image = picture(1, *size)
+    assert_equal(backbone, variables, image, *features_of(net, peers.to_torch(image)))
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [
+        ("resnet50", 32),
+        ("resnet50", 16),
+        ("resnet50", 8),
+        *(pytest.param("resnet101", stride, marks=pytest.mark.slow) for stride in (32, 16, 8)),
+    ],
+)
+def test_bottleneck_resnets_equal_torchvision(name, output_stride):
+    torchvision = peers.import_torchvision()
+    dilate = {32: (False, False, False), 16: (False, False, True), 8: (False, True, True)}
+    net = getattr(torchvision.models, name)(replace_stride_with_dilation=dilate[output_stride])
+    backbone = create_backbone(name, output_stride=output_stride, num_classes=1000)
+    check(name, backbone, net, resnet_features, (33, 49))
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [("resnet18", 32), ("resnet18", 16), ("resnet18", 8), ("resnet34", 8)],
+)
+def test_basic_resnets_equal_timm(name, output_stride):
+    timm = peers.import_timm()
+    net = timm.create_model(name, output_stride=output_stride)
+    backbone = create_backbone(name, output_stride=output_stride, num_classes=1000)
+    check(name, backbone, net, resnet_features, (33, 50))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_basic_resnets_equal_torchvision(name):
+    net = getattr(peers.import_torchvision().models, name)()
+    check(name, create_backbone(name, num_classes=1000), net, resnet_features, (33, 50))
+
+
+def test_mobilenet_v2_equals_torchvision():
+    net = peers.import_torchvision().models.mobilenet_v2()
+
+    def features_of(net, x):
+        features, logits = {}, net(x)
+        for index, block in enumerate(net.features):
+            x = block(x)
+            level = {1: "c1", 3: "c2", 6: "c3", 13: "c4", 17: "c5"}.get(index)
+            if level:
+                features[level] = x
+        return features, logits
+
+    backbone = MobileNetV2(padding="torch", num_classes=1000)
+    check("mobilenet_v2", backbone, net, features_of, (64, 49))
+
+
+@pytest.mark.parametrize("output_stride", [32, 16, 8])
+def test_mobilenet_v2_equals_timm(output_stride):
+    net = peers.import_timm().create_model("mobilenetv2_100", output_stride=output_stride)
+    backbone = MobileNetV2(output_stride=output_stride, padding="torch", num_classes=1000)
+    check("mobilenet_v2", backbone, net, timm_mobile_features, (49, 64), map_index=1)
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "size"), [(32, (65, 97)), (32, (64, 46)), (16, (65, 50)), (8, (33, 50))]
+)
+def test_efficientnet_lite0_equals_timm(output_stride, size):
+    net = peers.import_timm().create_model("tf_efficientnet_lite0", output_stride=output_stride)
+    backbone = EfficientNetLite0(output_stride=output_stride, num_classes=1000)
+    check("efficientnet_lite0", backbone, net, timm_mobile_features, size)
