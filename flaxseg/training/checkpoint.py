@@ -99,7 +99,7 @@ class Checkpoints:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
-                self._finish_interrupted_moves()
+                self._clean_up()
             self._manager = self._open()
         except OSError as error:
             raise CheckpointError(
@@ -282,8 +282,8 @@ class Checkpoints:
         if content["format_version"] > FORMAT_VERSION:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} has format "
-                f"{content['format_version']}; this flaxseg reads up to {FORMAT_VERSION}. Use the flaxseg that wrote it, "
-                f"{content['environment'].get('flaxseg')}, or a later one."
+                f"{content['format_version']}; this flaxseg reads up to {FORMAT_VERSION}. Use "
+                f"flaxseg {content['environment'].get('flaxseg')}, which wrote it, or a later one."
             )
         return content
 
@@ -346,9 +346,7 @@ class Checkpoints:
                 "state": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
                 "meta": ocp.JsonCheckpointHandler(),
             },
-            options=ocp.CheckpointManagerOptions(
-                cleanup_tmp_directories=True, enable_async_checkpointing=True
-            ),
+            options=ocp.CheckpointManagerOptions(enable_async_checkpointing=True),
         )
 
     def _check_room(self, step: int, size: int) -> None:
@@ -363,7 +361,8 @@ class Checkpoints:
             self._manager.close()
         except Exception as close_error:
             _log.debug("closing after a failed save: %s", close_error)
-        self._finish_interrupted_moves()
+        if jax.process_index() == 0:
+            self._clean_up()
         self._manager = self._open()
         have = self.steps()
         kept = f"checkpoint {have[-1]} is kept" if have else "there is no checkpoint before it"
@@ -407,14 +406,17 @@ class Checkpoints:
             if step > restored:
                 self._move(step, suffix)
 
-    def _finish_interrupted_moves(self) -> None:
-        """Take back a checkpoint whose replacement was never completed; drop what was deleted."""
+    def _clean_up(self) -> None:
+        """Take back a checkpoint whose replacement was never completed; drop other leftovers."""
         for path in self.directory.glob("*.replaced"):
             original = path.with_suffix("")
             if not original.exists():
                 path.rename(original)
-        for path in [*self.directory.glob("*.replaced"), *self.directory.glob("*.deleted")]:
-            shutil.rmtree(path, onerror=_report_failed_delete)
+        # Of a save that failed, some files may still be in the making: what can not be deleted
+        # is no checkpoint, and is deleted the next time.
+        for suffix in ("replaced", "deleted", "orbax-checkpoint-tmp"):
+            for path in self.directory.glob(f"*.{suffix}"):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def best_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

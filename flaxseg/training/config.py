@@ -199,13 +199,13 @@ def check_resumable(
         lines = "\n".join(f"  - {name}: was {old!r}, is {new!r}" for name, old, new in changes)
         raise ConfigError(
             f"the run in {workdir} was started with other settings, and continuing it would "
-            f"give neither run's result:\n{lines}\nStart a new run with another --workdir, or go on all the same with "
-            f"--config.allow_change={names}"
+            f"give neither run's result:\n{lines}\nStart a new run with another "
+            f"--workdir, or go on all the same with --config.allow_change={names}"
         )
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """`(name, old value, new value)` of each field that differs; "not set" where a side lacks it."""
+    """`(name, old value, new value)` of each field that differs; "not set" where it is missing."""
     old_fields, new_fields = _flatten(old), _flatten(new)
     names = [*new_fields, *(name for name in old_fields if name not in new_fields)]
     missing = "not set"

@@ -328,7 +328,7 @@ def _train(run: _Run, position: _Position, stop: StopRequest) -> None:
 def _run_steps(
     run: _Run, position: _Position, batches: Prefetch, logs: "_Logs", stop: StopRequest
 ) -> None:
-    """The loop itself. The host stays one step ahead of the device and fetches at log points only."""
+    """The loop itself. The host is one step ahead of the device and fetches at log points only."""
     config = run.config
     train_step = run.parallel.compile_train_step(_step_function(run))
     window = Window(config.batch_size)
