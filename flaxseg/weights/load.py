@@ -60,6 +60,7 @@ def load_backbone(
         backbone is missing or has another shape; or its network was trained on pictures normalised
         in another way than this model's.
     """
+    name_maps = None if backbone_name is None else _maps_of(backbone_name)
     found = find_source(source)
     if "backbone" not in variables.get("params", {}):
         raise WeightsError("the variables have no 'backbone' among their params to load into.")
@@ -68,7 +69,7 @@ def load_backbone(
     part, report = load_weights(
         part,
         read_tensors(found.path),
-        name_maps=None if backbone_name is None else _maps_of(backbone_name),
+        name_maps=name_maps,
         prefix=prefix,
         source=found.name,
         notes=notes,

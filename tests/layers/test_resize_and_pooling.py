@@ -1,0 +1,158 @@
+"""Resize, max pooling and average pooling against PyTorch and by hand."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+import pytest
+
+from flaxseg.layers import global_average_pool, max_pool, resize
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+SIZES = [
+    ((5, 7), (9, 13)),
+    ((5, 7), (20, 28)),
+    ((9, 9), (4, 5)),
+    ((33, 2), (65, 3)),
+    ((1, 1), (4, 3)),
+    ((1, 6), (1, 3)),
+    ((4, 3), (1, 1)),
+    ((6, 6), (6, 6)),
+    ((8, 5), (8, 10)),
+]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(("source", "target"), SIZES)
+@pytest.mark.parametrize("mode", ["aligned", "half-pixel", "antialias", "nearest"])
+def test_resize_equals_torch(source, target, mode):
+    torch = peers.import_torch()
+    x = random(2, *source, 3)
+    align_corners, antialias = mode == "aligned", mode == "antialias"
+    if mode == "nearest":
+        ours, theirs = {"method": "nearest"}, {"mode": "nearest"}
+    else:
+        theirs = {"mode": "bilinear", "align_corners": align_corners, "antialias": antialias}
+        ours = {"antialias": antialias}
+    wanted = torch.nn.functional.interpolate(peers.to_torch(x), target, **theirs)
+    y = resize(x, target, align_corners=align_corners, **ours)
+    # PyTorch computes positions in float32: 33 cells times its 1e-7.
+    np.testing.assert_allclose(y, peers.from_torch(wanted), atol=2e-5)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_gradient_of_resize_equals_torch(align_corners):
+    torch = peers.import_torch()
+    x, weight = random(1, 5, 6, 2), random(1, 11, 9, 2, seed=1)
+    _, transpose = jax.vjp(lambda x: resize(x, (11, 9), align_corners=align_corners), x)
+    their_x = peers.to_torch(x).requires_grad_()
+    torch.nn.functional.interpolate(
+        their_x, (11, 9), mode="bilinear", align_corners=align_corners
+    ).backward(peers.to_torch(weight))
+    np.testing.assert_allclose(transpose(weight)[0], peers.from_torch(their_x.grad), atol=1e-5)
+
+
+def test_aligned_corners_keep_a_ramp_and_the_corners():
+    ramp = np.arange(5, dtype=np.float32)[None, :, None, None] * np.ones((1, 5, 3, 1), np.float32)
+    y = resize(ramp, (17, 3), align_corners=True)
+    np.testing.assert_allclose(y[0, :, 0, 0], np.linspace(0, 4, 17), atol=1e-6)
+    x = random(1, 33, 33, 2)
+    up = resize(x, (513, 513), align_corners=True)
+    np.testing.assert_allclose(up[:, ::16, ::16], x, atol=1e-6)
+
+
+def test_nearest_keeps_labels_of_any_integer_type():
+    label = np.random.default_rng(0).integers(0, 256, (1, 7, 5, 1)).astype(np.uint8)
+    for align_corners in (True, False):
+        y = resize(label, (20, 3), method="nearest", align_corners=align_corners)
+        assert y.dtype == jnp.uint8
+        assert set(np.unique(y)) <= set(np.unique(label))
+    aligned = resize(label, (3, 3), method="nearest", align_corners=True)
+    np.testing.assert_array_equal(aligned, label[:, ::3, ::2])
+
+
+def test_resize_refuses_what_is_not_defined():
+    x = random(1, 4, 4, 1)
+    with pytest.raises(TypeError, match="align_corners"):
+        resize(x, (2, 2))
+    with pytest.raises(ValueError, match="exclude each other"):
+        resize(x, (2, 2), align_corners=True, antialias=True)
+    with pytest.raises(ValueError, match="labels need method='nearest'"):
+        resize(x.astype(np.int32), (2, 2), align_corners=True)
+    with pytest.raises(ValueError, match="both at least 1"):
+        resize(x, (0, 2), align_corners=True)
+    with pytest.raises(ValueError, match="'cubic'"):
+        resize(x, (2, 2), method="cubic", align_corners=True)
+
+
+def test_resize_in_bfloat16_stays_bfloat16():
+    assert resize(jnp.ones((1, 3, 3, 1), jnp.bfloat16), (5, 5), align_corners=True).dtype == (
+        jnp.bfloat16
+    )
+
+
+POOLS = [
+    (3, 2, 1, False),
+    (3, 2, 1, True),
+    (2, 2, 0, False),
+    (2, 2, 0, True),
+    (3, 1, 1, False),
+    (3, 3, 0, True),
+]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(("window", "strides", "padding", "ceil_mode"), POOLS)
+@pytest.mark.parametrize("size", [(7, 8), (9, 6), (3, 4)])
+def test_max_pool_and_its_gradient_equal_torch(window, strides, padding, ceil_mode, size):
+    torch = peers.import_torch()
+    # Few values, so that most windows have several maxima: the first takes the gradient.
+    x = np.random.default_rng(0).integers(-2, 2, (2, *size, 3)).astype(np.float32)
+    y, transpose = jax.vjp(
+        lambda x: max_pool(x, window, strides=strides, padding=padding, ceil_mode=ceil_mode), x
+    )
+    their_x = peers.to_torch(x).requires_grad_()
+    wanted = torch.nn.functional.max_pool2d(their_x, window, strides, padding, ceil_mode=ceil_mode)
+    np.testing.assert_array_equal(y, peers.from_torch(wanted))
+    weight = random(*y.shape)
+    wanted.backward(peers.to_torch(weight))
+    np.testing.assert_allclose(transpose(weight)[0], peers.from_torch(their_x.grad), atol=1e-6)
+
+
+def test_padding_never_wins():
+    x = np.full((1, 3, 3, 1), -5, np.float32)
+    assert np.all(np.asarray(max_pool(x, 3, strides=2, padding="torch")) == -5)
+    assert max_pool(np.full((1, 1, 1, 1), -5, np.float32), 3, padding="torch").item() == -5
+
+
+def test_ceil_mode_covers_the_last_column():
+    # Caffe's sizes: 321 -> 161 -> 81 -> 41, and an even size gains a window.
+    for n, plain, ceil in ((321, 161, 161), (8, 4, 5), (7, 4, 4)):
+        x = np.zeros((1, n, n, 1), np.float32)
+        assert max_pool(x, 3, strides=2, padding=1).shape[1] == plain
+        assert max_pool(x, 3, strides=2, padding=1, ceil_mode=True).shape[1] == ceil
+    with pytest.raises(ValueError, match="smaller than the window"):
+        max_pool(np.zeros((1, 2, 2, 1), np.float32), 3)
+
+
+def test_max_pool_by_hand():
+    x = random(1, 6, 7, 2)
+    y = np.asarray(max_pool(x, (2, 3), strides=(2, 1)))
+    for row, column in itertools.product(range(3), range(5)):
+        wanted = x[:, 2 * row : 2 * row + 2, column : column + 3].max((1, 2))
+        np.testing.assert_array_equal(y[:, row, column], wanted)
+
+
+def test_global_average_is_taken_in_float32():
+    x = jnp.full((1, 200, 200, 1), 1.01, jnp.bfloat16)
+    pooled = global_average_pool(x)
+    assert pooled.shape == (1, 1, 1, 1)
+    assert pooled.dtype == jnp.bfloat16
+    assert pooled.item() == x[0, 0, 0, 0].item()
