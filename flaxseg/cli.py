@@ -213,8 +213,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_at_least(1),
         default=1,
         metavar="N",
-        help="pad pictures right and bottom to multiples of N with the model's mean colour, to "
-        "compile fewer sizes; can change results, mostly near that border (default: 1, off)",
+        help="pad pictures right and bottom to multiples of N with the model's mean colour: fewer "
+        "sizes to compile, but classes can change, mostly near that border; 513 is DeepLab's "
+        "canvas for pictures up to 513 x 513 (default: 1, off)",
     )
 
     command(

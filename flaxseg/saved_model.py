@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -104,7 +105,12 @@ def save_model(
     }
     weights = safetensors.numpy.save(flat, metadata={"format": FORMAT})
     card["weights"]["sha256"] = hashlib.sha256(weights).hexdigest()
-    text = json.dumps(card, indent=2, allow_nan=False) + "\n"
+    # Lists of numbers, such as colours, on one line each.
+    text = re.sub(
+        r"\[\n\s*([-+.\deE,\s]+?)\n\s*\]",
+        lambda match: f"[{' '.join(match[1].split())}]",
+        json.dumps(card, indent=2, allow_nan=False) + "\n",
+    )
     try:
         _write_folder(directory, {WEIGHTS_FILE: weights, CARD_FILE: text.encode()})
     except OSError as error:

@@ -16,6 +16,7 @@ from flaxseg.data import DatasetInfo
 from flaxseg.errors import DataError
 from flaxseg.evaluation import ConfusionMatrix, predict, read_image
 from flaxseg.evaluation.pictures import voc_colors
+from flaxseg.weights import import_model
 
 NAMES = ("ground", "tree", "car")
 COLORS = ((10, 20, 30), (0, 200, 0), (200, 0, 200))
@@ -214,6 +215,25 @@ def test_a_full_disk_is_named_for_each_picture(tmp_path, model_dir, capsys, monk
     )
     assert code == 1
     assert f"{source}: [Errno 28] No space left on device" in stderr
+
+
+def test_predict_real_pictures_with_real_weights(tmp_path, shared_dir, capsys):
+    """On DeepLab's canvas at least 99 % of the pixels are those of the published TFLite network."""
+    weights = shared_dir / "data/weights"
+    import_model(weights / "deeplabv3_mobilenet_v2_voc21.safetensors", tmp_path / "model")
+    reference = np.load(weights / "reference_outputs.npz")
+    pictures = shared_dir / "data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages"
+    flags = ("--model", tmp_path / "model", "--out", tmp_path / "out", "--pad_multiple", 513)
+    assert run(capsys, "predict", pictures, *flags)[0] == 0
+    for name, (height, width), argmax in zip(
+        reference["ids"],
+        reference["deeplab_valid_hw"],
+        reference["deeplab_uint8_original_argmax"],
+        strict=True,
+    ):
+        mask = indices(tmp_path / "out" / f"{name}_mask.png")
+        assert mask.shape == (height, width)
+        assert np.mean(mask == argmax[:height, :width]) >= 0.99
 
 
 # evaluate

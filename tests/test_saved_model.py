@@ -68,6 +68,8 @@ def test_round_trip(tmp_path):
     np.testing.assert_array_equal(
         model.apply(loaded, image).logits, model.apply(variables, image).logits
     )
+    text = (tmp_path / "a" / "config.json").read_text()
+    assert "\n    [4, 5, 6],\n" in text, "a colour does not stand on one line"
     card = flaxseg.read_model_card(tmp_path / "a")
     assert card["class_names"] == NAMES
     assert card["class_colors"] == COLORS
@@ -344,7 +346,7 @@ def save_again(folder):
 
 
 def test_replaced_while_it_is_read(tmp_path, monkeypatch):
-    """The weights are those of a newer save than the card that was read: the new model is loaded."""
+    """The weights are newer than the card that was read: the new model is loaded."""
     save(tmp_path / "a", seed=0)
     original = saved_model._create
     again = []

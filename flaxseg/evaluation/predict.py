@@ -15,18 +15,24 @@ from flaxseg.layers import normalize
 MAX_CLASSES = 255  # label maps are uint8, and 255 means "ignore"
 
 
+@functools.lru_cache(maxsize=8)
 def make_predict_step(model: nn.Module) -> Callable[[Mapping, jax.Array], jax.Array]:
-    """The prediction as a pure function, to be compiled by the caller (`jax.jit`, or over devices).
+    """The prediction as a pure function, to be compiled by the caller.
 
     Pixels become floats and classes are chosen on the device: uint8 goes in, uint8 comes out,
-    logits never leave.
+    logits never leave. The images of a batch are run one after the other: XLA rounds otherwise for
+    each batch size, and a pixel in a few million would get another class. It also needs the memory
+    of one image only, and is the faster way on CPUs.
+
+    Over several devices use `make_predict_fn`; `jax.jit` with a sharded batch would run every image
+    on every device.
 
     Args:
       model: a flaxseg model with at most 255 classes.
 
     Returns:
       `step(variables, image)`: image uint8 [N, H, W, 3] RGB -> the class of the largest logit,
-      uint8 [N, H, W].
+      uint8 [N, H, W]. It is the same function object each time, so that JAX finds what it compiled.
 
     Raises:
       ValueError: the model has more than 255 classes.
@@ -38,16 +44,25 @@ def make_predict_step(model: nn.Module) -> Callable[[Mapping, jax.Array], jax.Ar
         )
 
     def step(variables: Mapping, image: jax.Array) -> jax.Array:
-        prediction = model.apply(variables, normalize(image, model.normalization))
-        return jnp.argmax(prediction.logits, axis=-1).astype(jnp.uint8)
+        def classes(one: jax.Array) -> jax.Array:
+            pixels = normalize(one[None], model.normalization)
+            logits = model.apply(variables, pixels).logits[0]
+            return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+
+        return jax.lax.map(classes, image)
 
     return step
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_step(model: nn.Module) -> Callable[[Mapping, jax.Array], jax.Array]:
-    """One jitted step per model; it compiles once per input shape."""
-    return jax.jit(make_predict_step(model))
+def _compiled_step(
+    model: nn.Module, mesh: Mesh | None = None
+) -> Callable[[Mapping, jax.Array], jax.Array]:
+    """The jitted step of a model, over the devices of a mesh; it compiles once per input shape."""
+    step = make_predict_step(model)
+    if mesh is not None:
+        step = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
+    return jax.jit(step)
 
 
 def make_predict_fn(
@@ -66,12 +81,13 @@ def make_predict_fn(
       `predict_fn(image)`: image uint8 [N, H, W, 3] -> classes uint8 [N, H, W], on the device, not
       waited for.
     """
-    step = _compiled_step(model)
     if devices is None or len(devices) == 1:
+        step = _compiled_step(model)
         target = devices[0] if devices else None
         variables = jax.device_put(variables, target)
         return lambda image: step(variables, jax.device_put(image, target))
     mesh = Mesh(np.array(devices), ("data",))
+    step = _compiled_step(model, mesh)
     variables = jax.device_put(variables, NamedSharding(mesh, P()))
     over_devices = NamedSharding(mesh, P("data"))
     return lambda image: step(variables, jax.device_put(image, over_devices))
