@@ -58,7 +58,9 @@ def test_everything_comes_back_bit_for_bit(tmp_path):
     assert restored.step == 7
     assert restored.meta == checkpoints.restore(make_state(0)).meta
     assert restored.meta.iterator_state == '{"batches_taken": 3}'
-    assert state_digest(restored.state) == state_digest(make_state(7)) != state_digest(make_state(8))
+    assert (
+        state_digest(restored.state) == state_digest(make_state(7)) != state_digest(make_state(8))
+    )
     assert jax.tree.structure(restored.state) == jax.tree.structure(make_state(7))
     assert restored.state["half"].dtype == jnp.bfloat16
 

@@ -29,12 +29,13 @@ class Tiny(nn.Module):
     normalization: ImageNormalization = ImageNormalization((127.5,) * 3, (127.5,) * 3)
     dtype: Any = jnp.float32
     width: int = 4
+    dropout: float = 0.1
 
     @nn.compact
     def __call__(self, image, *, train: bool = False):
-        x = nn.Conv(self.width, (3, 3), strides=2, name="backbone")(image)
-        x = nn.BatchNorm(use_running_average=not train, axis_name=None, name="norm1")(x)
-        x = nn.Dropout(0.1, deterministic=not train)(nn.relu(x))
+        x = nn.Conv(self.width, (3, 3), strides=2, name="stem")(image)
+        x = self.norm(name="norm1")(x, train=train)
+        x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
         x = nn.Conv(self.num_classes, (1, 1), name="classifier")(x)
         shape = (x.shape[0], *image.shape[1:3], x.shape[3])
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, : shape[1], : shape[2]]

@@ -1,0 +1,314 @@
+"""Whole runs in this process, on eight devices: they resume bit for bit and end as they should."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny_program
+from PIL import Image
+
+import flaxseg
+from flaxseg.errors import CheckpointError, ConfigError, NonFiniteLossError
+from flaxseg.training import default_config, loop, train_and_evaluate
+from flaxseg.training.checkpoint import Checkpoints
+from flaxseg.training.compilation import CompilationWatch
+
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def _tiny_model(monkeypatch):
+    monkeypatch.setitem(flaxseg.models.MODELS, "tiny", tiny_program.Tiny)
+
+
+@pytest.fixture
+def config(shapes_dir):
+    """A run of a few seconds."""
+    config = default_config()
+    config.model.name = "tiny"
+    config.model.backbone = "resnet18"  # not used by the tiny model
+    config.data.dir = str(shapes_dir)
+    config.data.crop_size = (24, 32)
+    config.batch_size = 8
+    config.steps = STEPS
+    config.optimizer.learning_rate = 0.05
+    config.log.every_steps = 2
+    config.log.tensorboard = False
+    config.checkpoint.every_steps = 2
+    config.eval.every_steps = 3
+    config.eval.batch_size = 50
+    config.eval.num_pictures = 2
+    return config
+
+
+def final_state(workdir, step=STEPS):
+    """The arrays of a checkpoint by name, read without a template, and their digest."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    content = checkpoints._read_meta(step)
+    return {name: leaf["sha256"] for name, leaf in content["leaves"].items()}, content
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+class StopAfter:
+    """Sends this process a signal once `step` steps were given to the device."""
+
+    def __init__(self, monkeypatch, step, number=signal.SIGTERM):
+        advance = loop.Progress.advance
+
+        def advance_and_stop(progress, done):
+            advance(progress, done)
+            if done == step:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(loop.Progress, "advance", advance_and_stop)
+
+
+def test_a_run_from_start_to_end(config, tmp_path, capsys):
+    config.log.tensorboard = True
+    result = train_and_evaluate(config, str(tmp_path))
+    assert (result.step, result.stopped_by) == (STEPS, "")
+    assert [entry["step"] for entry in result.history] == [3, 6]
+    assert result.best["miou"] == max(entry["miou"] for entry in result.history)
+
+    kinds = [(line["kind"], line["step"]) for line in lines(tmp_path)]
+    assert kinds == [("train", 2), ("eval", 3), ("train", 4), ("train", 6), ("eval", 6)]
+    train = [line for line in lines(tmp_path) if line["kind"] == "train"]
+    assert all(0 <= line["data_wait"] <= 1 and line["images_per_second"] > 0 for line in train)
+    assert train[0]["learning_rate"] > train[-1]["learning_rate"] > 0
+
+    # The exported model is the one that was evaluated.
+    card = flaxseg.read_model_card(tmp_path)
+    assert card["extra"]["step"] == result.best["step"]
+    model, variables = flaxseg.load_model(tmp_path)
+    metrics = flaxseg.evaluate(
+        flaxseg.evaluation.make_predict_fn(model, variables),
+        flaxseg.data.open_split("shapes", "val", config.data.dir),
+        9,
+        batch_size=10,
+    )
+    assert metrics.miou == pytest.approx(result.best["miou"], abs=1e-9)
+
+    pictures = sorted((tmp_path / "pictures").glob("*/*.png"))
+    assert [p.parent.name for p in pictures] == ["step_000003"] * 2 + ["step_000006"] * 2
+    assert np.asarray(Image.open(pictures[0])).shape[2] == 3
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == STEPS
+    said = capsys.readouterr().err
+    assert "crescent" in said  # the table per class
+    assert str(tmp_path / "pictures" / f"step_{result.best['step']:06d}" / "000.png") in said
+    assert "first step took" in said
+
+
+def test_stopped_and_resumed_is_the_uninterrupted_run(config, tmp_path, monkeypatch):
+    config.optimizer.ema_decay = 0.9
+    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 1)
+        stopped = train_and_evaluate(config, str(tmp_path / "parts"))
+    assert (stopped.step, stopped.stopped_by) == (1, "SIGTERM")
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 5, signal.SIGINT)
+        stopped = train_and_evaluate(config, str(tmp_path / "parts"))
+    assert (stopped.step, stopped.stopped_by) == (5, "SIGINT")
+    parts = train_and_evaluate(config, str(tmp_path / "parts"))
+    assert parts.history == whole.history
+    leaves, meta = final_state(tmp_path / "whole")
+    other_leaves, other_meta = final_state(tmp_path / "parts")
+    assert leaves == other_leaves
+    assert any(name.startswith("ema/") for name in leaves)
+    assert meta["iterator_state"] == other_meta["iterator_state"] == '{"batches_taken": 6}'
+
+    def stable(workdir):
+        return [(x["kind"], x["step"], x.get("miou")) for x in lines(workdir) if x["step"] % 2 == 0]
+
+    assert stable(tmp_path / "whole") == stable(tmp_path / "parts")
+
+
+def test_a_stop_within_an_evaluation_is_made_up_for(config, tmp_path, monkeypatch):
+    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        draw = loop.side_by_side
+
+        def stop_and_draw(*arguments, **options):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return draw(*arguments, **options)
+
+        patch.setattr(loop, "side_by_side", stop_and_draw)
+        stopped = train_and_evaluate(config, str(tmp_path / "parts"))
+    assert (stopped.step, stopped.history) == (3, [])
+    parts = train_and_evaluate(config, str(tmp_path / "parts"))
+    assert parts.history == whole.history
+    assert final_state(tmp_path / "parts")[0] == final_state(tmp_path / "whole")[0]
+
+
+def test_a_complete_run_is_not_trained_again(config, tmp_path, monkeypatch, capsys):
+    first = train_and_evaluate(config, str(tmp_path))
+    monkeypatch.setattr(loop, "_run_steps", None)
+    again = train_and_evaluate(config, str(tmp_path))
+    assert again == first
+    assert "crescent" in capsys.readouterr().err.split("going on from step 6")[1]
+
+
+def test_pmap_and_jit_agree(config, tmp_path):
+    config.steps = 2
+    config.model.options = {"dropout": 0.0}  # under pmap it is drawn per device
+    by_jit = train_and_evaluate(config, str(tmp_path / "jit"))
+    config.parallel = "pmap"
+    by_pmap = train_and_evaluate(config, str(tmp_path / "pmap"))
+    assert by_pmap.best["miou"] == pytest.approx(by_jit.best["miou"], abs=1e-4)
+    (one,), (other,) = (
+        [line for line in lines(tmp_path / kind) if line["kind"] == "train"]
+        for kind in ("jit", "pmap")
+    )
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
+    batches = flaxseg.data.train_batches(
+        "shapes",
+        "train",
+        data_dir=config.data.dir,
+        batch_size=8,
+        crop_size=(24, 32),
+        seed=config.seed,
+    )
+    ids = [list(map(str, next(batches)["id"])) for _ in range(5)]
+    batches.close()
+    make_schedule = loop.make_schedule
+
+    def explode(**arguments):
+        schedule = make_schedule(**arguments)
+        return lambda step: jax.numpy.where(step == 4, jax.numpy.inf, schedule(step))
+
+    monkeypatch.setattr(loop, "make_schedule", explode)
+    with pytest.raises(NonFiniteLossError) as info:
+        train_and_evaluate(config, str(tmp_path))
+    message = str(info.value)
+    assert "not finite in step 5" in message
+    assert all(name in message for name in ids[4])
+    assert "optimizer.learning_rate" in message
+    assert info.value.exit_code == 3
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 4
+    # The last checkpoint is that of a run which never met the bad step.
+    monkeypatch.setattr(loop, "make_schedule", make_schedule)
+    train_and_evaluate(config, str(tmp_path))
+    train_and_evaluate(config, str(tmp_path.with_name("whole")))
+    assert final_state(tmp_path)[0] == final_state(tmp_path.with_name("whole"))[0]
+
+
+def test_other_settings_are_refused_unless_allowed(config, tmp_path, monkeypatch):
+    StopAfter(monkeypatch, 2)
+    train_and_evaluate(config, str(tmp_path))
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(ConfigError, match="optimizer.learning_rate: was 0.05, is 0.5"):
+        train_and_evaluate(config, str(tmp_path))
+    config.allow_change = "optimizer.learning_rate"
+    config.log.every_steps = 1
+    assert train_and_evaluate(config, str(tmp_path)).step == STEPS
+
+
+def test_another_model_names_parameter_shapes_and_way_out(config, tmp_path, monkeypatch):
+    StopAfter(monkeypatch, 2)
+    train_and_evaluate(config, str(tmp_path))
+    config.model.options = {"width": 6}
+    with pytest.raises(CheckpointError) as info:
+        train_and_evaluate(config, str(tmp_path))
+    message = str(info.value)
+    assert "params/stem/kernel: the checkpoint has [3, 3, 3, 4] float32" in message
+    assert "this run [3, 3, 3, 6] float32" in message
+    assert f"--config.init.model={tmp_path}" in message
+
+
+def test_a_step_to_go_back_to(config, tmp_path):
+    config.checkpoint.keep_last = 9
+    whole = train_and_evaluate(config, str(tmp_path))
+    digests = final_state(tmp_path)[0]
+    config.checkpoint.restore_step = 5
+    with pytest.raises(CheckpointError, match="there are: 2, 3, 4, 6"):
+        train_and_evaluate(config, str(tmp_path))
+    config.checkpoint.restore_step = 2
+    again = train_and_evaluate(config, str(tmp_path))
+    assert again.history == whole.history
+    assert final_state(tmp_path)[0] == digests
+
+
+def test_other_data_is_refused(config, tmp_path, monkeypatch):
+    StopAfter(monkeypatch, 2)
+    train_and_evaluate(config, str(tmp_path))
+    manifest = flaxseg.data.read_manifest("shapes", config.data.dir)
+    changed = type(manifest)(**{**vars(manifest), "fingerprint": "0" * 64})
+    monkeypatch.setattr(loop.data, "read_manifest", lambda *arguments: changed)
+    with pytest.raises(ConfigError, match="data.fingerprint: was"):
+        train_and_evaluate(config, str(tmp_path))
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
+    save = Checkpoints._check_room
+
+    def check_room(checkpoints, step, size):
+        if step == 4:
+            raise checkpoints._save_failed(step, size, OSError("No space left on device"))
+        save(checkpoints, step, size)
+
+    monkeypatch.setattr(Checkpoints, "_check_room", check_room)
+    with pytest.raises(CheckpointError, match="No space left on device.*checkpoint 3 is kept"):
+        train_and_evaluate(config, str(tmp_path))
+    monkeypatch.setattr(Checkpoints, "_check_room", save)
+    assert train_and_evaluate(config, str(tmp_path)).step == STEPS
+
+
+def test_the_host_does_not_wait_within_the_steps(config, tmp_path, monkeypatch):
+    """Between two log points nothing is fetched: only their fetches are seen."""
+    fetches = []
+    device_get = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: fetches.append(1) or device_get(tree))
+    config.eval.every_steps = 0
+    config.checkpoint.every_steps = 0
+    config.log.every_steps = 3
+    train_and_evaluate(config, str(tmp_path))
+    # Two log points, each with the bad-step check and the metrics; one export of the model.
+    assert len(fetches) == 5
+
+
+def test_a_second_compilation_is_seen():
+    watch = CompilationWatch()
+    double = jax.jit(lambda x: 2 * x)
+    double(np.ones(3))
+    seen = watch.count
+    double(np.zeros(3))
+    assert watch.count == seen >= 1
+    double(np.ones(4))
+    assert watch.count > seen
+    watch.close()
+    double(np.ones(5))
+    assert watch.count == seen + 1
+
+
+def test_too_little_memory_says_what_to_set(config):
+    with pytest.raises(flaxseg.errors.FlaxsegError, match="--config.batch_size=4") as info:
+        with loop._explain_memory(config):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    assert "24x32 crops in float32" in str(info.value)
+
+
+def test_pictures_are_spread_over_the_split():
+    assert loop._spread(100, 4) == [12, 37, 62, 87]
+    assert loop._spread(3, 9) == [0, 1, 2]
+    assert loop._spread(5, 0) == []
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, tmp_path):
+    config.steps = 2
+    digests = []
+    for number, seed in enumerate([0, 0, 1]):
+        config.seed = seed
+        train_and_evaluate(config, str(tmp_path / str(number)))
+        digests.append(final_state(tmp_path / str(number), 2)[0])
+    assert digests[0] == digests[1] != digests[2]
