@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax import lax
 
-from flaxseg.layers.atrous import output_size, preferred_form, taps
+from flaxseg.layers.atrous import output_size, preferred_form
 from flaxseg.layers.padding import Padding, explicit_padding, pair
 
 
@@ -114,34 +114,36 @@ _BLOCK = 1 << 18
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _shifted(x, kernel, strides, rate, pads):
-    return _correlate(x, kernel, strides, rate, pads)
+    return _correlate(_pad(x, pads), kernel, strides, rate)
 
 
 def _shifted_forward(x, kernel, strides, rate, pads):
-    return _correlate(x, kernel, strides, rate, pads), (x, kernel)
+    padded = _pad(x, pads)
+    return _correlate(padded, kernel, strides, rate), (padded, kernel)
 
 
 def _shifted_backward(strides, rate, pads, residuals, gradient):
     # Without the barrier the compiler keeps the shifted pictures of the forward pass, one for each
     # tap, for this one.
-    x, gradient = lax.optimization_barrier((residuals[0], gradient))
+    padded, gradient = lax.optimization_barrier((residuals[0], gradient))
     kernel = residuals[1]
-    x_gradient = _input_gradient(x.shape[1:3], kernel, gradient, strides, rate, pads)
-    return x_gradient, _kernel_gradient(x, kernel, gradient, strides, rate, pads)
+    size = tuple(n - sum(side) for n, side in zip(padded.shape[1:3], pads, strict=True))
+    x_gradient = _input_gradient(size, kernel, gradient, strides, rate, pads)
+    return x_gradient, _kernel_gradient(padded, kernel, gradient, strides, rate)
 
 
 _shifted.defvjp(_shifted_forward, _shifted_backward)
 
 
-def _correlate(x, kernel, strides, rate, pads):
+def _correlate(padded, kernel, strides, rate):
     """The sum over taps of the shifted picture times the tap."""
-    out = output_size(x.shape[1:3], kernel.shape[:2], strides, rate, pads)
-    padded = _pad(x, pads)
+    out = output_size(padded.shape[1:3], kernel.shape[:2], strides, rate, ((0, 0), (0, 0)))
     y = None
-    for i, j, _, _ in taps(x.shape[1:3], out, kernel.shape[:2], strides, rate, pads):
-        term = _window(padded, i, j, out, strides, rate) * kernel[i, j, 0]
-        y = term if y is None else y + term
-    return y if y is not None else jnp.zeros((x.shape[0], *out, x.shape[3]), x.dtype)
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            term = _window(padded, i, j, out, strides, rate) * kernel[i, j, 0]
+            y = term if y is None else y + term
+    return y
 
 
 def _input_gradient(size, kernel, gradient, strides, rate, pads):
@@ -188,7 +190,7 @@ def _input_gradient(size, kernel, gradient, strides, rate, pads):
     return phases.reshape(shape)[:, : size[0], : size[1]]
 
 
-def _kernel_gradient(x, kernel, gradient, strides, rate, pads):
+def _kernel_gradient(padded, kernel, gradient, strides, rate):
     """The sum over pictures of shifted picture times gradient, a block of rows at a time: whole
     pictures would not fit a cache."""
     (kh, kw), (n, height, width, channels) = kernel.shape[:2], gradient.shape
@@ -206,7 +208,6 @@ def _kernel_gradient(x, kernel, gradient, strides, rate, pads):
         ]
         return jnp.stack(taps_of_block)
 
-    padded = _pad(x, pads)
     if gradient.size <= _BLOCK:
         total = block_gradient(padded, gradient)
     else:
