@@ -1,0 +1,28 @@
+"""Keeps freed host memory in the process, which makes training on a CPU several times faster.
+
+XLA takes the memory for a step's temporaries anew at every step. glibc gives blocks of that size
+back to the system as soon as they are freed and asks for zeroed pages at the next step, and on a
+CPU the page faults cost more than the arithmetic of all elementwise operations: 3 to 4 times their
+time was measured (`benchmarks/`). With this setting the pages stay.
+"""
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+
+
+def keep_freed_memory() -> bool:
+    """Asks glibc's allocator to keep what is freed; returns whether it was asked.
+
+    Call it once in a program that computes on a CPU. The process then holds on to its peak memory.
+    Elsewhere than on Linux with glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
