@@ -1,5 +1,6 @@
 """From uint8 pictures to label maps."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from tiny_model import TinyModel, init
 
 from flaxseg.evaluation import make_predict_fn, make_predict_step, predict
-from flaxseg.layers import normalize
+from flaxseg.layers import ImageNormalization, normalize
+from flaxseg.models import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,21 @@ def test_wrong_pictures_are_errors(tiny):
 def test_more_classes_than_a_byte_holds():
     with pytest.raises(ValueError, match="at most 255"):
         make_predict_step(TinyModel(num_classes=256))
+
+
+class SeesItsBatch(nn.Module):
+    """A network whose answer tells how many images it is given at a time, as rounding does."""
+
+    num_classes: int = 9
+    normalization: ImageNormalization = ImageNormalization((0.0,) * 3, (1.0,) * 3)
+
+    def __call__(self, image, *, train=False):
+        number = jnp.full(image.shape[:-1], image.shape[0])
+        return Prediction(jax.nn.one_hot(number, self.num_classes), {})
+
+
+@pytest.mark.parametrize(("batch_size", "device_count"), [(1, 1), (4, 1), (8, 2)])
+def test_the_network_never_sees_more_than_one_image(batch_size, device_count):
+    """So that sums are rounded in one way for any batch size and device count."""
+    predict_fn = make_predict_fn(SeesItsBatch(), {}, jax.devices()[:device_count])
+    np.testing.assert_array_equal(predict_fn(pictures(batch_size, 3, 4, 3)), 1)
