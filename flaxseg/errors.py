@@ -1,7 +1,8 @@
 """The errors that flaxseg raises for what a user gave it or asked of it.
 
-Each message says what was wrong, the value got, the value wanted, and what to do. The programs print such a message without a
-traceback and exit with the code in `exit_code`; anything else that is raised is a defect of flaxseg and keeps its traceback.
+Each message says what was wrong, the value got, the value wanted, and what to do. The programs
+print such a message without a traceback and exit with the code in `exit_code`; anything else that
+is raised is a defect of flaxseg and keeps its traceback.
 """
 
 

@@ -1,5 +1,7 @@
-"""What all tests share: eight virtual CPU devices, strict JAX settings, and the way to the shared real data."""
+"""What all tests share: eight virtual CPU devices, strict JAX settings, and the way to the shared
+real data."""
 
+import importlib.util
 import os
 import pathlib
 
@@ -10,9 +12,18 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_rank_promotion", "allow")
 if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+PEERS = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "sklearn")
+
+
+def pytest_configure():
+    """With FLAXSEG_REQUIRE_PEERS set, a missing peer ends the run instead of skipping its tests."""
+    if os.environ.get("FLAXSEG_REQUIRE_PEERS"):
+        missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
+        if missing:
+            raise pytest.UsageError(f"these peers are not installed: {', '.join(missing)}")
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +34,8 @@ def repository() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
-    """The folder with real data and weights; a test that asks for it is skipped where it is absent."""
+    """The folder with real data and weights; a test that asks for it is skipped where it is
+    absent."""
     path = pathlib.Path(os.environ.get("FLAXSEG_SHARED", REPOSITORY.parent / "shared"))
     if not (path / "data").is_dir():
         pytest.skip(f"no shared data at {path}; set FLAXSEG_SHARED to its folder")
