@@ -1,6 +1,7 @@
 """flaxseg: the classic semantic-segmentation systems as functional Flax modules.
 
-Public names are loaded on first use, so that `import flaxseg.layers` brings in JAX and Flax and nothing else.
+Public names are loaded on first use, so that `import flaxseg.layers` brings in JAX and Flax and
+nothing else.
 """
 
 import importlib
@@ -23,7 +24,9 @@ __all__ = [*_PUBLIC, "__version__"]
 
 def __getattr__(name: str):
     if name not in _PUBLIC:
-        raise AttributeError(f"module 'flaxseg' has no attribute {name!r}; it has {sorted(_PUBLIC)}")
+        raise AttributeError(
+            f"module 'flaxseg' has no attribute {name!r}; it has {sorted(_PUBLIC)}"
+        )
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 

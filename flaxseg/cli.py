@@ -1,4 +1,4 @@
-"""The command line: `python -m flaxseg evaluate | predict | models | prepare-data`.
+"""The command line: `python -m flaxseg evaluate | predict | import | models | prepare-data`.
 
 Exit codes: 0 done; 1 an error that is named on stderr; 2 wrong flags or settings; 130 interrupted.
 """
@@ -19,6 +19,7 @@ import tqdm
 
 import flaxseg
 from flaxseg.errors import ConfigError, DataError, FlaxsegError
+from flaxseg.host_memory import keep_freed_memory
 
 _INTERRUPTED = 130
 
@@ -73,6 +74,16 @@ _PREPARE_EPILOG = """examples:
   python -m flaxseg prepare-data camvid --manual_dir=downloads/CamVid --data_dir=/data
 """
 
+_IMPORT = """Converts a segmentation network of another library into a saved model, for predict and
+evaluate. SOURCE is a .safetensors, .npz or .pth file, or a name on the Hugging Face hub. Files of
+PyTorch are read without running the code in them.
+"""
+
+_IMPORT_EPILOG = """examples:
+  python -m flaxseg import deeplabv3_resnet50_coco.pth --out=models/coco
+  python -m flaxseg predict street.jpg --model=models/coco --out=masks
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code.
@@ -82,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = _parser().parse_args(argv)
+        keep_freed_memory()
         return args.run(args)
     except FlaxsegError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -217,6 +229,12 @@ def _parser() -> argparse.ArgumentParser:
         "sizes to compile, but classes can change, mostly near that border; 513 is DeepLab's "
         "canvas for pictures up to 513 x 513 (default: 1, off)",
     )
+
+    import_ = command(
+        "import", _import, "convert a network of another library", _IMPORT, _IMPORT_EPILOG
+    )
+    import_.add_argument("source", metavar="SOURCE", help="weights file, or name on the hub")
+    import_.add_argument("--out", required=True, metavar="DIR", help="folder of the saved model")
 
     command(
         "models",
@@ -448,7 +466,16 @@ def _failure(result) -> str:
     )
 
 
-# models, prepare-data
+# import, models, prepare-data
+
+
+def _import(args: argparse.Namespace) -> int:
+    from flaxseg.weights import import_model
+
+    folder = import_model(args.source, args.out)
+    card = flaxseg.read_model_card(folder)
+    print(f"{card['model']} with {card['num_classes']} classes is in {folder}")
+    return 0
 
 
 def _models(args: argparse.Namespace) -> int:
