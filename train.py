@@ -56,6 +56,9 @@ def main(argv: list[str]) -> int:
         result = train_and_evaluate(config, workdir)
     except FlaxsegError as error:
         return _report(error)
+    except KeyboardInterrupt:
+        print("interrupted before the first step; there is nothing to save", file=sys.stderr)
+        return 130
     return EXIT_STOPPED if result.stopped_by else 0
 
 

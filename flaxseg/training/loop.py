@@ -129,7 +129,8 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
         stack.callback(run.progress.close)
         stack.callback(run.checkpoints.close)
         position = _start_or_resume(run)
-        directory.write_config(config_to_dict(config))
+        if jax.process_index() == 0:
+            directory.write_config(config_to_dict(config))
         stop = stack.enter_context(stop_on_signals())
         _train(run, position, stop)
         run.checkpoints.finish()
@@ -523,7 +524,10 @@ def _evaluate(run: _Run, position: _Position, logs: "_Logs", stop: StopRequest) 
         local = make_parallel("jit", jax.local_devices())
         variables = local.put_state(variables)
     predict = local.compile_eval_step(make_predict_step(run.model))
-    drawn = set(_spread(len(run.records), config.eval.num_pictures))
+    # The first process draws, of the records that are its part.
+    processes = jax.process_count()
+    own = -(-len(run.records) // processes)
+    drawn = {processes * place for place in _spread(own, config.eval.num_pictures)}
     pictures = {}
 
     def draw(index: int, record: data.Record, pred: np.ndarray) -> None:
@@ -550,7 +554,7 @@ def _evaluate(run: _Run, position: _Position, logs: "_Logs", stop: StopRequest) 
         pad_color=run.model.normalization.mean,
         device_count=local.device_count,
         process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_count=processes,
         progress=check_stop,
         on_prediction=draw,
     )

@@ -201,8 +201,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # no file may be larger
     try:
+        checkpoints.save(2, state, meta())
         with pytest.raises(CheckpointError) as info:
-            checkpoints.save(2, state, meta())
             checkpoints.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -48,7 +48,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
 
 
 def test_a_file_that_can_not_be_written_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="metrics.jsonl"):
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl"):
         MetricsFile(tmp_path / "missing" / "metrics.jsonl")
 
 

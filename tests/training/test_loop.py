@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sys
+import types
 
 import jax
 import numpy as np
@@ -207,7 +209,7 @@ def test_other_settings_are_refused_unless_allowed(config, tmp_path, monkeypatch
     StopAfter(monkeypatch, 2)
     train_and_evaluate(config, str(tmp_path))
     config.optimizer.learning_rate = 0.5
-    with pytest.raises(ConfigError, match="optimizer.learning_rate: was 0.05, is 0.5"):
+    with pytest.raises(ConfigError, match=r"optimizer.learning_rate: was 0.05, is 0.5"):
         train_and_evaluate(config, str(tmp_path))
     config.allow_change = "optimizer.learning_rate"
     config.log.every_steps = 1
@@ -239,13 +241,40 @@ def test_a_step_to_go_back_to(config, tmp_path):
     assert final_state(tmp_path)[0] == digests
 
 
+def test_weights_to_start_from_are_loaded_once(config, tmp_path, monkeypatch, capsys):
+    """Only a new run begins with them: the checkpoint of a resumed one holds all."""
+    asked = []
+
+    def load_backbone(model, variables, source):
+        asked.append(source)
+        stem = jax.tree.map(lambda x: x * 0 + 0.125, variables["params"]["stem"])
+        params = {**variables["params"], "stem": stem}
+        return {**variables, "params": params}, "2 parameters loaded, 0 missing"
+
+    module = types.ModuleType("flaxseg.weights")
+    module.load_backbone = load_backbone
+    monkeypatch.setitem(sys.modules, "flaxseg.weights", module)
+    monkeypatch.setattr(flaxseg, "weights", module, raising=False)
+    config.init.backbone = "some_backbone"
+    config.optimizer.learning_rate = 1e-9
+    config.optimizer.weight_decay = 0.0
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 2)
+        train_and_evaluate(config, str(tmp_path))
+    assert "2 parameters loaded, 0 missing" in capsys.readouterr().err
+    train_and_evaluate(config, str(tmp_path))
+    assert asked == ["some_backbone"]
+    _, variables = flaxseg.load_model(tmp_path)
+    np.testing.assert_allclose(variables["params"]["stem"]["kernel"], 0.125, atol=1e-6)
+
+
 def test_other_data_is_refused(config, tmp_path, monkeypatch):
     StopAfter(monkeypatch, 2)
     train_and_evaluate(config, str(tmp_path))
     manifest = flaxseg.data.read_manifest("shapes", config.data.dir)
     changed = type(manifest)(**{**vars(manifest), "fingerprint": "0" * 64})
     monkeypatch.setattr(loop.data, "read_manifest", lambda *arguments: changed)
-    with pytest.raises(ConfigError, match="data.fingerprint: was"):
+    with pytest.raises(ConfigError, match=r"data.fingerprint: was"):
         train_and_evaluate(config, str(tmp_path))
 
 
@@ -258,7 +287,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(config, tmp_path
         save(checkpoints, step, size)
 
     monkeypatch.setattr(Checkpoints, "_check_room", check_room)
-    with pytest.raises(CheckpointError, match="No space left on device.*checkpoint 3 is kept"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*checkpoint 3 is kept"):
         train_and_evaluate(config, str(tmp_path))
     monkeypatch.setattr(Checkpoints, "_check_room", save)
     assert train_and_evaluate(config, str(tmp_path)).step == STEPS
@@ -292,9 +321,11 @@ def test_a_second_compilation_is_seen():
 
 
 def test_too_little_memory_says_what_to_set(config):
-    with pytest.raises(flaxseg.errors.FlaxsegError, match="--config.batch_size=4") as info:
-        with loop._explain_memory(config):
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    with (
+        pytest.raises(flaxseg.errors.FlaxsegError, match=r"--config.batch_size=4") as info,
+        loop._explain_memory(config),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
     assert "24x32 crops in float32" in str(info.value)
 
 
