@@ -1,0 +1,261 @@
+"""What every model promises, checked on all of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_weights import picture, shapes_of
+
+import flaxseg
+from flaxseg.backbones import EfficientNetLite0, ResNet
+from flaxseg.backbones.mobile import Stage
+from flaxseg.backbones.resnet import BasicBlock
+
+# Small backbones of both kinds: what is tested here is the models.
+BACKBONES = {
+    "resnet": functools.partial(
+        ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock, output_stride=16
+    ),
+    "mobile": functools.partial(
+        EfficientNetLite0,
+        stages=(
+            Stage(1, 8, 1, 1),
+            Stage(2, 8, 1, 2),
+            Stage(2, 8, 1, 2, 5),
+            Stage(2, 8, 1, 2),
+            Stage(2, 16, 1, 2),
+        ),
+        output_stride=16,
+    ),
+}
+CASES = [
+    pytest.param(
+        name, backbone, options, id=f"{name}-{backbone}{''.join('-' + o for o in options)}"
+    )
+    for name in flaxseg.list_models()
+    for backbone, options in (
+        ("resnet", {"auxiliary": True}),
+        ("mobile", {}),
+        ("mobile", {"separable": {"deeplabv3": True, "deeplabv3plus": False}[name]}),
+    )
+]
+
+
+def make(name, backbone, num_classes=2, *, frozen=False, dtype=jnp.float32, **options):
+    return flaxseg.create_model(
+        name,
+        num_classes,
+        backbone=BACKBONES[backbone](frozen_batch_norm=frozen, dtype=dtype),
+        frozen_batch_norm=frozen,
+        dtype=dtype,
+        features=16,
+        **options,
+    )
+
+
+def initial(model):
+    """Fresh variables, drawn by NumPy: compiling `init` would take as long as the test."""
+    rng = np.random.default_rng(0)
+
+    def value(path, leaf):
+        match path[-1].key:
+            case "kernel":
+                return rng.normal(size=leaf.shape).astype(np.float32) * np.sqrt(
+                    2 / np.prod(leaf.shape[:3])
+                ).astype(np.float32)
+            case "scale" | "var":
+                return np.ones(leaf.shape, np.float32)
+        return np.zeros(leaf.shape, np.float32)
+
+    return jax.tree_util.tree_map_with_path(value, shapes_of(model, (33, 33)))
+
+
+def make_train_step(model):
+    """A function that gives loss, new statistics and gradient, auxiliary losses included."""
+
+    @jax.jit
+    def step(variables, image, label):
+        def loss(params):
+            prediction, updates = model.apply(
+                {**variables, "params": params},
+                image,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(1)},
+            )
+            total = 0.0
+            for logits in (prediction.logits, *prediction.auxiliary.values()):
+                target = jax.image.resize(label, logits.shape[:3], "nearest")
+                log_probs = jax.nn.log_softmax(logits)
+                total -= jnp.take_along_axis(log_probs, target[..., None], -1).mean()
+            return total, updates["batch_stats"]
+
+        (total, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return total, statistics, gradient
+
+    return step
+
+
+def some_labels(*shape, num_classes=2):
+    return np.random.default_rng(0).integers(0, num_classes, shape).astype(np.int32)
+
+
+@pytest.mark.parametrize("name", flaxseg.list_models())
+@pytest.mark.parametrize(
+    ("size", "num_classes"), [((65, 97), 2), ((65, 97), 21), ((1, 1), 2), ((2, 33), 3)]
+)
+def test_any_size_in_evaluation(name, size, num_classes):
+    model = make(name, "mobile", num_classes)
+    variables = initial(model)
+    image = picture(1, *size)
+    prediction = jax.jit(model.apply)(variables, image)
+    assert prediction.logits.shape == (1, *size, num_classes)
+    assert prediction.logits.dtype == jnp.float32
+    assert bool(jnp.isfinite(prediction.logits).all())
+    assert prediction.auxiliary == {}
+
+
+@pytest.mark.parametrize(("name", "backbone", "options"), CASES)
+def test_every_parameter_gets_a_gradient_and_only_training_moves_statistics(
+    name, backbone, options
+):
+    model = make(name, backbone, 5, **options)
+    variables = initial(model)
+    image, label = picture(2, 65, 33), some_labels(2, 65, 33, num_classes=5)
+    loss, statistics, gradient = make_train_step(model)(variables, image, label)
+    assert bool(jnp.isfinite(loss))
+    for path, value in jax.tree_util.tree_leaves_with_path(gradient):
+        assert bool(jnp.isfinite(value).all()), jax.tree_util.keystr(path)
+        assert bool(jnp.any(value != 0)), jax.tree_util.keystr(path)
+    for (path, new), old in zip(
+        jax.tree_util.tree_leaves_with_path(statistics),
+        jax.tree.leaves(variables["batch_stats"]),
+        strict=True,
+    ):
+        assert bool(jnp.any(new != old)), jax.tree_util.keystr(path)
+    _, updates = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]))(variables, image)
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+
+
+@pytest.mark.parametrize("name", flaxseg.list_models())
+def test_a_few_steps_learn_a_picture(name):
+    model = make(name, "mobile", 3, dropout=0.0)
+    variables = initial(model)
+    label = np.zeros((2, 33, 33), np.int32)
+    label[:, :, 16:] = 1
+    label[:, 20:, :10] = 2
+    image = np.eye(3, dtype=np.float32)[label] * 2 - 1
+    losses, step = [], make_train_step(model)
+    for _ in range(12):
+        loss, statistics, gradient = step(variables, image, label)
+        params = jax.tree.map(lambda p, g: p - 0.3 * g, variables["params"], gradient)
+        variables = {"params": params, "batch_stats": statistics}
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", flaxseg.list_models())
+def test_frozen_batch_norm_keeps_all_statistics_in_training(name):
+    model = make(name, "resnet", frozen=True, dropout=0.0)
+    variables = initial(model)
+    image = picture(2, 33, 33)
+    prediction, updates = jax.jit(
+        functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    )(variables, image, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_allclose(
+        prediction.logits, jax.jit(model.apply)(variables, image).logits, atol=1e-6
+    )
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+
+
+@pytest.mark.parametrize(("name", "backbone", "options"), CASES)
+def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, backbone, options):
+    image, label = picture(2, 65, 33), some_labels(2, 65, 33)
+    variables = initial(make(name, backbone, **options))
+    model = make(name, backbone, dtype=jnp.bfloat16, **options)
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(shapes_of(model)))
+    wanted = jax.jit(make(name, backbone, **options).apply)(variables, image).logits
+    logits = jax.jit(model.apply)(variables, image).logits
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, wanted, atol=0.1 * float(jnp.abs(wanted).max()))
+    # It does compute in bfloat16.
+    assert float(jnp.abs(logits - wanted).max()) > 1e-6 * float(jnp.abs(wanted).max())
+    loss, statistics, gradient = make_train_step(model)(variables, image, label)
+    for value in jax.tree.leaves((loss, statistics, gradient)):
+        assert value.dtype == jnp.float32
+        assert bool(jnp.isfinite(value).all())
+
+
+@pytest.mark.parametrize("name", flaxseg.list_models())
+def test_auxiliary_logits_are_there_in_training_only(name):
+    model = make(name, "resnet", 4, auxiliary=True)
+    variables = initial(model)
+    assert "auxiliary_head" in variables["params"]
+    image = picture(1, 65, 33)
+    assert jax.eval_shape(model.apply, variables, image).auxiliary == {}
+    prediction, _ = jax.eval_shape(
+        functools.partial(model.apply, train=True, mutable=["batch_stats"]),
+        variables,
+        image,
+        rngs={"dropout": jax.random.key(0)},
+    )
+    assert prediction.auxiliary["c4"].shape == (1, 5, 3, 4)
+    assert prediction.auxiliary["c4"].dtype == jnp.float32
+    assert "auxiliary_head" not in shapes_of(make(name, "resnet", 4))["params"]
+
+
+@pytest.mark.parametrize("name", flaxseg.list_models())
+def test_dropout_follows_its_key(name):
+    model = make(name, "mobile", dropout=0.5)
+    variables, image = initial(model), picture(1, 33, 33)
+    apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    a, b, c = (
+        apply(variables, image, rngs={"dropout": jax.random.key(k)})[0].logits for k in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(a, b)
+    assert bool(jnp.any(a != c))
+
+
+@pytest.mark.parametrize("name", flaxseg.list_models())
+def test_output_strides_share_one_tree(name):
+    trees = [
+        shapes_of(flaxseg.create_model(name, 3, backbone="resnet18", output_stride=stride))
+        for stride in (8, 16, 32)
+    ]
+    assert trees[0] == trees[1] == trees[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "options", "parameters"),
+    [
+        ("deeplabv3", "resnet50", {}, 39_048_533),
+        ("deeplabv3", "resnet101", {}, 58_040_661),
+        ("deeplabv3plus", "resnet101", {"separable": False}, 59_468_085 - 123_776),
+        ("deeplabv3plus", "resnet101", {}, 45_812_037 - 123_776),
+    ],
+)
+def test_parameters_are_those_of_the_specification(name, backbone, options, parameters):
+    # The sheet counts the v3+ networks with the "beta" stem, which has 123,776 more.
+    params = shapes_of(flaxseg.create_model(name, 21, backbone=backbone, **options))["params"]
+    assert sum(p.size for p in jax.tree.leaves(params)) == parameters
+
+
+def test_rates_follow_the_output_stride():
+    for stride, rates in ((8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9))):
+        model = flaxseg.create_model("deeplabv3", 2, backbone="resnet18", output_stride=stride)
+        assert model.rates == rates
+        assert model.backbone.output_stride == stride
+    assert flaxseg.create_model("deeplabv3", 2, rates=(1, 2)).rates == (1, 2)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="Did you mean 'deeplabv3plus'"):
+        flaxseg.create_model("deeplabv3_plus", 2)
+    with pytest.raises(ValueError, match="num_classes is 1"):
+        flaxseg.create_model("deeplabv3", 1)
+    with pytest.raises(TypeError, match="has no option decoder; it has"):
+        flaxseg.create_model("deeplabv3", 2, decoder=3)
+    with pytest.raises(ValueError, match="pass output_stride=8"):
+        flaxseg.create_model("deeplabv3", 2, backbone=ResNet(output_stride=8))
