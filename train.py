@@ -15,6 +15,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from flaxseg.errors import ConfigError, FlaxsegError
+from flaxseg.host_memory import keep_freed_memory
 from flaxseg.training.compilation import enable_compilation_cache
 from flaxseg.training.config import default_config, did_you_mean, field_names
 from flaxseg.training.signals import EXIT_STOPPED
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> int:
         if len(argv) > 1:
             raise ConfigError(f"unknown argument {argv[1]!r}; flags begin with --")
         _set_up_logging()
+        keep_freed_memory()
         if _CACHE.value != "off":
             enable_compilation_cache(_CACHE.value or None)
         if _MULTI_PROCESS.value:

@@ -19,7 +19,13 @@ from ml_collections import config_dict
 import flaxseg
 from flaxseg import data
 from flaxseg.errors import FlaxsegError, NonFiniteLossError
-from flaxseg.evaluation import SegmentationMetrics, evaluate, save_picture, side_by_side
+from flaxseg.evaluation import (
+    SegmentationMetrics,
+    evaluate,
+    make_predict_fn,
+    save_picture,
+    side_by_side,
+)
 from flaxseg.models import create_model
 from flaxseg.saved_model import save_model
 from flaxseg.training.checkpoint import Checkpoints, Meta, best_entry
@@ -39,7 +45,7 @@ from flaxseg.training.run_directory import RunDirectory
 from flaxseg.training.schedules import Schedule, make_schedule
 from flaxseg.training.signals import StopRequest, stop_on_signals
 from flaxseg.training.state import TrainState, create_state
-from flaxseg.training.step import make_predict_step, make_train_step
+from flaxseg.training.step import make_train_step
 from flaxseg.training.window import Window
 
 _log = logging.getLogger(__name__)
@@ -519,11 +525,10 @@ def _evaluate(run: _Run, position: _Position, logs: "_Logs", stop: StopRequest) 
     """Evaluate, draw, note the result in the history, and export the model if it is the best."""
     config, began = run.config, time.perf_counter()
     variables = position.state.eval_variables()
-    local = run.parallel
     if jax.process_count() > 1:
-        local = make_parallel("jit", jax.local_devices())
-        variables = local.put_state(variables)
-    predict = local.compile_eval_step(make_predict_step(run.model))
+        variables = run.parallel.get_state(variables)
+    devices = jax.local_devices()
+    predict = make_predict_fn(run.model, variables, devices)
     # The first process draws, of the records that are its part.
     processes = jax.process_count()
     own = -(-len(run.records) // processes)
@@ -546,13 +551,13 @@ def _evaluate(run: _Run, position: _Position, logs: "_Logs", stop: StopRequest) 
             raise _StoppedError
 
     metrics = evaluate(
-        lambda image: predict(variables, image),
+        predict,
         run.records,
         run.info.num_classes,
         batch_size=config.eval.batch_size,
         pad_to=tuple(config.eval.pad_to) if any(config.eval.pad_to) else None,
         pad_color=run.model.normalization.mean,
-        device_count=local.device_count,
+        device_count=len(devices),
         process_index=jax.process_index(),
         process_count=processes,
         progress=check_stop,

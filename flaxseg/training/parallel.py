@@ -172,35 +172,6 @@ class Parallel:
         run.lower = compiled.lower
         return run
 
-    def compile_eval_step(self, fn: Callable) -> Callable:
-        """`fn(variables, image)`, a function of each image on its own, compiled for all devices.
-
-        Returns:
-          ``run(variables, image) -> output``: variables from `put_state` or out of a state; image a
-          host array ``[B, ...]`` with this process's images, B a multiple of the devices of this
-          process (pad it, and leave out those rows of the output); output ``[B, ...]``. Each image
-          shape is compiled once. `run` raises ConfigError for another B.
-        """
-        if self.kind == "jit":
-            compiled = jax.jit(
-                fn, in_shardings=(self.replicated, self.split), out_shardings=self.split
-            )
-        else:
-            compiled = jax.pmap(
-                fn,
-                axis_name=DATA_AXIS,
-                in_axes=(None, 0),
-                devices=list(self.mesh.devices.flat),
-            )
-
-        def run(variables: Mapping, image: np.ndarray) -> jax.Array | np.ndarray:
-            output = compiled(variables, self._place_rows(image))
-            if self.kind == "pmap":
-                output = output.reshape(-1, *output.shape[2:])
-            return output if output.is_fully_addressable else _rows_of_this_process(output)
-
-        return run
-
     def _place_rows(self, rows: np.ndarray) -> jax.Array:
         rows = np.asarray(rows)
         processes = self.device_count // self.mesh.local_mesh.devices.size

@@ -193,36 +193,6 @@ def make_train_step(
     return train_step
 
 
-def make_predict_step(model: nn.Module, *, output: str = "class") -> Callable:
-    """The function that `Parallel.compile_eval_step` compiles: pixels in, classes out.
-
-    Args:
-      model: of the contract of `flaxseg.create_model`.
-      output: "class", the class of the largest logit; "probabilities", the softmax; or "logits".
-
-    Returns:
-      ``predict(variables, image)``: image uint8 ``[N, H, W, 3]``; returns ``[N, H, W]`` uint8,
-      int32 where the model has more than 256 classes, or float32 ``[N, H, W, C]``. Classes are
-      chosen on the device, so that one byte a pixel leaves it.
-
-    Raises:
-      ConfigError: for an unknown output.
-    """
-    if output not in ("class", "probabilities", "logits"):
-        raise ConfigError(f"output {output!r} is not known; use class, probabilities or logits.")
-
-    def predict(variables: Mapping, image: jax.Array) -> jax.Array:
-        logits = model.apply(variables, normalize(image, model.normalization)).logits
-        if output == "logits":
-            return logits
-        if output == "probabilities":
-            return jax.nn.softmax(logits, axis=-1)
-        dtype = jnp.uint8 if logits.shape[-1] <= 256 else jnp.int32
-        return jnp.argmax(logits, axis=-1).astype(dtype)
-
-    return predict
-
-
 def _stop_gradient(params: Mapping, frozen: Sequence[str]) -> dict:
     """`params` with the frozen ones cut off, so that XLA drops what only their gradient needs."""
     fixed = optimizer.frozen_parameters(params, frozen)

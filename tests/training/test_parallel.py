@@ -12,7 +12,7 @@ from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.parallel import Parallel, make_parallel
 from flaxseg.training.schedules import make_schedule
 from flaxseg.training.state import TrainState, create_state
-from flaxseg.training.step import make_predict_step, make_train_step
+from flaxseg.training.step import make_train_step
 
 SIZE = (9, 11)
 BOTH = pytest.mark.parametrize("kind", ["jit", "pmap"])
@@ -155,40 +155,6 @@ def test_rows_keep_their_order_and_are_split_evenly(kind):
 
 
 @BOTH
-@pytest.mark.parametrize("devices", [1, 4, 8])
-def test_predictions_are_those_of_one_device_in_order(kind, devices):
-    across = over(kind, devices)
-    model = TinySegmenter()
-    variables = model.init(jax.random.key(3), jnp.zeros((1, *SIZE, 3)))
-    image = tiny_batch(0)["image"]
-    expected = jax.jit(make_predict_step(model, output="logits"))(variables, image)
-    run = across.compile_eval_step(make_predict_step(model, output="logits"))
-    placed = across.put_state(variables)
-    with jax.transfer_guard("disallow"):
-        got = run(placed, image)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-    classes = across.compile_eval_step(make_predict_step(model))(placed, image)
-    assert classes.shape == (8, *SIZE)
-    assert np.mean(np.asarray(classes) == np.asarray(expected).argmax(-1)) > 0.99
-    larger = run(placed, np.zeros((8, 5, 6, 3), np.uint8))
-    assert larger.shape == (8, 5, 6, 4)
-
-
-@BOTH
-def test_evaluation_can_use_the_variables_of_a_state_in_place(kind):
-    across = over(kind, 2)
-    start, _ = new_run(across)
-    placed = across.put_state(start)
-    model = TinySegmenter(batch_norm_axis=across.batch_norm_axis)
-    run = across.compile_eval_step(make_predict_step(model))
-    image = tiny_batch(0)["image"]
-    with jax.transfer_guard("disallow"):
-        classes = run(placed.eval_variables(), image)
-    np.testing.assert_array_equal(classes, make_predict_step(TinySegmenter())(start.ema, image))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(placed))
-
-
-@BOTH
 def test_a_batch_that_can_not_be_shared_evenly_is_refused_with_the_nearest(kind):
     across = over(kind, 8)
     across.check_batch_size(16)
@@ -205,9 +171,6 @@ def test_a_batch_that_can_not_be_shared_evenly_is_refused_with_the_nearest(kind)
         across.check_batch_size(0)
     with pytest.raises(ConfigError, match="batch_size 6 can not be shared"):
         across.put_batch(tiny_batch(0, size=6))
-    run = across.compile_eval_step(make_predict_step(TinySegmenter()))
-    with pytest.raises(ConfigError, match="batch_size 6 can not be shared"):
-        run({}, tiny_batch(0, size=6)["image"])
 
 
 def test_what_differs_between_the_kinds():

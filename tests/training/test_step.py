@@ -9,13 +9,14 @@ import pytest
 from tiny_segmenter import TinySegmenter, tiny_batch
 
 from flaxseg.errors import ConfigError, WeightsError
+from flaxseg.evaluation import make_predict_step
 from flaxseg.layers import normalize, resize
 from flaxseg.training import parallel, schedules, state, step
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.parallel import make_parallel
 from flaxseg.training.schedules import make_schedule
 from flaxseg.training.state import TrainState, create_state
-from flaxseg.training.step import make_predict_step, make_train_step
+from flaxseg.training.step import make_train_step
 
 SIZE = (9, 11)
 STEPS = 4
@@ -375,25 +376,6 @@ def test_two_images_are_learnt_by_heart():
     assert metrics[-1]["loss"] < 0.2 * metrics[0]["loss"]
     predicted = jax.jit(make_predict_step(model))(final.variables(), image)
     assert np.mean((predicted == label)[label != 255]) > 0.95
-
-
-def test_predictions_are_classes_probabilities_or_logits():
-    model, image = TinySegmenter(), tiny_batch(0)["image"]
-    variables = new_run(model)[0].variables()
-    logits = model.apply(variables, normalize(image, model.normalization)).logits
-    outputs = {
-        output: jax.jit(make_predict_step(model, output=output))(variables, image)
-        for output in ("class", "probabilities", "logits")
-    }
-    assert outputs["class"].dtype == jnp.uint8
-    np.testing.assert_array_equal(outputs["class"], logits.argmax(-1))
-    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-6)
-    np.testing.assert_allclose(outputs["probabilities"], jax.nn.softmax(logits), atol=1e-6)
-    many = TinySegmenter(num_classes=300)
-    variables = new_run(many)[0].variables()
-    assert jax.eval_shape(make_predict_step(many), variables, image).dtype == jnp.int32
-    with pytest.raises(ConfigError, match="output 'argmax' is not known"):
-        make_predict_step(model, output="argmax")
 
 
 def test_a_model_without_statistics_trains():
