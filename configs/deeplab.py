@@ -2,7 +2,7 @@
 
     python train.py --config=configs/deeplab.py --workdir=runs/voc
     python train.py --config=configs/deeplab.py:variant=v3plus,data=camvid \
-        --config.data.manual_dir=CAMVID --config.init.backbone=efficientnet_lite0 \
+        --config.data.manual_dir=CAMVID --config.init.backbone=timm/tf_efficientnet_lite0.in1k \
         --workdir=runs/camvid
     python train.py --config=configs/deeplab.py:data=shapes --workdir=runs/shapes
 
@@ -24,14 +24,19 @@ from ml_collections import config_dict
 from flaxseg.errors import ConfigError
 from flaxseg.training.config import default_config, did_you_mean
 
-_VARIANTS = {"v3": "deeplabv3", "v3plus": "deeplabv3plus"}
+_VARIANTS = {
+    "v3": ("deeplabv3", {"separable": False}),
+    "v3plus": ("deeplabv3plus", {"separable": True, "decoder_convs": 2}),
+}
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
     chosen = _parse(argument)
     config = default_config()
-    config.model.name = _VARIANTS[chosen["variant"]]
+    config.model.name, options = _VARIANTS[chosen["variant"]]
+    with config.unlocked():
+        config.model.options.update(options)
     _DATA[chosen["data"]](config)
     return config
 
@@ -40,7 +45,7 @@ def _voc(config: config_dict.ConfigDict) -> None:
     """The recipe of the papers (section 4.1 of 1706.05587), 30k steps."""
     config.data.name = "voc_segmentation"
     config.model.backbone = "resnet101"
-    config.init.backbone = "resnet101"
+    config.init.backbone = "timm/resnet101.tv_in1k"
     config.data.train_split = "train_aug"
     config.data.crop_size = (513, 513)
     config.steps = 30_000
@@ -55,6 +60,8 @@ def _voc(config: config_dict.ConfigDict) -> None:
 def _camvid(config: config_dict.ConfigDict) -> None:
     config.data.name = "camvid"
     config.model.backbone = "efficientnet_lite0"
+    if "decoder_convs" in config.model.options:
+        config.model.options.decoder_convs = 1  # as the PyTorch peer has it
     config.data.eval_split = "test"
     config.data.crop_size = (256, 256)
     config.steps = 600

@@ -63,7 +63,7 @@ def default_config() -> config_dict.ConfigDict:
         options=config_dict.ConfigDict(),  # further arguments of the model
     )
     config.init = _section(
-        backbone="",  # weights: a name, or the path of a .safetensors file; "" is random
+        backbone="",  # weights: a name such as timm/resnet50.tv_in1k, or a path; "" is random
         model="",  # a folder written by save_model (or a workdir) to start from
         reinit_head=False,  # with init.model: draw anew what does not fit the number of classes
     )
@@ -100,7 +100,7 @@ def default_config() -> config_dict.ConfigDict:
         head_lr_multiplier=1.0,  # of everything that is not backbone
         bias_lr_multiplier=1.0,
         grad_clip_norm=0.0,  # of the global gradient norm
-        accumulate_steps=1,  # steps whose gradients are averaged before one update
+        accumulate_steps=1,  # micro-batches that each batch is cut into, when memory is short
         ema_decay=0.0,  # of the averaged parameters that are evaluated and exported
     )
     config.schedule = _section(

@@ -358,6 +358,7 @@ def _run_steps(
             metrics["loss"].block_until_ready()
             seconds = time.perf_counter() - began
             run.progress.say(f"first step took {seconds:.1f} s, compilation included")
+            run.progress.restart_clock(step)
             window.resume()
             waited = batches.seconds_waited
         else:

@@ -35,6 +35,10 @@ class Progress:
                 dynamic_ncols=True,
             )
 
+    def restart_clock(self, step: int) -> None:
+        """Leave out of the ETA what came before, such as the compilation of the first step."""
+        self._first, self._began = step, time.perf_counter()
+
     def advance(self, step: int) -> None:
         """Note that `step` steps were given to the device."""
         if self._bar is not None:

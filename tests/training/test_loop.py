@@ -233,7 +233,7 @@ def test_a_step_to_go_back_to(config, tmp_path):
     whole = train_and_evaluate(config, str(tmp_path))
     digests = final_state(tmp_path)[0]
     config.checkpoint.restore_step = 5
-    with pytest.raises(CheckpointError, match="there are: 2, 3, 4, 6"):
+    with pytest.raises(CheckpointError, match=r"there are: 2, 3, 4, 6"):
         train_and_evaluate(config, str(tmp_path))
     config.checkpoint.restore_step = 2
     again = train_and_evaluate(config, str(tmp_path))
