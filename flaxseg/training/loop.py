@@ -18,7 +18,7 @@ from ml_collections import config_dict
 
 import flaxseg
 from flaxseg import data
-from flaxseg.errors import FlaxsegError, NonFiniteLossError
+from flaxseg.errors import ConfigError, FlaxsegError, NonFiniteLossError
 from flaxseg.evaluation import (
     SegmentationMetrics,
     evaluate,
@@ -161,14 +161,7 @@ def _open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> _Run:
     section, field = DATA_FIELD.split(".")
     identity[section][field] = manifest.fingerprint
     parallel = make_parallel(config.parallel)
-    model = create_model(
-        config.model.name,
-        num_classes=info.num_classes,
-        batch_norm_axis=parallel.batch_norm_axis,
-        frozen_batch_norm=config.model.frozen_batch_norm,
-        remat=config.remat,
-        **_model_options(config),
-    )
+    model, shapes = _create_model(config, info.num_classes, parallel)
     optimizer = config.optimizer.to_dict()
     for name in ("learning_rate", "accumulate_steps", "ema_decay"):
         del optimizer[name]
@@ -178,7 +171,7 @@ def _open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> _Run:
         directory=directory,
         info=info,
         model=model,
-        tx=make_optimizer(_shapes(model, config.data.crop_size)["params"], **optimizer),
+        tx=make_optimizer(shapes["params"], **optimizer),
         schedule=make_schedule(
             learning_rate=config.optimizer.learning_rate,
             steps=config.steps,
@@ -193,6 +186,24 @@ def _open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> _Run:
         ),
         progress=Progress(config.steps, enabled=jax.process_index() == 0),
     )
+
+
+def _create_model(
+    config: config_dict.ConfigDict, num_classes: int, parallel: Parallel
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model to train and the shapes of its variables; ConfigError if there is no such model."""
+    try:
+        model = create_model(
+            config.model.name,
+            num_classes=num_classes,
+            batch_norm_axis=parallel.batch_norm_axis,
+            frozen_batch_norm=config.model.frozen_batch_norm,
+            remat=config.remat,
+            **_model_options(config),
+        )
+        return model, _shapes(model, config.data.crop_size)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.model can not be made: {error}") from error
 
 
 def _model_options(config: config_dict.ConfigDict) -> dict[str, Any]:

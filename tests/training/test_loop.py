@@ -228,6 +228,17 @@ def test_another_model_names_parameter_shapes_and_way_out(config, tmp_path, monk
     assert f"--config.init.model={tmp_path}" in message
 
 
+def test_a_model_that_can_not_be_made_is_a_config_error(config, tmp_path):
+    config.model.options = {"widht": 6}
+    with pytest.raises(ConfigError, match=r"tiny has no option widht; it has .*width"):
+        train_and_evaluate(config, str(tmp_path))
+    config.model.name = "deeplabv3"
+    config.model.options = {}
+    config.model.output_stride = 12
+    with pytest.raises(ConfigError, match="output_stride"):
+        train_and_evaluate(config, str(tmp_path))
+
+
 def test_a_step_to_go_back_to(config, tmp_path):
     config.checkpoint.keep_last = 9
     whole = train_and_evaluate(config, str(tmp_path))
