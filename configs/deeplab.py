@@ -2,9 +2,12 @@
 
     python train.py --config=configs/deeplab.py --workdir=runs/voc
     python train.py --config=configs/deeplab.py:variant=v3plus,data=camvid \
-        --config.data.manual_dir=CAMVID --config.init.backbone=timm/tf_efficientnet_lite0.in1k \
+        --config.data.manual_dir=CAMVID --config.init.backbone=WEIGHTS.safetensors \
         --workdir=runs/camvid
     python train.py --config=configs/deeplab.py:data=shapes --workdir=runs/shapes
+
+Without internet give the files, as in the second command: the data set as published and ImageNet
+weights in a file.
 
 The part after the colon: `variant` is v3plus (default) or v3; `data` is voc (default), camvid or
 shapes.
@@ -45,6 +48,7 @@ def _voc(config: config_dict.ConfigDict) -> None:
     """The recipe of the papers (section 4.1 of 1706.05587), 30k steps."""
     config.data.name = "voc_segmentation"
     config.model.backbone = "resnet101"
+    config.model.options.separable = False  # the paper's rows for ResNet-101
     config.init.backbone = "timm/resnet101.tv_in1k"
     config.data.train_split = "train_aug"
     config.data.crop_size = (513, 513)
@@ -62,6 +66,7 @@ def _camvid(config: config_dict.ConfigDict) -> None:
     config.model.backbone = "efficientnet_lite0"
     if "decoder_convs" in config.model.options:
         config.model.options.decoder_convs = 1  # as the PyTorch peer has it
+    config.init.backbone = "timm/tf_efficientnet_lite0.in1k"
     config.data.eval_split = "test"
     config.data.crop_size = (256, 256)
     config.steps = 600

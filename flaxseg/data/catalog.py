@@ -57,14 +57,23 @@ _DATASETS = {
     ),
 }
 
-# Well-known sets that people will ask for by these names.
+_VOC = (
+    "PASCAL VOC 2012",
+    "VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012, and for train_aug "
+    "the SBD annotations, benchmark.tgz",
+)
+# Well-known sets that people will ask for by these names, and where their files are.
 _WITHOUT_BUILDER = {
-    "voc": "PASCAL VOC 2012",
-    "voc2012": "PASCAL VOC 2012",
-    "pascal_voc": "PASCAL VOC 2012",
-    "voc_segmentation": "PASCAL VOC 2012",
-    "cityscapes": "Cityscapes",
-    "ade20k": "ADE20K",
+    "voc": _VOC,
+    "voc2012": _VOC,
+    "pascal_voc": _VOC,
+    "voc_segmentation": _VOC,
+    "cityscapes": (
+        "Cityscapes",
+        "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from cityscapes-dataset.com, "
+        "after registration",
+    ),
+    "ade20k": ("ADE20K", "ADEChallengeData2016.zip from groups.csail.mit.edu/vision/datasets"),
 }
 
 
@@ -92,12 +101,15 @@ def find_entry(name: str) -> Entry:
         return _DATASETS[name]
     known = ", ".join(list_datasets())
     if name in _WITHOUT_BUILDER:
+        title, files = _WITHOUT_BUILDER[name]
         raise DataError(
-            f"data set {name!r} ({_WITHOUT_BUILDER[name]}) has no builder in this version, so it "
-            f"can not be prepared. Data sets that can: {known}. To train now, use the generated "
-            "one, which needs no download: --config=configs/deeplab.py:data=shapes. To use "
-            f"{_WITHOUT_BUILDER[name]}, write a builder beside flaxseg/data/builders/camvid.py "
-            "and add it to flaxseg/data/catalog.py."
+            f"data set {name!r} ({title}) is not prepared, and this version has no builder that "
+            f"could prepare it. Data sets that it can prepare: {known}.\n"
+            "  To train now, use the generated one, which needs no download: "
+            "--config=configs/deeplab.py:data=shapes\n"
+            f"  To use {title}: get {files}; write a builder beside "
+            "flaxseg/data/builders/camvid.py, which reads files of the same kind; and add it to "
+            "flaxseg/data/catalog.py."
         )
     near = difflib.get_close_matches(name, list_datasets(), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -103,11 +103,12 @@ def create_model(
         normalization = ImageNormalization(
             tuple(normalization["mean"]), tuple(normalization["std"])
         )
-    rates = options.pop("rates", None)
+    if "rates" in MODELS[name].__dataclass_fields__:
+        rates = options.get("rates")
+        options["rates"] = aspp_rates(output_stride) if rates is None else tuple(rates)
     return MODELS[name](
         num_classes=num_classes,
         backbone=backbone,
-        rates=aspp_rates(output_stride) if rates is None else tuple(rates),
         norm=partial(BatchNorm, **shared),
         normalization=normalization,
         dtype=dtype,
