@@ -69,11 +69,23 @@ def _camvid(config: config_dict.ConfigDict) -> None:
     config.init.backbone = "timm/tf_efficientnet_lite0.in1k"
     config.data.eval_split = "test"
     config.data.crop_size = (256, 256)
+    _set_rates(config, (3, 6, 9))
     config.steps = 600
     config.batch_size = 8
     config.optimizer.head_lr_multiplier = 10.0  # 0.1, where the backbone has 0.01
     config.eval.every_steps = 300
     config.checkpoint.every_steps = 100
+
+
+def _set_rates(config: config_dict.ConfigDict, rates: tuple[int, ...]) -> None:
+    """Rates of the ASPP for crops smaller than the papers' 513.
+
+    The papers' rates reach over most of a small crop's features. The statistics of BatchNorm are
+    then those of taps on padding, and do not hold for whole images: on CamVid, 256 crops at (6, 12,
+    18), pixel accuracy fell from 85 % on crops to 64 % on whole images.
+    """
+    with config.unlocked():
+        config.model.options.rates = rates
 
 
 def _shapes(config: config_dict.ConfigDict) -> None:
