@@ -26,6 +26,13 @@ def pytest_configure():
             raise pytest.UsageError(f"these peers are not installed: {', '.join(missing)}")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Keeps a long run of tests in bounds: a process would hold all that it ever compiled."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def repository() -> pathlib.Path:
     """The root of the source tree."""

@@ -1,6 +1,7 @@
 """The systems, one paper a file, and `create_model`, which builds them by name."""
 
 import difflib
+from collections.abc import Mapping
 from functools import partial
 
 import flax.linen as nn
@@ -35,6 +36,7 @@ def create_model(
     frozen_batch_norm: bool = False,
     remat: bool = False,
     normalization: ImageNormalization | dict | None = None,
+    backbone_options: Mapping | None = None,
     **options,
 ) -> nn.Module:
     """Returns a segmentation model.
@@ -59,6 +61,8 @@ def create_model(
       remat: whether the blocks of the backbone are recomputed in the backward pass to save memory.
       normalization: what the model expects of its pixels, as `ImageNormalization` or `{"mean":
         ..., "std": ...}`; that of the backbone by default.
+      backbone_options: further attributes of a backbone given by name, such as
+        `{"padding": "torch"}` for MobileNetV2 weights that were trained in PyTorch's layout.
       **options: attributes of the model, such as `rates` or `dropout`; see its class.
 
     Raises:
@@ -91,6 +95,7 @@ def create_model(
             frozen_batch_norm=frozen_batch_norm,
             remat=remat,
             dtype=dtype,
+            **(backbone_options or {}),
         )
     elif getattr(backbone, "output_stride", output_stride) != output_stride:
         raise ValueError(

@@ -6,7 +6,7 @@ import os
 import pathlib
 
 from flaxseg.errors import WeightsError
-from flaxseg.layers.image_normalization import IMAGENET, SYMMETRIC, ImageNormalization
+from flaxseg.layers.image_normalization import EFFICIENTNET_LITE, IMAGENET, ImageNormalization
 from flaxseg.weights.files import SUFFIXES, find_file
 
 
@@ -45,7 +45,8 @@ HUB_WEIGHTS = {
             for depth in (18, 34, 50, 101, 152)
         ),
         _timm("mobilenetv2_100.ra_in1k", "mobilenet_v2", IMAGENET),
-        _timm("tf_efficientnet_lite0.in1k", "efficientnet_lite0", SYMMETRIC, "tf"),
+        # timm scales to [-1, 1]; the network was trained with (RGB - 127) / 128, all but the same.
+        _timm("tf_efficientnet_lite0.in1k", "efficientnet_lite0", EFFICIENTNET_LITE, "tf"),
     )
 }
 
