@@ -16,7 +16,6 @@ from flaxseg.data import DatasetInfo
 from flaxseg.errors import DataError
 from flaxseg.evaluation import ConfusionMatrix, predict, read_image
 from flaxseg.evaluation.pictures import voc_colors
-from flaxseg.weights import import_model
 
 NAMES = ("ground", "tree", "car")
 COLORS = ((10, 20, 30), (0, 200, 0), (200, 0, 200))
@@ -220,7 +219,9 @@ def test_a_full_disk_is_named_for_each_picture(tmp_path, model_dir, capsys, monk
 def test_predict_real_pictures_with_real_weights(tmp_path, shared_dir, capsys):
     """On DeepLab's canvas at least 99 % of the pixels are those of the published TFLite network."""
     weights = shared_dir / "data/weights"
-    import_model(weights / "deeplabv3_mobilenet_v2_voc21.safetensors", tmp_path / "model")
+    source = str(weights / "deeplabv3_mobilenet_v2_voc21.safetensors")
+    assert cli.main(["import", source, "--out", str(tmp_path / "model")]) == 0
+    assert "deeplabv3 with 21 classes" in capsys.readouterr().out
     reference = np.load(weights / "reference_outputs.npz")
     pictures = shared_dir / "data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages"
     flags = ("--model", tmp_path / "model", "--out", tmp_path / "out", "--pad_multiple", 513)

@@ -250,6 +250,12 @@ def test_rates_follow_the_output_stride():
     assert flaxseg.create_model("deeplabv3", 2, rates=(1, 2)).rates == (1, 2)
 
 
+def test_backbone_options_reach_a_backbone_given_by_name():
+    options = {"padding": "torch"}
+    model = flaxseg.create_model("deeplabv3", 2, backbone="mobilenet_v2", backbone_options=options)
+    assert model.backbone.padding == "torch"
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="Did you mean 'deeplabv3plus'"):
         flaxseg.create_model("deeplabv3_plus", 2)
