@@ -1,7 +1,8 @@
 """`shapes`: pictures that are drawn, not downloaded, to learn on and to test with.
 
-Eight kinds of textured objects overlap on textured ground under uneven light. Colours and textures
-of all objects and of the ground come from one distribution, so that only form decides the class.
+Eight kinds of textured objects overlap on textured ground under uneven light. Colours of all
+objects and of the ground come from one distribution, so colour tells nothing about the class. Form
+does, and for three objects of four so does the pattern, which the ground has too.
 Edges are anti-aliased in the picture and sharp in the label, and a border of 255, one pixel wide
 (two at corners), surrounds each object, as in PASCAL VOC.
 """
@@ -22,7 +23,7 @@ SPLIT_SIZES = {"train": 600, "val": 100}
 INFO = DatasetInfo(
     name="shapes",
     version="1.0.0",
-    description="Generated: textured objects overlap on textured ground; only form tells classes.",
+    description="Generated: textured objects overlap on textured ground; colour tells nothing.",
     class_names=(
         "background",
         "disk",
@@ -88,7 +89,7 @@ def draw(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
     """
     rng = np.random.default_rng([sorted(SPLIT_SIZES).index(split), number])
     ground = _ground_color(rng)
-    image = _textured(rng, ground)
+    image = _textured(rng, ground, int(rng.integers(_PATTERNS)))
     label = np.zeros((HEIGHT, WIDTH), np.uint8)
     owner = np.zeros((HEIGHT, WIDTH), np.int32)  # which object is on top; 0 is the ground
     areas = [0]
@@ -102,7 +103,8 @@ def draw(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         if not _leaves_others_visible(inside, owner, areas):
             continue
         coverage = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
-        image += coverage * (_textured(rng, _color_apart_from(rng, ground)) - image)
+        color = _color_apart_from(rng, ground)
+        image += coverage * (_textured(rng, color, _material(rng, kind)) - image)
         label[_widened(inside) & ~inside] = IGNORE_LABEL
         label[inside] = kind
         owner[inside] = len(areas)
@@ -232,26 +234,41 @@ def _color_apart_from(rng: np.random.Generator, ground: np.ndarray) -> np.ndarra
             return color
 
 
-def _textured(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
+def _material(rng: np.random.Generator, kind: int) -> int:
+    """Draws the pattern of an object: mostly that of its kind, so that much can be learned soon,
+    and else any, so that form has to be learned too."""
+    return kind - 1 if rng.random() < 0.75 else int(rng.integers(_PATTERNS))
+
+
+_PATTERNS = 8
+
+
+def _textured(rng: np.random.Generator, color: np.ndarray, pattern: int) -> np.ndarray:
     """Fills a picture with a pattern around a mean colour: `[96, 128, 3]` float."""
     angle, phase = rng.uniform(0.0, 2.0 * np.pi, 2)
-    period = rng.uniform(3.0, 12.0)
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     along = np.cos(angle) * x + np.sin(angle) * y
     across = np.cos(angle) * y - np.sin(angle) * x
-    pattern = rng.integers(5)
+    fine, coarse = 2 * np.pi / rng.uniform(3.0, 4.0), 2 * np.pi / rng.uniform(7.0, 10.0)
     if pattern == 0:  # plain
         wave = np.zeros((HEIGHT, WIDTH))
-    elif pattern == 1:  # stripes
-        wave = np.sign(np.sin(2 * np.pi * along / period + phase))
-    elif pattern == 2:  # checks
-        wave = np.sign(np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period))
-    elif pattern == 3:  # waves
-        wave = np.sin(2 * np.pi * along / period + 2 * np.sin(2 * np.pi * across / (3 * period)))
+    elif pattern == 1:  # broad stripes
+        wave = np.sign(np.sin(coarse * along + phase))
+    elif pattern == 2:  # fine stripes
+        wave = np.sign(np.sin(fine * along + phase))
+    elif pattern == 3:  # checks
+        wave = np.sign(np.sin(coarse * along) * np.sin(coarse * across))
+    elif pattern == 4:  # waves
+        wave = np.sin(coarse * along + 2 * np.sin(coarse / 2 * across))
+    elif pattern == 5:  # dots
+        wave = 2.0 * (np.sin(coarse * along) + np.sin(coarse * across) > 1.0) - 1.0
+    elif pattern == 6:  # fine grain
+        wave = rng.uniform(-1.0, 1.0, (HEIGHT, WIDTH))
     else:  # coarse grain
-        grain = rng.uniform(-1.0, 1.0, (HEIGHT // 2, WIDTH // 2))
-        wave = grain.repeat(2, axis=0).repeat(2, axis=1)
-    return color + rng.uniform(-28.0, 28.0, 3) * wave[..., None]
+        grain = rng.uniform(-1.0, 1.0, (HEIGHT // 4, WIDTH // 4))
+        wave = grain.repeat(4, axis=0).repeat(4, axis=1)
+    amplitude = rng.uniform(15.0, 35.0, 3) * rng.choice([-1.0, 1.0], 3)
+    return color + amplitude * wave[..., None]
 
 
 def _lit(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
