@@ -75,8 +75,17 @@ def flaxseg_program(size: int, count: int):
 
 def peer_program(size: int, count: int):
     """Returns functions that run one training step and one inference of the peer's."""
-    import segmentation_models_pytorch as smp
     import torch
+
+    # Beside a CPU build of torch, torchvision's compiled operators may be absent. What is timed
+    # does not use them, but importing the package needs their signatures.
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            torch.library.define(
+                f"torchvision::{name}",
+                "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            )
+    import segmentation_models_pytorch as smp
 
     model = smp.DeepLabV3Plus(
         "timm-tf_efficientnet_lite0",
