@@ -49,7 +49,7 @@ def test_records_travel_to_other_processes_and_threads(camvid_dir):
 def test_unknown_names_are_explained(tmp_path):
     with pytest.raises(DataError, match=r"Did you mean 'camvid'\? Data sets: camvid, shapes"):
         flaxseg.data.open_split("camvidd", "test", tmp_path)
-    with pytest.raises(DataError, match=r"PASCAL VOC 2012.*:data=shapes"):
+    with pytest.raises(DataError, match=r"(?s)PASCAL VOC 2012.*:data=shapes"):
         flaxseg.data.dataset_info("voc")
     with pytest.raises(DataError, match=r"prepare-data camvid --data_dir=.*--manual_dir"):
         flaxseg.data.open_split("camvid", "test", tmp_path)

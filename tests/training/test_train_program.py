@@ -239,6 +239,7 @@ def test_data_workers_change_nothing(train, tmp_path, tiny_arguments):
 def test_the_shapes_recipe_runs_and_a_second_call_has_nothing_to_do(train, tmp_path, shapes_dir):
     arguments = [
         "--config.steps=2",
+        "--config.schedule.warmup_steps=0",
         "--config.batch_size=2",
         "--config.data.crop_size=33,33",
         f"--config.data.dir={shapes_dir}",
