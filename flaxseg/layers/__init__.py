@@ -2,8 +2,9 @@
 
 from flaxseg.layers.aspp import ASPP, ImagePooling
 from flaxseg.layers.atrous import AtrousConv, atrous_conv, preferred_form
-from flaxseg.layers.auxiliary import AuxiliaryHead, classifier_init
+from flaxseg.layers.auxiliary import AuxiliaryHead
 from flaxseg.layers.batch_norm import BatchNorm
+from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
 from flaxseg.layers.image_normalization import (
@@ -33,6 +34,7 @@ __all__ = [
     "Padding",
     "SeparableConv",
     "atrous_conv",
+    "classifier",
     "classifier_init",
     "depthwise_conv",
     "explicit_padding",

@@ -4,14 +4,11 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.typing import Dtype
 
-from flaxseg.layers.atrous import AtrousConv
 from flaxseg.layers.batch_norm import BatchNorm
+from flaxseg.layers.classifier import classifier
 from flaxseg.layers.conv_block import ConvBlock
-
-classifier_init = nn.initializers.normal(0.01)
 
 
 class AuxiliaryHead(nn.Module):
@@ -37,11 +34,4 @@ class AuxiliaryHead(nn.Module):
             x, train=train
         )
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return AtrousConv(
-            self.num_classes,
-            1,
-            use_bias=True,
-            kernel_init=classifier_init,
-            dtype=jnp.float32,
-            name="classifier",
-        )(x)
+        return classifier(self.num_classes)(x)

@@ -28,8 +28,8 @@ def create_model(
     name: str,
     num_classes: int,
     *,
-    backbone: str | nn.Module = "resnet50",
-    output_stride: int = 16,
+    backbone: str | nn.Module | None = None,
+    output_stride: int | None = None,
     dtype: Dtype = jnp.float32,
     batch_norm_momentum: float = 0.9,
     batch_norm_axis: str | None = None,
@@ -49,10 +49,11 @@ def create_model(
     Args:
       name: one of `list_models()`.
       num_classes: channels of the logits, at least 2; a binary task has 2.
-      backbone: one of `list_backbones()`, or a module of your own that returns named features.
-      output_stride: of the backbone, 8, 16 or 32. It may change between training and evaluation:
-        the parameters are the same. A module of your own has its own, and must say so here for the
-        rates to fit.
+      backbone: one of `list_backbones()`, or a module of your own that returns named features; the
+        paper's by default (the class's `default_backbone`).
+      output_stride: of the backbone, 8, 16 or 32; by default the paper's. It may change between
+        training and evaluation: the parameters are the same. A module of your own has its own, and
+        must say so here for the rates to fit.
       dtype: dtype of the computation, such as `jnp.bfloat16`. Parameters, statistics and logits
         are float32.
       batch_norm_momentum: share of the old running statistics that is kept in a training step.
@@ -77,9 +78,13 @@ def create_model(
         raise ValueError(
             f"num_classes is {num_classes}; it must be at least 2 (background is a class)."
         )
-    unknown = sorted(set(options) - set(MODELS[name].__dataclass_fields__))
+    model = MODELS[name]
+    backbone = model.default_backbone if backbone is None else backbone
+    output_stride = model.default_output_stride if output_stride is None else output_stride
+    fields = set(model.__dataclass_fields__) - {"parent", "name"}
+    unknown = sorted(set(options) - fields)
     if unknown:
-        known = sorted(set(MODELS[name].__dataclass_fields__) - {"parent", "name"})
+        known = sorted(fields)
         raise TypeError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
     shared = {
         "frozen": frozen_batch_norm,
@@ -103,18 +108,19 @@ def create_model(
             f"{output_stride}; pass output_stride={backbone.output_stride}."
         )
     if normalization is None:
-        normalization = getattr(backbone, "normalization", MODELS[name].normalization)
+        normalization = getattr(backbone, "normalization", model.normalization)
     elif isinstance(normalization, dict):
         normalization = ImageNormalization(
             tuple(normalization["mean"]), tuple(normalization["std"])
         )
-    if "rates" in MODELS[name].__dataclass_fields__:
+    if hasattr(model, "default_rates"):
         rates = options.get("rates")
-        options["rates"] = aspp_rates(output_stride) if rates is None else tuple(rates)
-    return MODELS[name](
+        options["rates"] = model.default_rates(output_stride) if rates is None else tuple(rates)
+    if "norm" in fields:
+        options.setdefault("norm", partial(BatchNorm, **shared))
+    return model(
         num_classes=num_classes,
         backbone=backbone,
-        norm=partial(BatchNorm, **shared),
         normalization=normalization,
         dtype=dtype,
         **options,

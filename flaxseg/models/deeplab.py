@@ -5,6 +5,7 @@ Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 20
 """
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,13 +15,12 @@ from flax.typing import Dtype
 from flaxseg.layers import (
     ASPP,
     IMAGENET,
-    AtrousConv,
     AuxiliaryHead,
     BatchNorm,
     ConvBlock,
     ImageNormalization,
     SeparableConv,
-    classifier_init,
+    classifier,
     resize,
 )
 from flaxseg.models.prediction import Prediction
@@ -66,6 +66,10 @@ class DeepLabV3(nn.Module):
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
 
+    default_backbone: ClassVar[str] = "resnet50"
+    default_output_stride: ClassVar[int] = 16
+    default_rates = staticmethod(aspp_rates)
+
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
         """Segments pictures.
@@ -86,7 +90,7 @@ class DeepLabV3(nn.Module):
         )(features["c5"], train=train)
         if self.head_conv:
             x = ConvBlock(self.features, 3, **common, name="head")(x, train=train)
-        logits = _classify(x, self.num_classes)
+        logits = classifier(self.num_classes)(x)
         auxiliary = {}
         if self.auxiliary and (train or self.is_initializing()):
             head = AuxiliaryHead(self.num_classes, **common, name="auxiliary_head")
@@ -130,6 +134,10 @@ class DeepLabV3Plus(nn.Module):
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
 
+    default_backbone: ClassVar[str] = "resnet50"
+    default_output_stride: ClassVar[int] = 16
+    default_rates = staticmethod(aspp_rates)
+
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
         """Segments pictures; arguments and result as for `DeepLabV3`."""
@@ -146,22 +154,10 @@ class DeepLabV3Plus(nn.Module):
         block = SeparableConv if self.separable else ConvBlock
         for index in range(self.decoder_convs):
             x = block(self.features, 3, **common, name=f"decoder{index}")(x, train=train)
-        logits = _classify(x, self.num_classes)
+        logits = classifier(self.num_classes)(x)
         auxiliary = {}
         if self.auxiliary and (train or self.is_initializing()):
             head = AuxiliaryHead(self.num_classes, **common, name="auxiliary_head")
             auxiliary["c4"] = head(features["c4"], train=train)
         logits = resize(logits, image.shape[1:3], align_corners=self.align_corners)
         return Prediction(logits, auxiliary if train else {})
-
-
-def _classify(x: jax.Array, num_classes: int) -> jax.Array:
-    classifier = AtrousConv(
-        num_classes,
-        1,
-        use_bias=True,
-        kernel_init=classifier_init,
-        dtype=jnp.float32,
-        name="classifier",
-    )
-    return classifier(x)

@@ -1,0 +1,25 @@
+"""The last convolution of a segmentation network."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.typing import Initializer
+
+from flaxseg.layers.atrous import AtrousConv
+
+classifier_init = nn.initializers.normal(0.01)
+
+
+def classifier(
+    num_classes: int, *, kernel_init: Initializer = classifier_init, name: str = "classifier"
+) -> AtrousConv:
+    """Returns a 1x1 convolution with bias that gives logits, in float32 whatever the dtype of the
+    features.
+
+    Args:
+      num_classes: channels of the logits.
+      kernel_init: initialiser of the kernel.
+      name: of the module.
+    """
+    return AtrousConv(
+        num_classes, 1, use_bias=True, kernel_init=kernel_init, dtype=jnp.float32, name=name
+    )
