@@ -7,24 +7,27 @@ SIGINT, with everything saved.
 
 import logging
 import pathlib
+import re
+import runpy
 import sys
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from flaxseg.errors import ConfigError, FlaxsegError
 from flaxseg.host_memory import keep_freed_memory
 from flaxseg.training.compilation import enable_compilation_cache
-from flaxseg.training.config import default_config, did_you_mean, field_names
+from flaxseg.training.config import did_you_mean, field_names
 from flaxseg.training.signals import EXIT_STOPPED
 
+_CONFIG_FILE = str(pathlib.Path(__file__).resolve().parent / "configs" / "deeplab.py")
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    str(pathlib.Path(__file__).resolve().parent / "configs" / "deeplab.py"),
-    "The recipe, such as configs/deeplab.py:variant=v3plus,data=camvid; set any of its fields with "
-    "--config.FIELD=VALUE.",
+    None,  # put in by parse_flags: as a default here, wrong fields would raise on import
+    "The recipe, by default configs/deeplab.py, such as configs/deeplab.py:data=camvid; set any of "
+    "its fields with --config.FIELD=VALUE.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder of the run; by default runs/MODEL_DATA. A run in it is continued."
@@ -66,6 +69,8 @@ def main(argv: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line as `absl.app` does; mistakes in it end the program with code 2."""
+    if not any(_names_config(argument) for argument in argv):
+        argv = [argv[0], f"--config={_CONFIG_FILE}", *argv[1:]]
     try:
         # Before the fields of the config: a config that is not there has none.
         left = flags.FLAGS(argv)
@@ -88,7 +93,7 @@ def _as_config_error(error: Exception, argv: list[str]) -> ConfigError:
         file = flags.FLAGS["config"].config_filename
         return ConfigError(f"--config={file} can not be read; recipes are in configs/*.py.")
     if isinstance(error, (AttributeError, KeyError)):
-        known = field_names(default_config())
+        known = field_names(_recipe(argv))
         sections = {field.rsplit(".", 1)[0] for field in known}
         for argument in argv[1:]:
             name = argument.lstrip("-").split("=")[0]
@@ -98,6 +103,19 @@ def _as_config_error(error: Exception, argv: list[str]) -> ConfigError:
                     f"--{name}: the config has no field {field!r}.{did_you_mean(field, known)}"
                 )
     return ConfigError(f"the command line can not be read: {error}")
+
+
+def _names_config(argument: str) -> bool:
+    return re.match(r"--?config(=|$)", argument) is not None
+
+
+def _recipe(argv: list[str]) -> config_dict.ConfigDict:
+    """The config that the command line names, before any of its fields is overridden."""
+    last = max(index for index, argument in enumerate(argv) if _names_config(argument))
+    _, equals, spec = argv[last].partition("=")
+    file, colon, argument = (spec if equals else argv[last + 1]).partition(":")
+    get_config = runpy.run_path(file)["get_config"]
+    return get_config(argument) if colon else get_config()
 
 
 def _set_up_logging() -> None:

@@ -100,6 +100,7 @@ def default_config() -> config_dict.ConfigDict:
         head_lr_multiplier=1.0,  # of everything that is not backbone
         bias_lr_multiplier=1.0,
         grad_clip_norm=0.0,  # of the global gradient norm
+        frozen="",  # what is not trained: backbone, backbone/layer1_*, ...; comma separated
         accumulate_steps=1,  # micro-batches that each batch is cut into, when memory is short
         ema_decay=0.0,  # of the averaged parameters that are evaluated and exported
     )

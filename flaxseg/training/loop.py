@@ -165,6 +165,7 @@ def _open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> _Run:
     optimizer = config.optimizer.to_dict()
     for name in ("learning_rate", "accumulate_steps", "ema_decay"):
         del optimizer[name]
+    optimizer["frozen"] = _names(config.optimizer.frozen)
     return _Run(
         config=config,
         identity=identity,
@@ -418,7 +419,13 @@ def _step_function(run: _Run) -> Any:
         auxiliary_weight=loss.auxiliary_weight,
         accumulate_steps=optimizer.accumulate_steps,
         ema_decay=optimizer.ema_decay,
+        frozen=_names(optimizer.frozen),
     )
+
+
+def _names(field: str) -> tuple[str, ...]:
+    """The entries of a comma-separated field."""
+    return tuple(name.strip() for name in field.split(",") if name.strip())
 
 
 def _augmentation(run: _Run) -> data.Augmentation:

@@ -354,3 +354,20 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, tmp_p
         train_and_evaluate(config, str(tmp_path / str(number)))
         digests.append(final_state(tmp_path / str(number), 2)[0])
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_what_is_frozen_stays(config, tmp_path):
+    """A longer run ends with the same frozen parameters as a shorter one."""
+    config.schedule.name = "constant"
+    config.optimizer.frozen = "stem, norm*"
+    after = {}
+    for steps in (1, 2):
+        config.steps = steps
+        train_and_evaluate(config, str(tmp_path / str(steps)))
+        after[steps] = flaxseg.load_model(tmp_path / str(steps) / "model")[1]["params"]
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), after[1], after[2])
+    assert all(jax.tree.leaves([same["stem"], same["norm1"]]))
+    assert not any(jax.tree.leaves(same["classifier"]))
+    config.optimizer.frozen = "stam"
+    with pytest.raises(ConfigError, match=r"frozen has 'stam'.*Did you mean 'stem'"):
+        train_and_evaluate(config, str(tmp_path / "wrong"))

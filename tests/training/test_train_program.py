@@ -35,7 +35,7 @@ def train(repository, environment):
 
     def run(*arguments, program="train.py", config="configs/default.py"):
         return subprocess.run(
-            [sys.executable, program, f"--config={config}", *arguments],
+            [sys.executable, program, *([f"--config={config}"] if config else []), *arguments],
             cwd=repository,
             env=environment,
             capture_output=True,
@@ -178,6 +178,13 @@ def test_two_programs_can_not_share_a_run(tmp_path, repository, environment, tra
             2,
             ['Did you mean "optimizer.learning_rate"?'],
         ),
+        (
+            "configs/deeplab.py:data=shapes",
+            ["--config.model.options.rates=1,2", "--config.model.options.featurs=9"],
+            2,
+            ["no field 'model.options.featurs'", 'Did you mean "model.options.features"?'],
+        ),
+        (None, ["--config.stepz=1"], 2, ['Did you mean "steps"?']),
         ("configs/deeplab.py:data=shapes", ["--config.steps=many"], 2, ["steps", "many"]),
         ("configs/deeplab.py:data=shapes", ["--wrkdir=x"], 2, ["wrkdir", "workdir"]),
         (

@@ -1,8 +1,8 @@
 """`shapes`: pictures that are drawn, not downloaded, to learn on and to test with.
 
-Eight kinds of textured objects overlap on textured ground under uneven light. Colours of all
-objects and of the ground come from one distribution, so colour tells nothing about the class. Form
-does, and for three objects of four so does the pattern, which the ground has too.
+Eight kinds of textured objects overlap on mottled ground under uneven light. Colours of all objects
+and of the ground come from one distribution, so colour tells nothing about the class. Form does,
+and for most objects so does the pattern.
 Edges are anti-aliased in the picture and sharp in the label, and a border of 255, one pixel wide
 (two at corners), surrounds each object, as in PASCAL VOC.
 """
@@ -89,7 +89,7 @@ def draw(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
     """
     rng = np.random.default_rng([sorted(SPLIT_SIZES).index(split), number])
     ground = _ground_color(rng)
-    image = _textured(rng, ground, int(rng.integers(_PATTERNS)))
+    image = _mottled(rng, ground)
     label = np.zeros((HEIGHT, WIDTH), np.uint8)
     owner = np.zeros((HEIGHT, WIDTH), np.int32)  # which object is on top; 0 is the ground
     areas = [0]
@@ -104,7 +104,7 @@ def draw(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
             continue
         coverage = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
         color = _color_apart_from(rng, ground)
-        image += coverage * (_textured(rng, color, _material(rng, kind)) - image)
+        image += coverage * (_textured(rng, color, _pattern(rng, kind)) - image)
         label[_widened(inside) & ~inside] = IGNORE_LABEL
         label[inside] = kind
         owner[inside] = len(areas)
@@ -117,7 +117,7 @@ def _placed(rng: np.random.Generator, kind: int) -> np.ndarray:
     negative inside.
     """
     small = rng.random() < 0.2
-    radius = rng.uniform(6.0, 9.0) if small else rng.uniform(11.0, 25.0)
+    radius = rng.uniform(6.0, 9.0) if small else rng.uniform(12.0, 28.0)
     center_y, center_x = rng.uniform(0.1, 0.9, 2) * (HEIGHT, WIDTH)
     angle = rng.uniform(0.0, 2.0 * np.pi)
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
@@ -234,40 +234,67 @@ def _color_apart_from(rng: np.random.Generator, ground: np.ndarray) -> np.ndarra
             return color
 
 
-def _material(rng: np.random.Generator, kind: int) -> int:
+# Thin objects have fine patterns: of a coarse one they would show too little to tell.
+_USUAL_PATTERN = {
+    "disk": "dots",
+    "square": "checks",
+    "triangle": "broad stripes",
+    "star": "coarse grain",
+    "ring": "fine stripes",
+    "cross": "plain",
+    "crescent": "waves",
+    "bar": "fine grain",
+}
+
+
+def _pattern(rng: np.random.Generator, kind: int) -> str:
     """Draws the pattern of an object: mostly that of its kind, so that much can be learned soon,
-    and else any, so that form has to be learned too."""
-    return kind - 1 if rng.random() < 0.75 else int(rng.integers(_PATTERNS))
+    and else any, so that form has to be learned too.
+    """
+    if rng.random() < 0.85:
+        return _USUAL_PATTERN[INFO.class_names[kind]]
+    return str(rng.choice(list(_USUAL_PATTERN.values())))
 
 
-_PATTERNS = 8
-
-
-def _textured(rng: np.random.Generator, color: np.ndarray, pattern: int) -> np.ndarray:
+def _textured(rng: np.random.Generator, color: np.ndarray, pattern: str) -> np.ndarray:
     """Fills a picture with a pattern around a mean colour: `[96, 128, 3]` float."""
     angle, phase = rng.uniform(0.0, 2.0 * np.pi, 2)
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     along = np.cos(angle) * x + np.sin(angle) * y
     across = np.cos(angle) * y - np.sin(angle) * x
     fine, coarse = 2 * np.pi / rng.uniform(3.0, 4.0), 2 * np.pi / rng.uniform(7.0, 10.0)
-    if pattern == 0:  # plain
-        wave = np.zeros((HEIGHT, WIDTH))
-    elif pattern == 1:  # broad stripes
-        wave = np.sign(np.sin(coarse * along + phase))
-    elif pattern == 2:  # fine stripes
-        wave = np.sign(np.sin(fine * along + phase))
-    elif pattern == 3:  # checks
-        wave = np.sign(np.sin(coarse * along) * np.sin(coarse * across))
-    elif pattern == 4:  # waves
-        wave = np.sin(coarse * along + 2 * np.sin(coarse / 2 * across))
-    elif pattern == 5:  # dots
-        wave = 2.0 * (np.sin(coarse * along) + np.sin(coarse * across) > 1.0) - 1.0
-    elif pattern == 6:  # fine grain
-        wave = rng.uniform(-1.0, 1.0, (HEIGHT, WIDTH))
-    else:  # coarse grain
-        grain = rng.uniform(-1.0, 1.0, (HEIGHT // 4, WIDTH // 4))
-        wave = grain.repeat(4, axis=0).repeat(4, axis=1)
-    amplitude = rng.uniform(15.0, 35.0, 3) * rng.choice([-1.0, 1.0], 3)
+    match pattern:
+        case "plain":
+            wave = np.zeros((HEIGHT, WIDTH))
+        case "broad stripes":
+            wave = np.sign(np.sin(coarse * along + phase))
+        case "fine stripes":
+            wave = np.sign(np.sin(fine * along + phase))
+        case "checks":
+            wave = np.sign(np.sin(coarse * along) * np.sin(coarse * across))
+        case "waves":
+            wave = np.sin(coarse * along + 2 * np.sin(coarse / 2 * across))
+        case "dots":
+            wave = 2.0 * (np.sin(coarse * along) + np.sin(coarse * across) > 1.0) - 1.0
+        case "fine grain":
+            wave = rng.uniform(-1.0, 1.0, (HEIGHT, WIDTH))
+        case "coarse grain":
+            grain = rng.uniform(-1.0, 1.0, (HEIGHT // 4, WIDTH // 4))
+            wave = grain.repeat(4, axis=0).repeat(4, axis=1)
+    # Light and dark of one colour, as most materials have it.
+    amplitude = rng.uniform(25.0, 50.0) * rng.uniform(0.7, 1.3, 3)
+    return color + amplitude * wave[..., None]
+
+
+def _mottled(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
+    """Fills a picture with soft blotches around a mean colour: `[96, 128, 3]` float."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    wave = np.zeros((HEIGHT, WIDTH))
+    for _ in range(4):
+        angle, phase = rng.uniform(0.0, 2.0 * np.pi, 2)
+        along = np.cos(angle) * x + np.sin(angle) * y
+        wave += np.sin(2.0 * np.pi / rng.uniform(16.0, 40.0) * along + phase) / 2.0
+    amplitude = rng.uniform(10.0, 30.0, 3) * rng.choice([-1.0, 1.0], 3)
     return color + amplitude * wave[..., None]
 
 
