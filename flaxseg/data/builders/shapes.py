@@ -93,7 +93,7 @@ def draw(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
     label = np.zeros((HEIGHT, WIDTH), np.uint8)
     owner = np.zeros((HEIGHT, WIDTH), np.int32)  # which object is on top; 0 is the ground
     areas = [0]
-    wanted = int(rng.integers(3, 7))
+    wanted = int(rng.integers(5, 9))
     for _ in range(8 * wanted):  # placements to try: in a full picture not all objects find room
         if len(areas) > wanted:
             break
@@ -117,7 +117,7 @@ def _placed(rng: np.random.Generator, kind: int) -> np.ndarray:
     negative inside.
     """
     small = rng.random() < 0.2
-    radius = rng.uniform(6.0, 9.0) if small else rng.uniform(12.0, 28.0)
+    radius = rng.uniform(6.0, 9.0) if small else rng.uniform(14.0, 30.0)
     center_y, center_x = rng.uniform(0.1, 0.9, 2) * (HEIGHT, WIDTH)
     angle = rng.uniform(0.0, 2.0 * np.pi)
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
