@@ -14,6 +14,7 @@ from flaxseg.backbones.resnet import (
     ResNet101,
     ResNet152,
 )
+from flaxseg.backbones.xception import Xception, Xception41, Xception65, Xception71
 
 BACKBONES = {
     "resnet18": ResNet18,
@@ -23,6 +24,9 @@ BACKBONES = {
     "resnet152": ResNet152,
     "mobilenet_v2": MobileNetV2,
     "efficientnet_lite0": EfficientNetLite0,
+    "xception41": Xception41,
+    "xception65": Xception65,
+    "xception71": Xception71,
 }
 
 
@@ -59,6 +63,10 @@ __all__ = [
     "ResNet50",
     "ResNet101",
     "ResNet152",
+    "Xception",
+    "Xception41",
+    "Xception65",
+    "Xception71",
     "create_backbone",
     "list_backbones",
 ]
