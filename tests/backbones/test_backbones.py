@@ -144,7 +144,7 @@ SMALL = {
     "resnet": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
     "mobile": functools.partial(MobileNetV2, stages=(Stage(1, 8, 1, 1), Stage(2, 8, 2, 2))),
     "beta": functools.partial(ResNetBeta, stage_sizes=(2, 1, 1, 1), width=1 / 16),
-    "xception": functools.partial(Xception, middle_blocks=1, width=1 / 32),
+    "xception": functools.partial(Xception, entry=((32, 2),), middle_blocks=0, width=1 / 32),
 }
 
 
