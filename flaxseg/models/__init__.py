@@ -10,12 +10,19 @@ from flax.typing import Dtype
 
 from flaxseg.backbones import create_backbone
 from flaxseg.layers import BatchNorm, ImageNormalization
-from flaxseg.models.deeplab import DeepLabV3, DeepLabV3Plus, aspp_rates
+from flaxseg.models.deeplab import (
+    DeepLabV3,
+    DeepLabV3Cascade,
+    DeepLabV3Plus,
+    aspp_rates,
+    cascade_rates,
+)
 from flaxseg.models.prediction import Prediction
 
 MODELS = {
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
+    "deeplabv3_cascade": DeepLabV3Cascade,
 }
 
 
@@ -130,9 +137,11 @@ def create_model(
 __all__ = [
     "MODELS",
     "DeepLabV3",
+    "DeepLabV3Cascade",
     "DeepLabV3Plus",
     "Prediction",
     "aspp_rates",
+    "cascade_rates",
     "create_model",
     "list_models",
 ]
