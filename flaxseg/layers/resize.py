@@ -1,6 +1,8 @@
 """The one resize: bilinear or nearest, with the conventions of the frameworks as explicit
 arguments."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ def resize(
     size: tuple[int, int],
     *,
     method: str = "bilinear",
-    align_corners: bool,
+    align_corners: bool | None,
     antialias: bool = False,
 ) -> jax.Array:
     """Resizes pictures or feature maps.
@@ -21,16 +23,22 @@ def resize(
     Without, the borders coincide, `source = (target + 0.5) * n / m - 0.5`, as in PyTorch's
     default, OpenCV and `jax.image.resize`.
 
+    None is for features of a network that strides by powers of two, upsampled to the size they were
+    computed from: cell `i` stays over pixel `stride * i`, where a convolution padded on both sides
+    put it, and the last cell reaches to the border. It equals `align_corners=True` for sizes
+    `stride * k + 1`; for others that stretches the features by up to a stride, and `False` shifts
+    them by half of one.
+
     Args:
       x: `[N, H, W, C]`, any number type.
       size: `(height, width)` of the result, at least 1.
       method: `"bilinear"`, or `"nearest"` for labels: no value is invented. Nearest takes
-        `floor(target * n / m)` without `align_corners` (PyTorch's `"nearest"`) and the rounded
-        aligned position with it.
+        `floor(target * n / m)` with `align_corners=False` (PyTorch's `"nearest"`) and the rounded
+        position with True and None.
       align_corners: see above. There is no default, because both are common and a wrong one costs
         accuracy silently.
       antialias: widen the bilinear kernel by the factor of the reduction when the result is
-        smaller, as Pillow and `jax.image.resize` do; not with `align_corners`.
+        smaller, as Pillow and `jax.image.resize` do; only with `align_corners=False`.
 
     Returns:
       `[N, height, width, C]` of the dtype of `x`; bilinear needs a float type.
@@ -42,8 +50,8 @@ def resize(
         raise ValueError(f"x has shape {x.shape}; wanted [N, H, W, C].")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size is {size}; wanted (height, width), both at least 1.")
-    if antialias and align_corners:
-        raise ValueError("antialias and align_corners exclude each other; choose one.")
+    if antialias and align_corners is not False:
+        raise ValueError(f"antialias needs align_corners=False; align_corners is {align_corners}.")
     if method == "nearest":
         rows, columns = (
             _nearest_index(n, m, align_corners) for n, m in zip(x.shape[1:3], size, strict=True)
@@ -63,7 +71,7 @@ def resize(
 
 
 def interpolation_matrix(
-    n: int, m: int, align_corners: bool, antialias: bool = False
+    n: int, m: int, align_corners: bool | None, antialias: bool = False
 ) -> np.ndarray:
     """Returns `[m, n]` float32 weights of the `n` sources in each of the `m` targets; rows sum to
     one."""
@@ -75,16 +83,19 @@ def interpolation_matrix(
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _source_position(n: int, m: int, align_corners: bool) -> np.ndarray:
+def _source_position(n: int, m: int, align_corners: bool | None) -> np.ndarray:
     target = np.arange(m, dtype=np.float64)
+    if align_corners is None:
+        stride = 2.0 ** math.ceil(math.log2(m / n))  # of n = ceil(m / stride) cells, the only one
+        return np.minimum(target / stride, n - 1)
     if align_corners:
         return target * ((n - 1) / (m - 1)) if m > 1 else np.zeros(1)
     return (target + 0.5) * (n / m) - 0.5
 
 
-def _nearest_index(n: int, m: int, align_corners: bool) -> np.ndarray:
-    if align_corners:
-        return np.floor(_source_position(n, m, True) + 0.5).astype(np.int32)
+def _nearest_index(n: int, m: int, align_corners: bool | None) -> np.ndarray:
+    if align_corners or align_corners is None:
+        return np.floor(_source_position(n, m, align_corners) + 0.5).astype(np.int32)
     return np.minimum(np.arange(m, dtype=np.int64) * n // m, n - 1).astype(np.int32)
 
 

@@ -60,7 +60,9 @@ class DeepLabV3(nn.Module):
       dropout: rate of dropout after the ASPP. 0.1 as in the TensorFlow release; torchvision has
         0.5.
       auxiliary: whether an `AuxiliaryHead` on `"c4"` is trained too, as in torchvision.
-      align_corners: convention of the upsampling; True as in the release, False in torchvision.
+      align_corners: convention of the upsampling, see `resize`: True as in the release, False in
+        torchvision. None, the default, equals the release for sides of `output_stride * k + 1`,
+        which the paper chooses for that, and does not stretch the masks of pictures of other sizes.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
       dtype: dtype of the head's computation; the logits are float32.
@@ -75,7 +77,7 @@ class DeepLabV3(nn.Module):
     head_conv: bool = False
     dropout: float = 0.1
     auxiliary: bool = False
-    align_corners: bool = True
+    align_corners: bool | None = None
     normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
@@ -132,7 +134,7 @@ class DeepLabV3Cascade(nn.Module):
         name.
       features: channels inside of a unit; its output has four times as many.
       dropout: rate of dropout before the classifier; the paper names none.
-      align_corners: convention of the upsampling.
+      align_corners: convention of the upsampling, as for `DeepLabV3`.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
       dtype: dtype of the head's computation; the logits are float32.
@@ -144,7 +146,7 @@ class DeepLabV3Cascade(nn.Module):
     multi_grid: Sequence[int] = (1, 2, 1)
     features: int = 512
     dropout: float = 0.0
-    align_corners: bool = True
+    align_corners: bool | None = None
     normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
@@ -200,7 +202,7 @@ class DeepLabV3Plus(nn.Module):
         Cityscapes has none (table 7).
       dropout: rate of dropout after the ASPP.
       auxiliary: whether an `AuxiliaryHead` on `"c4"` is trained too.
-      align_corners: convention of both upsamplings; True as in the release.
+      align_corners: convention of both upsamplings, as for `DeepLabV3`.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
       dtype: dtype of the head's computation; the logits are float32.
@@ -219,7 +221,7 @@ class DeepLabV3Plus(nn.Module):
     image_pooling: bool = True
     dropout: float = 0.1
     auxiliary: bool = False
-    align_corners: bool = True
+    align_corners: bool | None = None
     normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None

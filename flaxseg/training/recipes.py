@@ -118,6 +118,9 @@ def camvid(config: config_dict.ConfigDict, *, crop: int = 256) -> None:
     config.data.crop_size = (crop, crop)
     config.model.backbone = "efficientnet_lite0"
     config.init.backbone = "timm/tf_efficientnet_lite0.in1k"
+    # TensorFlow's padding, with which the weights were trained, shifts features by an amount that
+    # depends on the size, so crops and whole images would differ.
+    set_options(config, backbone_options={"padding": "torch"})
 
 
 def shapes(config: config_dict.ConfigDict, *, crop: int = 97) -> None:

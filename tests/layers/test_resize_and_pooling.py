@@ -78,11 +78,35 @@ def test_nearest_keeps_labels_of_any_integer_type():
     np.testing.assert_array_equal(aligned, label[:, ::3, ::2])
 
 
+@pytest.mark.parametrize("size", [(1, 5), (16, 17), (33, 65), (31, 40), (96, 100)])
+@pytest.mark.parametrize("stride", [2, 4, 16])
+def test_features_stay_where_a_strided_convolution_took_them(size, stride):
+    """A ramp that was subsampled by `stride` comes back, up to the last cell; beyond it is flat."""
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
+    ramp = np.stack([y, x], -1)[None]
+    cells = ramp[:, ::stride, ::stride]
+    back = resize(cells, size, align_corners=None)
+    last = [(n - 1) // stride * stride for n in size]
+    wanted = np.stack([np.minimum(y, last[0]), np.minimum(x, last[1])], -1)[None]
+    np.testing.assert_allclose(back, wanted, atol=1e-4)
+    nearest = resize(cells, size, method="nearest", align_corners=None)
+    assert np.abs(nearest - wanted).max() <= stride / 2
+
+
+def test_resize_by_stride_is_aligned_where_corners_coincide():
+    x = random(1, 5, 9, 2)
+    np.testing.assert_array_equal(
+        resize(x, (65, 129), align_corners=None), resize(x, (65, 129), align_corners=True)
+    )
+
+
 def test_resize_refuses_what_is_not_defined():
     x = random(1, 4, 4, 1)
     with pytest.raises(TypeError, match="align_corners"):
         resize(x, (2, 2))
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(
+        ValueError, match="antialias needs align_corners=False; align_corners is True"
+    ):
         resize(x, (2, 2), align_corners=True, antialias=True)
     with pytest.raises(ValueError, match="labels need method='nearest'"):
         resize(x.astype(np.int32), (2, 2), align_corners=True)
