@@ -14,6 +14,7 @@ from flaxseg.backbones.resnet import (
     ResNet101,
     ResNet152,
 )
+from flaxseg.backbones.vgg import VGG, VGG16, VGG16BN
 
 BACKBONES = {
     "resnet18": ResNet18,
@@ -23,6 +24,8 @@ BACKBONES = {
     "resnet152": ResNet152,
     "mobilenet_v2": MobileNetV2,
     "efficientnet_lite0": EfficientNetLite0,
+    "vgg16": VGG16,
+    "vgg16_bn": VGG16BN,
 }
 
 
@@ -51,6 +54,9 @@ def create_backbone(name: str, **options) -> nn.Module:
 
 __all__ = [
     "BACKBONES",
+    "VGG",
+    "VGG16",
+    "VGG16BN",
     "EfficientNetLite0",
     "MobileNetV2",
     "ResNet",

@@ -8,6 +8,7 @@ from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
 from flaxseg.layers.image_normalization import (
+    CAFFE,
     EFFICIENTNET_LITE,
     IMAGENET,
     SYMMETRIC,
@@ -21,6 +22,7 @@ from flaxseg.layers.separable import SeparableConv
 
 __all__ = [
     "ASPP",
+    "CAFFE",
     "EFFICIENTNET_LITE",
     "IMAGENET",
     "SYMMETRIC",

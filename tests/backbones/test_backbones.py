@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_weights import picture, shapes_of, torch_tensors
 
-from flaxseg.backbones import MobileNetV2, ResNet, create_backbone, list_backbones
+from flaxseg.backbones import VGG, MobileNetV2, ResNet, create_backbone, list_backbones
 from flaxseg.backbones.mobile import Stage
 from flaxseg.backbones.resnet import BasicBlock
 from flaxseg.weights import NAME_MAPS, load_weights
@@ -21,6 +21,8 @@ PARAMETERS = {
     "resnet152": 60_192_808,
     "mobilenet_v2": 3_504_872,
     "efficientnet_lite0": 4_652_008,
+    "vgg16": 138_357_544,
+    "vgg16_bn": 138_365_992,
 }
 
 
@@ -75,6 +77,7 @@ def test_a_finer_output_stride_computes_the_same_features_on_a_finer_grid(name):
 SMALL = {
     "resnet": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
     "mobile": functools.partial(MobileNetV2, stages=(Stage(1, 8, 1, 1), Stage(2, 8, 2, 2))),
+    "vgg": functools.partial(VGG, features=(8,) * 5, batch_norm=True),
 }
 
 
