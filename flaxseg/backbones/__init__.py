@@ -5,6 +5,7 @@ import difflib
 
 import flax.linen as nn
 
+from flaxseg.backbones.alexnet import AlexNet
 from flaxseg.backbones.mobile import EfficientNetLite0, MobileNetV2
 from flaxseg.backbones.resnet import (
     ResNet,
@@ -24,6 +25,7 @@ BACKBONES = {
     "resnet152": ResNet152,
     "mobilenet_v2": MobileNetV2,
     "efficientnet_lite0": EfficientNetLite0,
+    "alexnet": AlexNet,
     "vgg16": VGG16,
     "vgg16_bn": VGG16BN,
 }
@@ -57,6 +59,7 @@ __all__ = [
     "VGG",
     "VGG16",
     "VGG16BN",
+    "AlexNet",
     "EfficientNetLite0",
     "MobileNetV2",
     "ResNet",

@@ -201,6 +201,15 @@ def _vgg_maps(batch_norm: bool) -> tuple[NameMap, ...]:
     )
 
 
+def caffe_alexnet_module(path: str) -> str:
+    """The name of a module of AlexNet in Caffe's nets, which is ours but for the classifier."""
+    if path == "classifier":
+        return "fc8"
+    if path not in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"):
+        raise KeyError(path)
+    return path
+
+
 def caffe_vgg_module(path: str) -> str:
     """The name of a module of VGG16 in Caffe's nets, which is ours but for the classifier."""
     if path == "classifier":
@@ -230,6 +239,15 @@ CAFFE_VGG16 = NameMap(
     normalization=CAFFE,
 )
 
+CAFFE_ALEXNET = NameMap(
+    "Caffe AlexNet",
+    caffe_alexnet_module,
+    "conv",
+    grids=VGG_GRIDS | {"fc6": (6, 6)},
+    bgr=("conv1",),
+    normalization=CAFFE,
+)
+
 _TIMM_BODY = r"(conv_stem|bn1|blocks)\."
 
 NAME_MAPS: dict[str, tuple[NameMap, ...]] = {
@@ -252,6 +270,7 @@ NAME_MAPS: dict[str, tuple[NameMap, ...]] = {
         ),
         FLAXSEG,
     ),
+    "alexnet": (CAFFE_ALEXNET, FLAXSEG),
     "vgg16": (*_vgg_maps(batch_norm=False), CAFFE_VGG16, FLAXSEG),
     "vgg16_bn": (*_vgg_maps(batch_norm=True), FLAXSEG),
 }
@@ -262,6 +281,8 @@ def family_of(flat: Mapping[str, object]) -> str | None:
     modules = {path.split("/")[1] for path in flat}
     if "layer1_0" in modules:
         return "resnet"
+    if {"conv1", "conv5"} <= modules:
+        return "alexnet"
     if "conv1_1" in modules:
         return "vgg16_bn" if "bn1_1" in modules else "vgg16"
     blocks = sum(bool(re.fullmatch(r"block\d+", module)) for module in modules)

@@ -21,9 +21,13 @@ PARAMETERS = {
     "resnet152": 60_192_808,
     "mobilenet_v2": 3_504_872,
     "efficientnet_lite0": 4_652_008,
+    "alexnet": 60_965_224,
     "vgg16": 138_357_544,
     "vgg16_bn": 138_365_992,
 }
+
+# AlexNet has one output stride and pads nothing at first.
+GRIDS = [name for name in list_backbones() if name != "alexnet"]
 
 
 def count(params) -> int:
@@ -32,17 +36,18 @@ def count(params) -> int:
 
 @pytest.mark.parametrize("name", list_backbones())
 def test_parameters_are_those_of_the_papers_network(name):
-    assert count(shapes_of(create_backbone(name, num_classes=1000))["params"]) == PARAMETERS[name]
+    shapes = shapes_of(create_backbone(name, num_classes=1000), (227, 227))
+    assert count(shapes["params"]) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", list_backbones())
+@pytest.mark.parametrize("name", GRIDS)
 def test_all_output_strides_share_one_tree(name):
     trees = [shapes_of(create_backbone(name, output_stride=stride)) for stride in (8, 16, 32)]
     assert trees[0] == trees[1] == trees[2]
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
-@pytest.mark.parametrize("name", list_backbones())
+@pytest.mark.parametrize("name", GRIDS)
 def test_features_have_the_size_of_their_stride(name, output_stride):
     backbone = create_backbone(name, output_stride=output_stride)
     for height, width in ((65, 97), (64, 96), (1, 1), (2, 3)):
@@ -52,6 +57,25 @@ def test_features_have_the_size_of_their_stride(name, output_stride):
         for level, feature in enumerate(features.values(), 1):
             stride = min(2**level, output_stride)
             assert feature.shape[1:3] == (-(-height // stride), -(-width // stride))
+
+
+def test_alexnet_says_what_it_needs():
+    for options, smallest, size in (
+        ({}, 39, (1, 1)),
+        ({"num_classes": 7}, 199, (1, 1)),
+        ({"first_padding": 16}, 7, (1, 1)),
+    ):
+        backbone = create_backbone("alexnet", **options)
+        features = jax.eval_shape(
+            lambda key, image, backbone=backbone: backbone.init_with_output(key, image)[0],
+            jax.random.key(0),
+            jax.ShapeDtypeStruct((1, smallest, smallest, 3), jnp.float32),
+        )
+        assert list(features.values())[-1].shape[1:3] == size
+        with pytest.raises(ValueError, match=f"must be at least {smallest}"):
+            shapes_of(backbone, (smallest - 1, 300))
+    with pytest.raises(ValueError, match="only 32"):
+        shapes_of(create_backbone("alexnet", output_stride=16))
 
 
 def test_unknown_names_and_strides_are_refused():
