@@ -30,6 +30,9 @@ BACKBONES = {
     "vgg16_bn": VGG16BN,
 }
 
+# Settings of a run that every backbone takes, also one without BatchNorm or without blocks.
+_RUN_SETTINGS = ("batch_norm_momentum", "batch_norm_axis", "frozen_batch_norm", "remat")
+
 
 def list_backbones() -> list[str]:
     """Returns the names that `create_backbone` knows."""
@@ -41,7 +44,8 @@ def create_backbone(name: str, **options) -> nn.Module:
 
     Args:
       name: one of `list_backbones()`.
-      **options: attributes of the backbone, such as `output_stride` and `dtype`.
+      **options: attributes of the backbone, such as `output_stride` and `dtype`. Those for
+        BatchNorm, and `remat`, may be given to a backbone that has nothing for them.
 
     Raises:
       ValueError: there is no such backbone.
@@ -51,7 +55,10 @@ def create_backbone(name: str, **options) -> nn.Module:
         near = difflib.get_close_matches(name, BACKBONES, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}.{hint}")
-    return BACKBONES[name](**options)
+    backbone = BACKBONES[name]
+    known = getattr(backbone, "func", backbone).__dataclass_fields__
+    options = {k: v for k, v in options.items() if k in known or k not in _RUN_SETTINGS}
+    return backbone(**options)
 
 
 __all__ = [

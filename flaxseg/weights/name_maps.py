@@ -39,6 +39,7 @@ class NameMap:
         here, by the path of our module; its matrix is `[out, in * height * width]`.
       bgr: paths of our convolutions that read the picture, where the file's read blue, green, red.
         Channels beyond the third, such as a depth, stay where they are.
+      transposed: paths of our transposed convolutions; theirs are `[in, out, h, w]`.
       normalization: of the pictures that networks with these names were trained on, where the names
         tell.
     """
@@ -49,6 +50,7 @@ class NameMap:
     channels_last: bool = False
     grids: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     bgr: Sequence[str] = ()
+    transposed: Sequence[str] = ()
     normalization: ImageNormalization | None = None
 
     def tensor_name(self, path: str) -> str:
@@ -73,7 +75,7 @@ class NameMap:
             grid = self.grids[module]
             tensor = tensor.reshape(len(tensor), -1, *grid)
         if tensor.ndim == 4:
-            tensor = tensor.transpose(2, 3, 1, 0)
+            tensor = tensor.transpose((2, 3, 0, 1) if module in self.transposed else (2, 3, 1, 0))
             if module in self.bgr:
                 tensor = np.concatenate([tensor[:, :, 2::-1], tensor[:, :, 3:]], 2)
             return tensor

@@ -21,6 +21,7 @@ from flaxseg.weights.name_maps import (
     mobile_deeplabv3_module,
     torchvision_deeplabv3_module,
 )
+from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -134,6 +135,8 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     Two layouts are known: `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number
     of classes, with or without auxiliary classifier), and `deeplabv3_mobilenet_v2_voc21`, the
     quantised MobileNetV2 DeepLab of TensorFlow Lite in float (`backbone.features.*`, `head.*`).
+    So are `fcn_resnet50` and `fcn_resnet101` of torchvision, and the released FCNs with their Caffe
+    names, from Caffe or from a port (see `name_maps_fcn.caffe_fcn`).
 
     Args:
       source: a file, a folder with one, or `"hf:owner/repository[/file]"`.
@@ -165,20 +168,24 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     )
 
 
-_LAYOUTS = ("deeplabv3_mobilenet_v2_voc21", "deeplabv3_resnet50", "deeplabv3_resnet101")
+_LAYOUTS = (
+    "deeplabv3_mobilenet_v2_voc21",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "fcn_resnet50",
+    "fcn_resnet101",
+    "fcn32s",
+    "fcn16s",
+    "fcn8s",
+    "fcn8s_atonce",
+    "fcn_alexnet",
+)
 
 
 def _read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
-    units = {m[1] for name in tensors if (m := re.match(r"backbone\.layer3\.(\d+)\.", name))}
-    depths = {6: 50, 23: 101}
-    if len(units) not in depths or "backbone.layer1.0.conv3.weight" not in tensors:
-        raise WeightsError(
-            f"{source} is a torchvision DeepLabV3 on a backbone with {len(units)} units in "
-            "layer3; known are resnet50 (6) and resnet101 (23)."
-        )
     num_classes = _num_classes(tensors, "classifier.4.weight", source)
     options = {
-        "backbone": f"resnet{depths[len(units)]}",
+        "backbone": _torchvision_backbone(tensors, source),
         "output_stride": 8,
         "rates": (12, 24, 36),
         "head_conv": True,
@@ -189,6 +196,34 @@ def _read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Pretrai
     }
     name_map = NameMap("torchvision deeplabv3", torchvision_deeplabv3_module)
     return _assemble(tensors, source, num_classes, options, name_map)
+
+
+def _torchvision_backbone(tensors: Mapping[str, np.ndarray], source: str) -> str:
+    units = {m[1] for name in tensors if (m := re.match(r"backbone\.layer3\.(\d+)\.", name))}
+    depths = {6: 50, 23: 101}
+    if len(units) not in depths or "backbone.layer1.0.conv3.weight" not in tensors:
+        raise WeightsError(
+            f"{source} is a torchvision network on a backbone with {len(units)} units in "
+            "layer3; known are resnet50 (6) and resnet101 (23)."
+        )
+    return f"resnet{depths[len(units)]}"
+
+
+def _read_torchvision_fcn(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    num_classes = _num_classes(tensors, "classifier.4.weight", source)
+    options = {
+        "backbone": _torchvision_backbone(tensors, source),
+        "output_stride": 8,
+        "auxiliary": "aux_classifier.4.weight" in tensors,
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    return _assemble(tensors, source, num_classes, options, TORCHVISION_FCN, name="fcn")
+
+
+def _read_caffe_fcn(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    num_classes = _num_classes(tensors, "score_fr.weight", source)
+    name, options, name_map, tensors = caffe_fcn(tensors, source)
+    return _assemble(tensors, source, num_classes, options, name_map, name=name)
 
 
 def _read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -213,6 +248,8 @@ def _read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
 _ANCHORS = {
     "classifier.0.convs.0.0.weight": _read_torchvision,
     "head.image_pooling.1.weight": _read_mobile,
+    "classifier.1.running_mean": _read_torchvision_fcn,
+    "score_fr.weight": _read_caffe_fcn,
 }
 
 
@@ -226,10 +263,12 @@ def _num_classes(tensors: Mapping[str, np.ndarray], name: str, source: str) -> i
     return len(classifier)
 
 
-def _assemble(tensors, source, num_classes, options, name_map) -> Pretrained:
+def _assemble(
+    tensors, source, num_classes, options, name_map, *, name: str = "deeplabv3"
+) -> Pretrained:
     from flaxseg.models import create_model
 
-    model = create_model("deeplabv3", num_classes, **options)
+    model = create_model(name, num_classes, **options)
     image = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     variables, report = load_weights(
@@ -241,4 +280,4 @@ def _assemble(tensors, source, num_classes, options, name_map) -> Pretrained:
             f"as {', '.join(report.unused[:6])}; it is another network than its names suggest."
         )
     class_names = VOC_CLASSES if num_classes == len(VOC_CLASSES) else None
-    return Pretrained("deeplabv3", num_classes, options, variables, class_names, report)
+    return Pretrained(name, num_classes, options, variables, class_names, report)
