@@ -145,7 +145,7 @@ def test_a_classifier_in_torchvisions_colours_is_refused_for_a_caffe_model(tmp_p
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), tensors["classifier.0.weight"])
     # The same classifier with Caffe's names is in Caffe's colours.
     caffe, _ = load_weights(
-        loaded["params"] and {"params": loaded["params"]["backbone"]},
+        {"params": loaded["params"]["backbone"]},
         {
             NAME_MAPS["vgg16"][2].tensor_name(f"params/{k}"): v
             for k, v in _layout(loaded["params"]["backbone"]).items()
