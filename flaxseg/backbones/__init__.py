@@ -12,10 +12,14 @@ from flaxseg.backbones.resnet import (
     ResNet18,
     ResNet34,
     ResNet50,
+    ResNet50Beta,
     ResNet101,
+    ResNet101Beta,
     ResNet152,
+    ResNetBeta,
 )
 from flaxseg.backbones.vgg import VGG, VGG16, VGG16BN
+from flaxseg.backbones.xception import Xception, Xception41, Xception65, Xception71
 
 BACKBONES = {
     "resnet18": ResNet18,
@@ -25,6 +29,11 @@ BACKBONES = {
     "resnet152": ResNet152,
     "mobilenet_v2": MobileNetV2,
     "efficientnet_lite0": EfficientNetLite0,
+    "resnet50_beta": ResNet50Beta,
+    "resnet101_beta": ResNet101Beta,
+    "xception41": Xception41,
+    "xception65": Xception65,
+    "xception71": Xception71,
     "alexnet": AlexNet,
     "vgg16": VGG16,
     "vgg16_bn": VGG16BN,
@@ -73,8 +82,15 @@ __all__ = [
     "ResNet18",
     "ResNet34",
     "ResNet50",
+    "ResNet50Beta",
     "ResNet101",
+    "ResNet101Beta",
     "ResNet152",
+    "ResNetBeta",
+    "Xception",
+    "Xception41",
+    "Xception65",
+    "Xception71",
     "create_backbone",
     "list_backbones",
 ]

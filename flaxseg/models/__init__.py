@@ -10,13 +10,20 @@ from flax.typing import Dtype
 
 from flaxseg.backbones import create_backbone
 from flaxseg.layers import BatchNorm, ImageNormalization
-from flaxseg.models.deeplab import DeepLabV3, DeepLabV3Plus, aspp_rates
+from flaxseg.models.deeplab import (
+    DeepLabV3,
+    DeepLabV3Cascade,
+    DeepLabV3Plus,
+    aspp_rates,
+    cascade_rates,
+)
 from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
 from flaxseg.models.prediction import Prediction
 
 MODELS = {
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
+    "deeplabv3_cascade": DeepLabV3Cascade,
     "fcn32s": FCN32s,
     "fcn16s": FCN16s,
     "fcn8s": FCN8s,
@@ -140,6 +147,7 @@ __all__ = [
     "FCN",
     "MODELS",
     "DeepLabV3",
+    "DeepLabV3Cascade",
     "DeepLabV3Plus",
     "DilatedFCN",
     "FCN8s",
@@ -149,6 +157,7 @@ __all__ = [
     "FCNAlexNet",
     "Prediction",
     "aspp_rates",
+    "cascade_rates",
     "create_model",
     "list_models",
 ]
