@@ -145,6 +145,11 @@ class FCN(nn.Module):
                 f"border of {PADDING} pixels (first_padding) of FCN's own nets; other backbones' "
                 'scores are resized. Set learned_upsampling="none".'
             )
+        output_stride = getattr(self.backbone, "output_stride", 32)
+        if padded and output_stride != 32:
+            raise ValueError(
+                f"the backbone's output_stride is {output_stride}; FCN's own nets have 32."
+            )
         if self.learned_last_upsampling and self.learned_upsampling == "none":
             raise ValueError(
                 "learned_last_upsampling is set, and learned_upsampling is 'none'; it must be "

@@ -266,6 +266,8 @@ def test_mistakes_are_named():
         model = small("fcn8s", **options)
         with pytest.raises(ValueError, match=message):
             init(lambda image, model=model: model.init(jax.random.key(0), image))
+    with pytest.raises(ValueError, match="output_stride is 16; FCN's own nets have 32"):
+        shapes_of(flaxseg.create_model("fcn8s", 2, output_stride=16))
     model = flaxseg.create_model("fcn8s", 2, backbone="resnet18", learned_upsampling="dense")
     with pytest.raises(ValueError, match="has not the border"):
         shapes_of(model)
