@@ -65,7 +65,7 @@ def default_config() -> config_dict.ConfigDict:
     config.init = _section(
         backbone="",  # weights: a name such as timm/resnet50.tv_in1k, or a path; "" is random
         model="",  # a folder written by save_model (or a workdir) to start from
-        reinit_head=False,  # with init.model: draw anew what does not fit the number of classes
+        reinit_head=False,  # with init.model: keep fresh what of the head is new or of another size
     )
     config.data = _section(
         name="shapes",

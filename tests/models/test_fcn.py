@@ -14,7 +14,7 @@ from random_weights import picture, relative_difference, shapes_of, torch_tensor
 
 import flaxseg
 from flaxseg.backbones import VGG, AlexNet
-from flaxseg.weights import load_weights
+from flaxseg.weights import load_weights, with_depth
 from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn_map
 
 TOLERANCE = 1e-4
@@ -179,9 +179,12 @@ def test_scores_begin_at_zero(name):
     np.testing.assert_array_equal(model.apply(variables, image).logits, 0.0)
 
 
-@pytest.mark.parametrize("learned", ["none", "depthwise", "dense"])
-def test_every_parameter_is_trained(learned):
-    model = small("fcn8s", learned_upsampling=learned, learned_last_upsampling=learned != "none")
+@pytest.mark.parametrize(
+    ("name", "learned"),
+    [("fcn8s", "none"), ("fcn8s", "depthwise"), ("fcn8s", "dense"), ("fcn_alexnet", "none")],
+)
+def test_every_parameter_is_trained(name, learned):
+    model = small(name, learned_upsampling=learned, learned_last_upsampling=learned != "none")
     variables = variables_of(model)
     kernels = {k for k in variables["params"] if k.startswith("upscore")}
     assert kernels == (set() if learned == "none" else {"upscore_c4", "upscore_c3", "upscore"})
@@ -230,6 +233,24 @@ def test_early_fusion_reads_depth_in_the_first_convolution(channels):
     logits = apply(variables, image).logits
     image[..., -1] += 1
     assert bool(jnp.any(apply(variables, image).logits != logits))
+
+
+def test_depth_begins_as_the_mean_of_the_colours():
+    colours, depth = small("fcn32s"), small("fcn32s", fusion="early")
+    variables = variables_of(colours)
+    params = jax.tree.map(np.array, variables["params"])
+    first = params["backbone"]["conv1_1"]
+    first["kernel"] = with_depth(first["kernel"], 4)
+    image = picture(1, 33, 20)
+    apply = jax.jit(depth.apply)
+    blind = apply({"params": params}, np.pad(image, ((0, 0),) * 3 + ((0, 1),))).logits
+    np.testing.assert_allclose(blind, colours.apply(variables, image).logits, atol=1e-4)
+    grey = picture(1, 33, 20)[..., :1]
+    seen = apply({"params": params}, np.concatenate([image, grey], -1)).logits
+    wanted = colours.apply(variables, image + grey / 3).logits
+    np.testing.assert_allclose(seen, wanted, atol=1e-3 * float(np.abs(wanted).max()))
+    with pytest.raises(ValueError, match="at least 3"):
+        with_depth(first["kernel"], 4)
 
 
 def test_other_backbones_need_no_border():
