@@ -295,7 +295,10 @@ def _recognise(
             f"such as {_some(sorted(tensors))}. Expected were names as in {expected}."
         )
     # Schemes that differ only in parts that the network at hand has not are one.
-    chosen = list({(p, *_names(m, flat).values()): (m, p) for m, p in reversed(chosen)}.values())
+    different = {}
+    for name_map, p in chosen:
+        different.setdefault((p, *_names(name_map, flat).values()), (name_map, p))
+    chosen = list(different.values())
     if len(chosen) > 1:
         raise WeightsError(
             f"{source} holds {len(chosen)} networks of this kind, behind the prefixes "
