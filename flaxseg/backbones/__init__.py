@@ -5,6 +5,7 @@ import difflib
 
 import flax.linen as nn
 
+from flaxseg.backbones.alexnet import AlexNet
 from flaxseg.backbones.mobile import EfficientNetLite0, MobileNetV2
 from flaxseg.backbones.resnet import (
     ResNet,
@@ -17,6 +18,7 @@ from flaxseg.backbones.resnet import (
     ResNet152,
     ResNetBeta,
 )
+from flaxseg.backbones.vgg import VGG, VGG16, VGG16BN
 from flaxseg.backbones.xception import Xception, Xception41, Xception65, Xception71
 
 BACKBONES = {
@@ -32,7 +34,13 @@ BACKBONES = {
     "xception41": Xception41,
     "xception65": Xception65,
     "xception71": Xception71,
+    "alexnet": AlexNet,
+    "vgg16": VGG16,
+    "vgg16_bn": VGG16BN,
 }
+
+# Settings of a run that every backbone takes, also one without BatchNorm or without blocks.
+_RUN_SETTINGS = ("batch_norm_momentum", "batch_norm_axis", "frozen_batch_norm", "remat")
 
 
 def list_backbones() -> list[str]:
@@ -45,7 +53,8 @@ def create_backbone(name: str, **options) -> nn.Module:
 
     Args:
       name: one of `list_backbones()`.
-      **options: attributes of the backbone, such as `output_stride` and `dtype`.
+      **options: attributes of the backbone, such as `output_stride` and `dtype`. Those for
+        BatchNorm, and `remat`, may be given to a backbone that has nothing for them.
 
     Raises:
       ValueError: there is no such backbone.
@@ -55,11 +64,18 @@ def create_backbone(name: str, **options) -> nn.Module:
         near = difflib.get_close_matches(name, BACKBONES, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}.{hint}")
-    return BACKBONES[name](**options)
+    backbone = BACKBONES[name]
+    known = getattr(backbone, "func", backbone).__dataclass_fields__
+    options = {k: v for k, v in options.items() if k in known or k not in _RUN_SETTINGS}
+    return backbone(**options)
 
 
 __all__ = [
     "BACKBONES",
+    "VGG",
+    "VGG16",
+    "VGG16BN",
+    "AlexNet",
     "EfficientNetLite0",
     "MobileNetV2",
     "ResNet",

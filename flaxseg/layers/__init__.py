@@ -4,43 +4,71 @@ from flaxseg.layers.aspp import ASPP, ImagePooling
 from flaxseg.layers.atrous import AtrousConv, atrous_conv, preferred_form
 from flaxseg.layers.auxiliary import AuxiliaryHead
 from flaxseg.layers.batch_norm import BatchNorm
+from flaxseg.layers.bilinear_deconv import (
+    BilinearDeconv,
+    bilinear_deconv,
+    bilinear_kernel,
+    transposed_conv,
+)
 from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
 from flaxseg.layers.image_normalization import (
+    CAFFE,
     EFFICIENTNET_LITE,
     IMAGENET,
     SYMMETRIC,
     ImageNormalization,
     normalize,
 )
+from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.padding import Padding, explicit_padding
 from flaxseg.layers.pooling import global_average_pool, max_pool
+from flaxseg.layers.receptive_field import (
+    ReceptiveField,
+    Window,
+    crop_offset,
+    receptive_field,
+    shift_and_stitch,
+    without_strides,
+)
 from flaxseg.layers.resize import resize
 from flaxseg.layers.separable import SeparableConv
 
 __all__ = [
     "ASPP",
+    "CAFFE",
     "EFFICIENTNET_LITE",
     "IMAGENET",
     "SYMMETRIC",
     "AtrousConv",
     "AuxiliaryHead",
     "BatchNorm",
+    "BilinearDeconv",
     "ConvBlock",
     "DepthwiseConv",
     "ImageNormalization",
     "ImagePooling",
     "Padding",
+    "ReceptiveField",
     "SeparableConv",
+    "Window",
     "atrous_conv",
+    "bilinear_deconv",
+    "bilinear_kernel",
     "classifier",
     "classifier_init",
+    "crop_offset",
     "depthwise_conv",
     "explicit_padding",
     "global_average_pool",
+    "local_response_norm",
     "max_pool",
     "normalize",
     "preferred_form",
+    "receptive_field",
     "resize",
+    "shift_and_stitch",
+    "transposed_conv",
+    "without_strides",
 ]

@@ -43,8 +43,8 @@ def preferred_form() -> str:
 class AtrousConv(nn.Module):
     """A convolution whose taps lie `rate` cells apart; `atrous_conv` with parameters.
 
-    Parameters are `kernel` `[kh, kw, C, features]` and, with `use_bias`, `bias` `[features]`, both
-    float32: the names and layouts of `nn.Conv`, so weights move between the two.
+    Parameters are `kernel` `[kh, kw, C / groups, features]` and, with `use_bias`, `bias`
+    `[features]`, both float32: the names and layouts of `nn.Conv`, so weights move between the two.
 
     Attributes:
       features: channels of the output.
@@ -53,6 +53,9 @@ class AtrousConv(nn.Module):
       rate: dilation, an int or `(vertical, horizontal)`; it may change between training and
         evaluation without changing parameters.
       padding: `"torch"`, `"tf"`, `"valid"`, an int or a pair of pairs; see `explicit_padding`.
+      groups: into how many parts the channels of input and output are cut, each part of the output
+        seeing its part of the input. XLA's own grouped convolution has a very slow gradient on a
+        CPU; for few groups it is as many convolutions.
       use_bias: whether a bias is added.
       kernel_init: initialiser of the kernel; He normal over the fan-out, as the ResNet paper's, by
         default.
@@ -60,7 +63,7 @@ class AtrousConv(nn.Module):
       form: see `atrous_conv`.
 
     Raises:
-      ValueError: as `atrous_conv`.
+      ValueError: as `atrous_conv`, or the channels can not be cut into so many groups.
     """
 
     features: int
@@ -68,6 +71,7 @@ class AtrousConv(nn.Module):
     strides: int | tuple[int, int] = 1
     rate: int | tuple[int, int] = 1
     padding: Padding = "torch"
+    groups: int = 1
     use_bias: bool = False
     kernel_init: Initializer = he_normal_fan_out
     dtype: Dtype | None = None
@@ -75,17 +79,28 @@ class AtrousConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (*pair(self.kernel_size, "kernel_size"), x.shape[-1], self.features)
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            raise ValueError(
+                f"{x.shape[-1]} channels in and {self.features} out can not be cut into "
+                f"{self.groups} groups; groups must divide both."
+            )
+        inputs = x.shape[-1] // self.groups
+        shape = (*pair(self.kernel_size, "kernel_size"), inputs, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         dtype = self.dtype or x.dtype
-        y = atrous_conv(
-            x.astype(dtype),
-            kernel.astype(dtype),
+        conv = partial(
+            atrous_conv,
             strides=self.strides,
             rate=self.rate,
             padding=self.padding,
             form=self.form,
         )
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
+        if self.groups == 1:
+            y = conv(x, kernel)
+        else:
+            parts = zip(*(jnp.split(a, self.groups, -1) for a in (x, kernel)), strict=True)
+            y = jnp.concatenate([conv(*part) for part in parts], -1)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y += bias.astype(dtype)

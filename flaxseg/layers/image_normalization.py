@@ -23,6 +23,9 @@ class ImageNormalization:
 IMAGENET = ImageNormalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 # To [-1, 1]: TensorFlow's MobileNet and Xception.
 SYMMETRIC = ImageNormalization((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+# Caffe's ImageNet nets, trained on blue, green, red less the mean (104.007, 116.669, 122.679). Here
+# pictures are red, green, blue: the weights' import turns the first convolution's channels around.
+CAFFE = ImageNormalization((122.67891434, 116.66876762, 104.00698793), (1.0, 1.0, 1.0))
 # EfficientNet-Lite.
 EFFICIENTNET_LITE = ImageNormalization((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 

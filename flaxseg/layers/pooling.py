@@ -15,6 +15,7 @@ def max_pool(
     window: int | tuple[int, int],
     *,
     strides: int | tuple[int, int] = 1,
+    rate: int | tuple[int, int] = 1,
     padding: Padding = "valid",
     ceil_mode: bool = False,
 ) -> jax.Array:
@@ -29,6 +30,7 @@ def max_pool(
       x: `[N, H, W, C]` floats.
       window: an int or `(height, width)`.
       strides: steps between windows.
+      rate: distance between the cells of a window, as of an atrous convolution's taps.
       padding: see `explicit_padding`.
       ceil_mode: whether a last window that starts inside the picture or its top-left padding but
         reaches over the border counts, as in Caffe and in PyTorch's `ceil_mode=True`.
@@ -39,19 +41,19 @@ def max_pool(
     Raises:
       ValueError: the window does not fit into the padded picture.
     """
-    window, strides = pair(window, "window"), pair(strides, "strides")
-    pads = explicit_padding(padding, x.shape[1:3], window, strides)
+    window, strides, rate = pair(window, "window"), pair(strides, "strides"), pair(rate, "rate")
+    pads = explicit_padding(padding, x.shape[1:3], window, strides, rate)
     if ceil_mode:
         pads = tuple(
-            _ceil_padding(n, k, s, p)
-            for n, k, s, p in zip(x.shape[1:3], window, strides, pads, strict=True)
+            _ceil_padding(n, r * (k - 1) + 1, s, p)
+            for n, k, s, r, p in zip(x.shape[1:3], window, strides, rate, pads, strict=True)
         )
-    if min(output_size(x.shape[1:3], window, strides, (1, 1), pads)) < 1:
+    if min(output_size(x.shape[1:3], window, strides, rate, pads)) < 1:
         raise ValueError(
             f"an input of {x.shape[1:3]} cells with padding {pads} is smaller than "
-            f"the window {window}; enlarge the input or the padding."
+            f"the window {window} at rate {rate}; enlarge the input or the padding."
         )
-    return _max_pool(x, window, strides, pads)
+    return _max_pool(x, window, strides, rate, pads)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
@@ -68,24 +70,30 @@ def _ceil_padding(n: int, window: int, stride: int, pads: tuple[int, int]) -> tu
     return before, max(after, (windows - 1) * stride + window - n - before)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool(x, window, strides, pads: Pads):
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _max_pool(x, window, strides, rate, pads: Pads):
     return lax.reduce_window(
-        x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
+        x,
+        -jnp.inf,
+        lax.max,
+        (1, *window, 1),
+        (1, *strides, 1),
+        ((0, 0), *pads, (0, 0)),
+        window_dilation=(1, *rate, 1),
     )
 
 
-def _max_pool_forward(x, window, strides, pads):
-    y = _max_pool(x, window, strides, pads)
+def _max_pool_forward(x, window, strides, rate, pads):
+    y = _max_pool(x, window, strides, rate, pads)
     return y, (x, y)
 
 
-def _max_pool_backward(window, strides, pads, residuals, gradient):
+def _max_pool_backward(window, strides, rate, pads, residuals, gradient):
     x, y = residuals
     size, out = x.shape[1:3], y.shape[1:3]
     free = jnp.ones(y.shape, bool)
     x_gradient = jnp.zeros_like(x)
-    for _, _, outputs, inputs in taps(size, out, window, strides, (1, 1), pads):
+    for _, _, outputs, inputs in taps(size, out, window, strides, rate, pads):
         wins = free[:, *outputs] & (x[:, *inputs] == y[:, *outputs])
         x_gradient += place(jnp.where(wins, gradient[:, *outputs], 0), inputs, size)
         free = free & ~place(wins, outputs, out)

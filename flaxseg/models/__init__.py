@@ -17,12 +17,19 @@ from flaxseg.models.deeplab import (
     aspp_rates,
     cascade_rates,
 )
+from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
 from flaxseg.models.prediction import Prediction
 
 MODELS = {
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
     "deeplabv3_cascade": DeepLabV3Cascade,
+    "fcn32s": FCN32s,
+    "fcn16s": FCN16s,
+    "fcn8s": FCN8s,
+    "fcn8s_atonce": FCN8sAtOnce,
+    "fcn_alexnet": FCNAlexNet,
+    "fcn": DilatedFCN,
 }
 
 
@@ -70,7 +77,8 @@ def create_model(
       normalization: what the model expects of its pixels, as `ImageNormalization` or `{"mean":
         ..., "std": ...}`; that of the backbone by default.
       backbone_options: further attributes of a backbone given by name, such as
-        `{"padding": "torch"}` for MobileNetV2 weights that were trained in PyTorch's layout.
+        `{"padding": "torch"}` for MobileNetV2 weights that were trained in PyTorch's layout. They
+        are added to those of the model's paper (the class's `default_backbone_options`).
       **options: attributes of the model, such as `rates` or `dropout`; see its class.
 
     Raises:
@@ -99,6 +107,7 @@ def create_model(
         "axis_name": batch_norm_axis,
     }
     if isinstance(backbone, str):
+        defaults = getattr(model, "default_backbone_options", {}).get(backbone, {})
         backbone = create_backbone(
             backbone,
             output_stride=output_stride,
@@ -107,7 +116,7 @@ def create_model(
             frozen_batch_norm=frozen_batch_norm,
             remat=remat,
             dtype=dtype,
-            **(backbone_options or {}),
+            **{**defaults, **(backbone_options or {})},
         )
     elif getattr(backbone, "output_stride", output_stride) != output_stride:
         raise ValueError(
@@ -135,10 +144,17 @@ def create_model(
 
 
 __all__ = [
+    "FCN",
     "MODELS",
     "DeepLabV3",
     "DeepLabV3Cascade",
     "DeepLabV3Plus",
+    "DilatedFCN",
+    "FCN8s",
+    "FCN8sAtOnce",
+    "FCN16s",
+    "FCN32s",
+    "FCNAlexNet",
     "Prediction",
     "aspp_rates",
     "cascade_rates",

@@ -65,7 +65,7 @@ def default_config() -> config_dict.ConfigDict:
     config.init = _section(
         backbone="",  # weights: a name such as timm/resnet50.tv_in1k, or a path; "" is random
         model="",  # a folder written by save_model (or a workdir) to start from
-        reinit_head=False,  # with init.model: draw anew what does not fit the number of classes
+        reinit_head=False,  # with init.model: keep fresh what of the head is new or of another size
     )
     config.data = _section(
         name="shapes",
@@ -86,6 +86,8 @@ def default_config() -> config_dict.ConfigDict:
     config.loss = _section(
         label_smoothing=0.0,
         class_weights=(),  # one weight per class
+        reduction="mean",  # mean over all valid pixels | sum over those of an image
+        sample_rate=1.0,  # probability that a pixel's loss counts in a step
         auxiliary_weight=0.0,  # of the model's auxiliary output; 0 leaves it out
     )
     config.optimizer = _section(
@@ -285,6 +287,10 @@ def _up_to(low: float, high: float) -> tuple[Callable[[float], bool], str]:
     return lambda value: low <= value <= high, f"between {low} and {high}"
 
 
+def _share() -> tuple[Callable[[float], bool], str]:
+    return lambda value: 0 < value <= 1, "more than 0 and at most 1"
+
+
 # Field -> (test, what is wanted).
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "seed": _at_least(0),
@@ -297,6 +303,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "data.num_threads": _at_least(-1),
     "data.num_workers": _at_least(0),
     "loss.label_smoothing": _within(0, 1),
+    "loss.sample_rate": _share(),
     "loss.auxiliary_weight": _at_least(0),
     "optimizer.learning_rate": _above(0),
     "optimizer.momentum": _within(0, 1),
@@ -363,6 +370,7 @@ def _name_problems(config: config_dict.ConfigDict) -> list[str]:
     choices = {
         "parallel": ("jit", "pmap"),
         "dtype": ("float32", "bfloat16"),
+        "loss.reduction": ("mean", "sum"),
         "optimizer.name": ("sgd", "adam", "adamw"),
         "schedule.name": ("poly", "cosine", "step", "constant"),
         "model.name": tuple(list_models()),

@@ -416,6 +416,8 @@ def _step_function(run: _Run) -> Any:
         schedule=run.schedule,
         label_smoothing=loss.label_smoothing,
         class_weights=tuple(loss.class_weights) or None,
+        reduction=loss.reduction,
+        sample_rate=loss.sample_rate,
         auxiliary_weight=loss.auxiliary_weight,
         accumulate_steps=optimizer.accumulate_steps,
         ema_decay=optimizer.ema_decay,

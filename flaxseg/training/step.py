@@ -29,6 +29,8 @@ def make_train_step(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
     ignore_label: int = 255,
+    reduction: str = "mean",
+    sample_rate: float = 1.0,
     auxiliary_weight: float | Mapping[str, float] = 0.4,
     align_corners: bool = False,
     accumulate_steps: int = 1,
@@ -58,6 +60,15 @@ def make_train_step(
       label_smoothing: see `losses.segmentation_loss`.
       class_weights: see `losses.segmentation_loss`.
       ignore_label: see `losses.segmentation_loss`.
+      reduction: `"mean"` as above, or `"sum"`: the gradient is that of the sum over the valid
+        pixels of an image (with class weights: of their weighted terms), averaged over the images
+        of the batch, as in Caffe's nets with ``normalize: false``. An image of S valid pixels has S
+        times the gradient of its mean: a rate of 1e-10 for the sum is one of S * 1e-10, 1.9e-5 for
+        500 x 375, for the mean, and a weight decay of d is one of d / S. What stays different is
+        that an image with few valid pixels counts less. The ``loss`` among the metrics is the mean
+        in both cases.
+      sample_rate: see `losses.sample_pixels`; 1 keeps every pixel. ``accuracy`` and
+        ``valid_fraction`` are those of the pixels that are kept.
       auxiliary_weight: weight of every auxiliary output, or by name; 0 leaves it out. An output
         without an entry is an error.
       align_corners: how auxiliary logits are resized to the label's size.
@@ -83,6 +94,10 @@ def make_train_step(
         raise ConfigError(f"accumulate_steps {accumulate_steps} must be at least 1.")
     if not 0.0 <= ema_decay < 1.0:
         raise ConfigError(f"ema_decay {ema_decay} must be in [0, 1); 0 switches it off.")
+    if reduction not in losses.REDUCTIONS:
+        raise ConfigError(f"reduction {reduction!r} must be one of {losses.REDUCTIONS}.")
+    if not 0.0 < sample_rate <= 1.0:
+        raise ConfigError(f"sample_rate {sample_rate} must be in (0, 1]; 1 keeps every pixel.")
 
     def pixel_loss(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
         return losses.segmentation_loss(
@@ -151,6 +166,13 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         _check_fit(model, axis_name, state, ema_decay)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        if sample_rate < 1:
+            key, sample_key = jax.random.split(key)
+            sample_key = parallel.device_key(sample_key, axis_name)
+            label = losses.sample_pixels(
+                batch["label"], sample_key, sample_rate, ignore_label=ignore_label
+            )
+            batch = {**batch, "label": label}
         gradient, sums, batch_stats = gradient_and_sums(
             state, batch, parallel.device_key(key, axis_name)
         )
@@ -158,8 +180,10 @@ def make_train_step(
         pixels = parallel.global_sum(jnp.int32(batch["label"].size), axis_name)
 
         divisor = losses.safe_divisor(sums["weight"])
-        gradient = jax.tree.map(lambda g: g / divisor, gradient)
         loss = sums["loss"] / divisor
+        if reduction == "sum":
+            divisor = parallel.global_sum(jnp.float32(len(batch["label"])), axis_name)
+        gradient = jax.tree.map(lambda g: g / divisor, gradient)
         norm = optax.tree.norm(gradient)
         rate = schedule(state.step)
 

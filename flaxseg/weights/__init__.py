@@ -4,6 +4,7 @@
 take whole segmentation networks, `load_into` starts from another model that flaxseg saved.
 """
 
+from flaxseg.weights.depth import with_depth
 from flaxseg.weights.files import read_tensors
 from flaxseg.weights.load import load_backbone, load_into, load_weights
 from flaxseg.weights.name_maps import NAME_MAPS, NameMap
@@ -35,4 +36,5 @@ __all__ = [
     "read_pretrained",
     "read_tensors",
     "read_torch_file",
+    "with_depth",
 ]

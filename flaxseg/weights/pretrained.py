@@ -24,6 +24,7 @@ from flaxseg.weights.name_maps import (
     slim_deeplab_module,
     torchvision_deeplabv3_module,
 )
+from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -139,6 +140,8 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     Two layouts are known: `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number
     of classes, with or without auxiliary classifier), and `deeplabv3_mobilenet_v2_voc21`, the
     quantised MobileNetV2 DeepLab of TensorFlow Lite in float (`backbone.features.*`, `head.*`).
+    So are `fcn_resnet50` and `fcn_resnet101` of torchvision, and the released FCNs with their Caffe
+    names, from Caffe or from a port (see `name_maps_fcn.caffe_fcn`).
 
     TensorFlow's DeepLab release (`xception_65/...`, `logits/semantic/weights`) is known too:
     DeepLabv3 and v3+ on Xception, ResNet-v1 with either stem, and MobileNetV2, as arrays by the
@@ -181,20 +184,21 @@ _LAYOUTS = (
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
     "TensorFlow's DeepLab",
+    "fcn_resnet50",
+    "fcn_resnet101",
+    "fcn32s",
+    "fcn16s",
+    "fcn8s",
+    "fcn8s_atonce",
+    "fcn_alexnet",
 )
 
 
 def _read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
-    units = {m[1] for name in tensors if (m := re.match(r"backbone\.layer3\.(\d+)\.", name))}
-    depths = {6: 50, 23: 101}
-    if len(units) not in depths or "backbone.layer1.0.conv3.weight" not in tensors:
-        raise WeightsError(
-            f"{source} is a torchvision DeepLabV3 on a backbone with {len(units)} units in "
-            "layer3; known are resnet50 (6) and resnet101 (23)."
-        )
+    backbone = _torchvision_backbone(tensors, source)
     num_classes = _num_classes(tensors, "classifier.4.weight", source)
     options = {
-        "backbone": f"resnet{depths[len(units)]}",
+        "backbone": backbone,
         "output_stride": 8,
         "rates": (12, 24, 36),
         "head_conv": True,
@@ -205,6 +209,35 @@ def _read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Pretrai
     }
     name_map = NameMap("torchvision deeplabv3", torchvision_deeplabv3_module)
     return _assemble(tensors, source, num_classes, options, name_map)
+
+
+def _torchvision_backbone(tensors: Mapping[str, np.ndarray], source: str) -> str:
+    units = {m[1] for name in tensors if (m := re.match(r"backbone\.layer3\.(\d+)\.", name))}
+    depths = {6: 50, 23: 101}
+    if len(units) not in depths or "backbone.layer1.0.conv3.weight" not in tensors:
+        raise WeightsError(
+            f"{source} is a torchvision network on a backbone with {len(units)} units in "
+            "layer3; known are resnet50 (6) and resnet101 (23)."
+        )
+    return f"resnet{depths[len(units)]}"
+
+
+def _read_torchvision_fcn(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    backbone = _torchvision_backbone(tensors, source)
+    num_classes = _num_classes(tensors, "classifier.4.weight", source)
+    options = {
+        "backbone": backbone,
+        "output_stride": 8,
+        "auxiliary": "aux_classifier.4.weight" in tensors,
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    return _assemble(tensors, source, num_classes, options, TORCHVISION_FCN, name="fcn")
+
+
+def _read_caffe_fcn(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    num_classes = _num_classes(tensors, "score_fr.weight", source)
+    name, options, name_map, tensors = caffe_fcn(tensors, source)
+    return _assemble(tensors, source, num_classes, options, name_map, name=name)
 
 
 def _read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -286,6 +319,8 @@ _ANCHORS = {
     "classifier.0.convs.0.0.weight": _read_torchvision,
     "head.image_pooling.1.weight": _read_mobile,
     "logits/semantic/weights": _read_slim,
+    "classifier.1.running_mean": _read_torchvision_fcn,
+    "score_fr.weight": _read_caffe_fcn,
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from random_weights import picture, shapes_of, torch_tensors
 
 from flaxseg.backbones import (
+    VGG,
     MobileNetV2,
     ResNet,
     Xception,
@@ -33,7 +34,13 @@ PARAMETERS = {
     "xception41": 24_920_560 + 2_049_000,
     "xception65": 37_867_312 + 2_049_000,
     "xception71": 40_289_736 + 2_049_000,
+    "alexnet": 60_965_224,
+    "vgg16": 138_357_544,
+    "vgg16_bn": 138_365_992,
 }
+
+# AlexNet has one output stride and pads nothing at first.
+GRIDS = [name for name in list_backbones() if name != "alexnet"]
 
 
 def count(params) -> int:
@@ -42,17 +49,18 @@ def count(params) -> int:
 
 @pytest.mark.parametrize("name", list_backbones())
 def test_parameters_are_those_of_the_papers_network(name):
-    assert count(shapes_of(create_backbone(name, num_classes=1000))["params"]) == PARAMETERS[name]
+    shapes = shapes_of(create_backbone(name, num_classes=1000), (227, 227))
+    assert count(shapes["params"]) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", list_backbones())
+@pytest.mark.parametrize("name", GRIDS)
 def test_all_output_strides_share_one_tree(name):
     trees = [shapes_of(create_backbone(name, output_stride=stride)) for stride in (8, 16, 32)]
     assert trees[0] == trees[1] == trees[2]
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
-@pytest.mark.parametrize("name", list_backbones())
+@pytest.mark.parametrize("name", GRIDS)
 def test_features_have_the_size_of_their_stride(name, output_stride):
     backbone = create_backbone(name, output_stride=output_stride)
     for height, width in ((65, 97), (64, 96), (1, 1), (2, 3)):
@@ -62,6 +70,25 @@ def test_features_have_the_size_of_their_stride(name, output_stride):
         for level, feature in enumerate(features.values(), 1):
             stride = min(2**level, output_stride)
             assert feature.shape[1:3] == (-(-height // stride), -(-width // stride))
+
+
+def test_alexnet_says_what_it_needs():
+    for options, smallest, size in (
+        ({}, 39, (1, 1)),
+        ({"num_classes": 7}, 199, (1, 1)),
+        ({"first_padding": 16}, 7, (1, 1)),
+    ):
+        backbone = create_backbone("alexnet", **options)
+        features = jax.eval_shape(
+            lambda key, image, backbone=backbone: backbone.init_with_output(key, image)[0],
+            jax.random.key(0),
+            jax.ShapeDtypeStruct((1, smallest, smallest, 3), jnp.float32),
+        )
+        assert list(features.values())[-1].shape[1:3] == size
+        with pytest.raises(ValueError, match=f"must be at least {smallest}"):
+            shapes_of(backbone, (smallest - 1, 300))
+    with pytest.raises(ValueError, match="only 32"):
+        shapes_of(create_backbone("alexnet", output_stride=16))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +169,7 @@ def test_the_release_networks_compute_the_same_on_a_finer_grid(options):
 SMALL = {
     "resnet": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
     "mobile": functools.partial(MobileNetV2, stages=(Stage(1, 8, 1, 1), Stage(2, 8, 2, 2))),
+    "vgg": functools.partial(VGG, features=(8,) * 5, batch_norm=True),
 }
 
 

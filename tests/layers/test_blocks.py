@@ -5,15 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
+from random_weights import picture
 
 from flaxseg.layers import (
     ASPP,
     IMAGENET,
+    AtrousConv,
     AuxiliaryHead,
     BatchNorm,
     ConvBlock,
     ImagePooling,
     SeparableConv,
+    local_response_norm,
     normalize,
 )
 
@@ -182,3 +185,35 @@ def test_normalize_is_the_documented_formula():
     np.testing.assert_allclose(y, wanted, atol=1e-5)
     with pytest.raises(ValueError, match="RGB"):
         normalize(image[..., :2], IMAGENET)
+
+
+def test_local_response_norm_equals_torch():
+    torch = peers.import_torch()
+    x = picture(2, 5, 4)[..., :1] * np.linspace(1, 90, 7, dtype=np.float32)
+    layer = torch.nn.LocalResponseNorm(5, alpha=1e-2, beta=0.75, k=1.0)
+    wanted = peers.from_torch(layer(peers.to_torch(x)))
+    np.testing.assert_allclose(local_response_norm(x, alpha=1e-2), wanted, rtol=1e-5)
+    with pytest.raises(ValueError, match="positive odd number"):
+        local_response_norm(x, 4)
+
+
+@pytest.mark.parametrize(("strides", "rate"), [(1, 1), (2, 1), (1, 2)])
+def test_groups_equal_torch(strides, rate):
+    torch = peers.import_torch()
+    x, kernel = (
+        np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        for shape in ((2, 9, 8, 6), (3, 3, 3, 4))
+    )
+    layer = AtrousConv(4, 3, strides, rate, groups=2)
+    y = layer.apply({"params": {"kernel": kernel}}, x)
+    wanted = torch.nn.functional.conv2d(
+        peers.to_torch(x),
+        torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()),
+        stride=strides,
+        padding=rate,
+        dilation=rate,
+        groups=2,
+    )
+    np.testing.assert_allclose(y, peers.from_torch(wanted), atol=1e-4)
+    with pytest.raises(ValueError, match="groups must divide both"):
+        AtrousConv(4, groups=4).init(jax.random.key(0), x)

@@ -180,3 +180,16 @@ def test_global_average_is_taken_in_float32():
     assert pooled.shape == (1, 1, 1, 1)
     assert pooled.dtype == jnp.bfloat16
     assert pooled.item() == x[0, 0, 0, 0].item()
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_dilated_max_pool_equals_torch(window):
+    torch = peers.import_torch()
+    x = random(2, 9, 12, 3)
+    theirs = peers.to_torch(x).requires_grad_()
+    wanted = torch.nn.functional.max_pool2d(theirs, window, 1, padding=1, dilation=2)
+    probe = random(*np.moveaxis(np.empty(wanted.shape), 1, 3).shape)
+    wanted.backward(peers.to_torch(probe))
+    y, pull = jax.vjp(lambda x: max_pool(x, window, rate=2, padding=1), x)
+    np.testing.assert_array_equal(y, peers.from_torch(wanted))
+    np.testing.assert_allclose(pull(probe)[0], peers.from_torch(theirs.grad), atol=1e-6)

@@ -11,7 +11,7 @@ from tiny_segmenter import TinySegmenter, tiny_batch
 from flaxseg.errors import ConfigError, WeightsError
 from flaxseg.evaluation import make_predict_step
 from flaxseg.layers import normalize, resize
-from flaxseg.training import parallel, schedules, state, step
+from flaxseg.training import losses, parallel, schedules, state, step
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.parallel import make_parallel
 from flaxseg.training.schedules import make_schedule
@@ -356,6 +356,58 @@ def test_auxiliary_weights_by_name():
         train(model, data, auxiliary_weight={"other": 1.0})
 
 
+@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("pmap", 2)])
+def test_a_summed_loss_is_the_mean_at_an_equivalent_rate_and_decay(kind, devices):
+    batch = tiny_batch(0)
+    share = float((batch["label"] != 255).sum() / len(batch["label"]))  # valid pixels of an image
+    model = TinySegmenter(batch_norm=False)
+    mean, mean_metrics = train(model, [batch] * 3, kind=kind, devices=devices)
+    total, sum_metrics = train(
+        model,
+        [batch] * 3,
+        kind=kind,
+        devices=devices,
+        reduction="sum",
+        schedule=make_schedule("poly", 0.05 / share, 10),
+        optimizer={"weight_decay": 1e-3 * share},
+    )
+    all_close(total.params, mean.params, rtol=1e-4)
+    for one, other in zip(mean_metrics, sum_metrics, strict=True):
+        np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-4)
+        np.testing.assert_allclose(other["grad_norm"], share * one["grad_norm"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("pmap", 2)])
+def test_sampling_keeps_a_share_of_the_pixels_and_trains_on_these_alone(kind, devices):
+    batch = tiny_batch(0, hw=(33, 33))
+    batch["label"] = np.where(batch["label"] == 255, 0, batch["label"]).astype(np.uint8)
+    model = TinySegmenter()
+    options = {"kind": kind, "devices": devices, "sample_rate": 0.3}
+    first, metrics = train(model, [batch, batch], **options)
+    shares = [float(m["valid_fraction"]) for m in metrics]
+    assert all(0.27 < share < 0.33 for share in shares)
+    assert shares[0] != shares[1]
+    again, _ = train(model, [batch, batch], **options)
+    all_equal(again.params, first.params)
+    whole, _ = train(model, [batch, batch], kind=kind, devices=devices)
+    assert any(
+        np.any(a != b)
+        for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(first.params), strict=True)
+    )
+
+
+def test_sampled_pixels_keep_their_label():
+    label = tiny_batch(0)["label"]
+    sampled = losses.sample_pixels(label, jax.random.key(0), 0.5)
+    kept = sampled != 255
+    assert sampled.dtype == label.dtype
+    assert 0.4 < kept.sum() / (label != 255).sum() < 0.6
+    np.testing.assert_array_equal(sampled[kept], label[kept])
+    np.testing.assert_array_equal(losses.sample_pixels(label, jax.random.key(0), 1.0), label)
+    with pytest.raises(ConfigError, match="must be in"):
+        losses.sample_pixels(label, jax.random.key(0), 0.0)
+
+
 @pytest.mark.slow
 def test_two_images_are_learnt_by_heart():
     rng = np.random.default_rng(0)
@@ -399,6 +451,10 @@ def test_what_does_not_fit_together_is_refused():
         new_run(TinySegmenter(), accumulate_steps=0)
     with pytest.raises(ConfigError, match=r"ema_decay 1.0"):
         new_run(TinySegmenter(), ema_decay=1.0)
+    with pytest.raises(ConfigError, match="reduction 'total' must be one of"):
+        new_run(TinySegmenter(), reduction="total")
+    with pytest.raises(ConfigError, match=r"sample_rate 1.5 must be in"):
+        new_run(TinySegmenter(), sample_rate=1.5)
 
 
 def test_a_state_is_a_function_of_its_seed():

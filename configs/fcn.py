@@ -1,0 +1,181 @@
+"""FCN: 32s, 16s and 8s, at once, AlexNet, and the dilated form on ResNet.
+
+    python train.py --config=configs/fcn.py --config.init.backbone=VGG16.npz --workdir=runs/fcn32s
+    python train.py --config=configs/fcn.py:variant=16s --workdir=runs/fcn16s
+    python train.py --config=configs/fcn.py:variant=8s --workdir=runs/fcn8s
+    python train.py --config=configs/fcn.py:variant=8s,data=camvid \
+        --config.data.manual_dir=CAMVID --config.init.backbone=WEIGHTS.safetensors \
+        --workdir=runs/camvid
+    python train.py --config=configs/fcn.py:variant=8s,data=shapes --workdir=runs/shapes
+
+The second command starts from the result of the first (`config.init.model`, by default
+runs/fcn32s), the third from that of the second: everything is taken over, and the new skip's scores
+begin at zero. VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its names,
+`conv1_1.weight` to `fc7.bias`, for blue, green, red. With `weights=torchvision` the first command
+downloads timm/vgg16.tv_in1k in its place, with which ports reach some points less.
+
+The part after the colon: `variant` is 32s (default), 16s, 8s, 8s_atonce, alexnet or resnet; `data`
+is voc (default), cityscapes, ade20k, camvid or shapes; `weights`, of VGG16, is caffe (default) or
+torchvision, the same for all stages.
+
+data        backbone             hardware    mIoU expected
+voc         vgg16, alexnet       1 x 8 GB    63.6 % 32s, 65.0 % 16s, 65.5 % 8s, 65.4 % at once,
+                                             48.0 % AlexNet (paper: the release's own, on the 736
+                                             pictures of VOC 2011 val that are not in SBD train,
+                                             trained on 8,498 of SBD train)
+            resnet50, OS 8       8 x 16 GB   60.5 % (torchvision's own, trained on COCO)
+cityscapes  vgg16                1 x 16 GB   65.3 % 8s, on the test split (paper: Cordts et al.
+                                             2016, arXiv 1604.01685)
+ade20k      vgg16                1 x 16 GB   29.4 % 8s (paper: Zhou et al. 2017, arXiv 1608.05442)
+camvid      efficientnet_lite0   2 CPU cores not measured yet
+shapes      resnet18             2 CPU cores not measured yet; from random weights
+
+Source of the recipe on VOC: the solvers of the released nets. A whole picture a step, no
+augmentation, the loss summed over the pixels, momentum 0.99. The same with the mean over the pixels
+(`--config.loss.reduction=mean`) is a learning rate S times as large, S the valid pixels of a
+picture: 1.9e-5 in place of 1e-10 for 500 x 375, and a weight decay of 5e-4 / S, which is none.
+"""
+
+import dataclasses
+
+from ml_collections import config_dict
+
+from flaxseg.layers.image_normalization import IMAGENET
+from flaxseg.training import recipes
+from flaxseg.training.config import default_config
+
+_VARIANTS = {
+    "32s": "fcn32s",
+    "16s": "fcn16s",
+    "8s": "fcn8s",
+    "8s_atonce": "fcn8s_atonce",
+    "alexnet": "fcn_alexnet",
+    "resnet": "fcn",
+}
+# Rate of the summed loss, steps, and the run to start from.
+_STAGES = {
+    "32s": (1e-10, 100_000, ""),
+    "16s": (1e-12, 100_000, "runs/fcn32s"),
+    "8s": (1e-14, 100_000, "runs/fcn16s"),
+    "8s_atonce": (1e-10, 300_000, ""),
+}
+
+
+def get_config(argument: str = "") -> config_dict.ConfigDict:
+    """The recipe for `variant=...,data=...,weights=...`."""
+    chosen = recipes.parse_recipe_argument(
+        argument,
+        "configs/fcn.py",
+        variant=_VARIANTS,
+        data=_DATA,
+        weights=("caffe", "torchvision"),
+    )
+    config = default_config()
+    variant = chosen["variant"]
+    config.model.name = _VARIANTS[variant]
+    if variant == "resnet":
+        config.model.backbone = "resnet50"
+        config.model.output_stride = 8
+        config.init.backbone = "timm/resnet50.tv_in1k"
+        recipes.set_options(config, dropout=0.1)
+    else:
+        config.model.backbone = "alexnet" if variant == "alexnet" else "vgg16"
+        config.model.output_stride = 32
+        recipes.set_options(config, learned_upsampling="none", learned_last_upsampling=False)
+    _DATA[chosen["data"]](config, variant)
+    if chosen["weights"] == "torchvision" and config.model.backbone == "vgg16":
+        recipes.set_options(config, normalization=dataclasses.asdict(IMAGENET))
+        if config.init.backbone:
+            config.init.backbone = "timm/vgg16.tv_in1k"
+    return config
+
+
+def _released_recipe(config: config_dict.ConfigDict, variant: str) -> None:
+    """What the released solvers say, for any data set."""
+    if variant == "resnet":
+        config.steps = 30_000
+        config.batch_size = 16
+        config.loss.auxiliary_weight = 0.5
+        config.optimizer.learning_rate = 0.01
+        return
+    config.schedule.name = "constant"
+    config.data.scale = (1.0, 1.0)
+    config.data.flip = False
+    config.optimizer.weight_decay = 5e-4
+    if variant == "alexnet":
+        config.init.backbone = "ALEXNET.npz"  # Caffe's reference net; give its path
+        config.steps = 5_000  # of 20 pictures
+        config.batch_size = 20
+        config.optimizer.accumulate_steps = 20
+        config.optimizer.learning_rate = 1e-4
+        config.optimizer.momentum = 0.9
+        return
+    rate, config.steps, start = _STAGES[variant]
+    if start:
+        config.init.model = start
+        config.init.reinit_head = True
+    else:
+        config.init.backbone = "VGG16.npz"  # Caffe's ILSVRC net; give its path
+    config.batch_size = 1
+    config.loss.reduction = "sum"
+    config.optimizer.learning_rate = rate
+    config.optimizer.momentum = 0.99
+    config.optimizer.bias_lr_multiplier = 2.0
+    config.eval.every_steps = 4000
+    config.checkpoint.every_steps = 2000
+    config.log.every_steps = 100
+
+
+def _voc(config: config_dict.ConfigDict, variant: str) -> None:
+    """Pictures have at most 500 x 500 pixels: a crop of that size is the whole picture."""
+    recipes.voc(config, crop=500)
+    config.eval.batch_size = 1
+    config.eval.pad_to = (500, 500)
+    _released_recipe(config, variant)
+
+
+def _cityscapes(config: config_dict.ConfigDict, variant: str) -> None:
+    """Parts of 512 x 1024 in place of whole pictures, for memory."""
+    recipes.cityscapes(config, crop=768)
+    config.data.crop_size = (512, 1024)
+    _released_recipe(config, variant)
+    config.data.flip = True
+
+
+def _ade20k(config: config_dict.ConfigDict, variant: str) -> None:
+    recipes.ade20k(config, crop=500)
+    _released_recipe(config, variant)
+    config.data.flip = True
+
+
+def _camvid(config: config_dict.ConfigDict, variant: str) -> None:
+    """Heads on a small backbone, all at once, with the mean loss."""
+    del variant
+    recipes.camvid(config, crop=256)
+    config.steps = 600
+    config.batch_size = 8
+    config.optimizer.head_lr_multiplier = 10.0
+    config.eval.every_steps = 300
+    config.checkpoint.every_steps = 100
+
+
+def _shapes(config: config_dict.ConfigDict, variant: str) -> None:
+    del variant
+    recipes.shapes(config, crop=97)
+    config.init.backbone = ""
+    config.steps = 1200
+    config.batch_size = 8
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 2e-3
+    config.schedule.warmup_steps = 30
+    config.eval.every_steps = 400
+    config.checkpoint.every_steps = 200
+
+
+_DATA = {
+    "voc": _voc,
+    "cityscapes": _cityscapes,
+    "ade20k": _ade20k,
+    "camvid": _camvid,
+    "shapes": _shapes,
+}

@@ -1,0 +1,168 @@
+"""VGG16 (Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
+Recognition", 2015, table 1, column D), with its fully connected layers as convolutions.
+
+The layers and their names are those of the released Caffe net and of the segmentation nets built on
+it; torchvision's weights fit too.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+from flax.typing import Dtype
+
+from flaxseg.backbones.stages import StrideBudget
+from flaxseg.layers.atrous import AtrousConv
+from flaxseg.layers.batch_norm import BatchNorm
+from flaxseg.layers.image_normalization import CAFFE, ImageNormalization
+from flaxseg.layers.padding import Padding
+from flaxseg.layers.pooling import max_pool
+
+
+class VGG(nn.Module):
+    """Stages of 3x3 convolutions, a max pool after each, and optionally fc6 and fc7.
+
+    Beyond `output_stride` pools do not subsample and what follows is dilated. The pools' own
+    windows are dilated with the rest (`dilated_pools`), so that a finer output stride computes the
+    same features on a finer grid; DeepLab's nets have 3x3 pools that are not.
+
+    Attributes:
+      stage_sizes: convolutions in each of the five stages.
+      features: channels of each stage.
+      output_stride: 8, 16 or 32; dilation replaces the strides beyond it.
+      first_padding: cells around the picture at the first convolution: 1, or the 100 of FCN, whose
+        fc6 pads nothing (`fc_padding="valid"`).
+      pool_window: 2, or the 3 of DeepLab, which is padded by 1.
+      dilated_pools: whether the windows of pools beyond the output stride are dilated.
+      ceil_mode: whether a last window that reaches over the border counts, as in Caffe; torchvision
+        leaves it out.
+      fc_features: channels of fc6 and of fc7, such as `(4096, 4096)`; () for neither.
+      fc_kernel_size: of fc6; fc7 is 1x1.
+      fc_rate: dilation of fc6 in cells of its input; by default what the output stride asks for.
+      fc_padding: of fc6, see `explicit_padding`; "torch" keeps the size (an odd kernel size).
+      dropout: rate of dropout after fc6 and after fc7, in training.
+      batch_norm: whether each convolution of the stages is followed by BatchNorm, as in
+        torchvision's `vgg16_bn`.
+      num_classes: with a number, `"logits"` of an ImageNet-style classifier, 1x1, are among the
+        features, `[N, H', W', num_classes]`. fc_features is then `(4096, 4096)` where not given.
+      batch_norm_momentum: see `BatchNorm`.
+      batch_norm_axis: mapped axis name, only under `jax.pmap`.
+      frozen_batch_norm: whether running statistics are used in training.
+      remat: whether stages are recomputed in the backward pass to save memory.
+      dtype: dtype of the computation; parameters are float32.
+    """
+
+    stage_sizes: Sequence[int] = (2, 2, 3, 3, 3)
+    features: Sequence[int] = (64, 128, 256, 512, 512)
+    output_stride: int = 32
+    first_padding: int = 1
+    pool_window: int = 2
+    dilated_pools: bool = True
+    ceil_mode: bool = True
+    fc_features: Sequence[int] = ()
+    fc_kernel_size: int = 7
+    fc_rate: int | None = None
+    fc_padding: Padding = "torch"
+    dropout: float = 0.5
+    batch_norm: bool = False
+    num_classes: int | None = None
+    batch_norm_momentum: float = 0.9
+    batch_norm_axis: str | None = None
+    frozen_batch_norm: bool = False
+    remat: bool = False
+    dtype: Dtype | None = None
+
+    normalization: ClassVar[ImageNormalization] = CAFFE
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Returns features by name.
+
+        Args:
+          image: `[N, H, W, C]`, normalised by `normalization`; three colours, or more channels for
+            inputs with depth.
+          train: whether dropout is on and BatchNorm uses the statistics of the batch; dropout needs
+            the rng `"dropout"`.
+
+        Returns:
+          `"c1"` to `"c5"`: the outputs of the five pools, with stride 2, 4, 8, 16, 32, but never
+          beyond `output_stride`, and `"fc7"` (after ReLU and dropout) with `fc_features`. Without
+          `first_padding` and with `ceil_mode`, a feature of stride s has `ceil(H / s)` rows.
+        """
+        budget = StrideBudget(self.output_stride)
+        x = image if self.dtype is None else image.astype(self.dtype)
+        features = {}
+        for stage, size in enumerate(self.stage_sizes, 1):
+            # Closed over, because `nn.remat` would trace what is passed as an argument.
+            rate = budget.rate
+
+            def convolutions(self, x, stage=stage, size=size, rate=rate):
+                for index in range(1, size + 1):
+                    x = self._convolution(x, f"{stage}_{index}", rate, train)
+                return x
+
+            x = (nn.remat(convolutions) if self.remat else convolutions)(self, x)
+            strides, rate = budget.take(2)
+            x = self._pool(x, strides, rate if self.dilated_pools else 1)
+            features[f"c{stage}"] = x
+        fc_features = self.fc_features or (() if self.num_classes is None else (4096, 4096))
+        if fc_features:
+            x = self._fully_connected(x, fc_features, self.fc_rate or budget.rate, train)
+            features["fc7"] = x
+        if self.num_classes is not None:
+            features["logits"] = AtrousConv(self.num_classes, 1, use_bias=True, name="classifier")(
+                x
+            )
+        return features
+
+    def _convolution(self, x: jax.Array, place: str, rate: int, train: bool) -> jax.Array:
+        """`conv1_1` and its like: 3x3, BatchNorm if there is any, ReLU."""
+        stage = int(place[0])
+        x = AtrousConv(
+            self.features[stage - 1],
+            3,
+            rate=rate,
+            padding=self.first_padding if place == "1_1" else "torch",
+            use_bias=True,
+            dtype=self.dtype,
+            name=f"conv{place}",
+        )(x)
+        if self.batch_norm:
+            x = BatchNorm(
+                momentum=self.batch_norm_momentum,
+                axis_name=self.batch_norm_axis,
+                frozen=self.frozen_batch_norm,
+                name=f"bn{place}",
+            )(x, train=train)
+        return nn.relu(x)
+
+    def _pool(self, x: jax.Array, strides: int, rate: int) -> jax.Array:
+        before = rate * ((self.pool_window - 1) // 2)
+        # Without a stride, an even window is padded at the end to keep the size.
+        after = rate * (self.pool_window - 1) - before if strides == 1 else before
+        return max_pool(
+            x,
+            self.pool_window,
+            strides=strides,
+            rate=rate,
+            padding=((before, after), (before, after)),
+            ceil_mode=self.ceil_mode,
+        )
+
+    def _fully_connected(
+        self, x: jax.Array, features: Sequence[int], rate: int, train: bool
+    ) -> jax.Array:
+        """fc6 and fc7, each with ReLU and dropout."""
+        conv = partial(AtrousConv, use_bias=True, dtype=self.dtype)
+        x = conv(features[0], self.fc_kernel_size, rate=rate, padding=self.fc_padding, name="fc6")(
+            x
+        )
+        x = nn.Dropout(self.dropout)(nn.relu(x), deterministic=not train)
+        x = conv(features[1], 1, name="fc7")(x)
+        return nn.Dropout(self.dropout)(nn.relu(x), deterministic=not train)
+
+
+VGG16 = VGG
+VGG16BN = partial(VGG, batch_norm=True)

@@ -1,0 +1,291 @@
+"""Fully convolutional networks.
+
+Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015,
+and Shelhamer, Long and Darrell, the same title, PAMI 2017. Geometry and initialisation are those of
+the released nets.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+from flax.typing import Dtype
+
+from flaxseg.layers import (
+    CAFFE,
+    IMAGENET,
+    AuxiliaryHead,
+    BatchNorm,
+    BilinearDeconv,
+    ImageNormalization,
+    classifier,
+    resize,
+)
+from flaxseg.models.prediction import Prediction
+
+PADDING = 100
+"""Pixels around the picture in the released nets, so that fc6, which pads nothing, fits."""
+
+FUSIONS = ("none", "early", "late")
+
+
+class FCN(nn.Module):
+    """A classifier run as a convolution, its scores upsampled and added to those of finer layers.
+
+    The form is that of FCN-32s (no skips), FCN-16s (one) and FCN-8s (two). Scores are 1x1
+    convolutions that begin at zero.
+
+    On the paper's backbones, padded by `PADDING`, maps are upsampled by `BilinearDeconv` and
+    cropped at the published offsets. Every other backbone has features that lie over the picture,
+    without such a border: there, each score is resized to that of the next skip and at last to the
+    picture, and there is neither fc6 nor fc7 unless the backbone has them (`"fc7"`, else `"c5"` is
+    scored).
+
+    Attributes:
+      num_classes: channels of the logits.
+      backbone: a module that returns features with `"c5"` and all of `skips`, and maybe `"fc7"`.
+      skips: features that are scored too, from coarse to fine.
+      skip_scales: what each skip is multiplied by before it is scored; () for 1, as in staged
+        training. Small ones keep the large activations of finer layers from dominating when all is
+        trained at once (PAMI 2017, section 4.3; 0.01 and 0.0001 are the release's).
+      offsets: where the released nets crop: each skip, then the upsampled result.
+      kernel_size: of the last deconvolution; its stride is that of the finest scores.
+      learned_upsampling: `"none"`, `"depthwise"` or `"dense"`: whether the deconvolutions before
+        the last are learned. The papers learn them, the released nets do not, at no cost in
+        accuracy, which is the default.
+      learned_last_upsampling: whether the last one is learned in that form too; the papers fix it,
+        some ports learn it.
+      fusion: how depth comes in (PAMI 2017, section 5.2). `"none"`: pictures have 3 channels.
+        `"early"`: 4, colours and log-depth, or 6, colours and HHA, into one backbone. `"late"`: 6,
+        with a second backbone (`backbone_hha`) and second scores for the HHA, the two scores
+        averaged. The released nets subtract the training set's means, on NYUDv2 (92.318, 97.203,
+        116.190) from red, green, blue, 7.844 from log-depth and (132.431, 94.076, 118.477) from
+        HHA. The programs read colours only; other pictures are normalised by the caller.
+      normalization: what the backbone expects of colours.
+      dtype: dtype of the backbone's computation; scores and logits are float32.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    skips: Sequence[str] = ()
+    skip_scales: Sequence[float] = ()
+    offsets: Sequence[int] = (19,)
+    kernel_size: int = 64
+    learned_upsampling: str = "none"
+    learned_last_upsampling: bool = False
+    fusion: str = "none"
+    normalization: ImageNormalization = CAFFE
+    dtype: Dtype | None = None
+
+    default_backbone: ClassVar[str] = "vgg16"
+    default_output_stride: ClassVar[int] = 32
+    default_backbone_options: ClassVar[Mapping[str, Mapping]] = MappingProxyType(
+        {
+            "vgg16": {
+                "first_padding": PADDING,
+                "fc_features": (4096, 4096),
+                "fc_padding": "valid",
+            }
+        }
+    )
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
+        """Segments pictures.
+
+        Args:
+          image: `[N, H, W, 3]`, or with depth (`fusion`) 4 or 6 channels; any H and W from 1;
+            normalised by `normalization`.
+          train: whether the backbone's dropout and batch statistics are in use; needs the rng
+            `"dropout"`.
+
+        Returns:
+          A `Prediction` without auxiliary outputs.
+
+        Raises:
+          ValueError: `fusion` is unknown or the picture has other channels than it asks for; there
+            is not one scale or offset for each skip; or an option of the released nets is set for
+            another backbone.
+        """
+        padded = self._is_padded()
+        scales = tuple(self.skip_scales) or (1.0,) * len(self.skips)
+        self._check_lengths(scales, padded)
+        streams = self._streams(image, train)
+        score = self._score(streams, "fc7" if "fc7" in streams[0] else "c5", "score_fr")
+        stride = 32
+        for index, (level, scale) in enumerate(zip(self.skips, scales, strict=True)):
+            scaled = [{level: stream[level] * scale} for stream in streams]
+            skip = self._score(scaled, level, f"score_{level}")
+            if padded:
+                up = BilinearDeconv(4, 2, self.learned_upsampling, name=f"upscore_{level}")
+                score = up(score)
+                rows, columns = (
+                    slice(self.offsets[index], self.offsets[index] + n) for n in score.shape[1:3]
+                )
+                score += skip[:, rows, columns]
+                stride //= 2
+            else:
+                score = resize(score, skip.shape[1:3], align_corners=False) + skip
+        if padded:
+            form = self.learned_upsampling if self.learned_last_upsampling else "none"
+            up = BilinearDeconv(self.kernel_size, stride, form, name="upscore")
+            score = up(score, offset=self.offsets[-1], size=image.shape[1:3])
+        else:
+            score = resize(score, image.shape[1:3], align_corners=False)
+        return Prediction(score, {})
+
+    def _is_padded(self) -> bool:
+        """Whether the backbone is one of the released nets, with their border."""
+        padded = getattr(self.backbone, "first_padding", 1) == PADDING
+        if not padded and (self.learned_upsampling != "none" or self.learned_last_upsampling):
+            raise ValueError(
+                f"learned_upsampling is {self.learned_upsampling!r}, and the backbone has not the "
+                f"border of {PADDING} pixels (first_padding) of FCN's own nets; other backbones' "
+                'scores are resized. Set learned_upsampling="none".'
+            )
+        output_stride = getattr(self.backbone, "output_stride", 32)
+        if padded and output_stride != 32:
+            raise ValueError(
+                f"the backbone's output_stride is {output_stride}; FCN's own nets have 32."
+            )
+        if self.learned_last_upsampling and self.learned_upsampling == "none":
+            raise ValueError(
+                "learned_last_upsampling is set, and learned_upsampling is 'none'; it must be "
+                "'depthwise' or 'dense'."
+            )
+        return padded
+
+    def _check_lengths(self, scales: Sequence[float], padded: bool) -> None:
+        if len(scales) != len(self.skips):
+            raise ValueError(
+                f"skip_scales {scales} must have one factor for each of the skips {self.skips}."
+            )
+        if padded and len(self.offsets) != len(self.skips) + 1:
+            raise ValueError(
+                f"offsets {self.offsets} must have one for each of the skips {self.skips} and one "
+                "for the upsampled scores; `flaxseg.layers.crop_offset` computes them."
+            )
+
+    def _streams(self, image: jax.Array, train: bool) -> list[dict[str, jax.Array]]:
+        """The features of colours and, with late fusion, of HHA."""
+        channels = {"none": (3,), "early": (4, 6), "late": (6,)}
+        if self.fusion not in channels:
+            raise ValueError(f"fusion is {self.fusion!r}; it must be one of {FUSIONS}.")
+        if image.shape[-1] not in channels[self.fusion]:
+            raise ValueError(
+                f"image has shape {image.shape}; with fusion={self.fusion!r} it must be [N, H, W, "
+                f"{' or '.join(map(str, channels[self.fusion]))}]."
+            )
+        if self.fusion != "late":
+            return [self.backbone(image, train=train)]
+        hha = self.backbone.clone(parent=self, name="backbone_hha")
+        return [
+            self.backbone(image[..., :3], train=train),
+            hha(image[..., 3:], train=train),
+        ]
+
+    def _score(
+        self, streams: Sequence[Mapping[str, jax.Array]], feature: str, name: str
+    ) -> jax.Array:
+        """The scores of a feature, the mean over the streams."""
+        scores = [
+            classifier(self.num_classes, kernel_init=nn.initializers.zeros, name=name + suffix)(
+                stream[feature]
+            )
+            for stream, suffix in zip(streams, ("", "_hha"), strict=False)
+        ]
+        return sum(scores) / len(scores)
+
+
+class FCN32s(FCN):
+    """VGG16, upsampled by 32 in one step."""
+
+
+class FCN16s(FCN):
+    """FCN-32s and the scores of pool4; trained from FCN-32s."""
+
+    skips: Sequence[str] = ("c4",)
+    offsets: Sequence[int] = (5, 27)
+    kernel_size: int = 32
+
+
+class FCN8s(FCN):
+    """FCN-16s and the scores of pool3; trained from FCN-16s."""
+
+    skips: Sequence[str] = ("c4", "c3")
+    offsets: Sequence[int] = (5, 9, 31)
+    kernel_size: int = 16
+
+
+class FCN8sAtOnce(FCN8s):
+    """FCN-8s trained in one go, from the classifier, with scaled skips."""
+
+    skip_scales: Sequence[float] = (0.01, 0.0001)
+
+
+class FCNAlexNet(FCN):
+    """AlexNet, upsampled by 32 in one step."""
+
+    offsets: Sequence[int] = (18,)
+    kernel_size: int = 63
+
+    default_backbone: ClassVar[str] = "alexnet"
+    default_backbone_options: ClassVar[Mapping[str, Mapping]] = MappingProxyType(
+        {"alexnet": {"first_padding": PADDING, "fc_features": (4096, 4096)}}
+    )
+
+
+class DilatedFCN(nn.Module):
+    """What libraries call FCN today: one convolution block and a classifier on dilated features.
+
+    The form of torchvision's `fcn_resnet50` and `fcn_resnet101`, whose checkpoints fit.
+
+    Attributes:
+      num_classes: channels of the logits.
+      backbone: a module that returns features with `"c5"` (and `"c4"` for the auxiliary head).
+      dropout: rate of dropout before the classifier.
+      auxiliary: whether an `AuxiliaryHead` on `"c4"` is trained too.
+      normalization: what the backbone expects of its input.
+      norm: makes every normalisation of the heads; called as `norm(name=...)`.
+      dtype: dtype of the head's computation; the logits are float32.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    dropout: float = 0.1
+    auxiliary: bool = False
+    normalization: ImageNormalization = IMAGENET
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Dtype | None = None
+
+    default_backbone: ClassVar[str] = "resnet50"
+    default_output_stride: ClassVar[int] = 8
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
+        """Segments pictures.
+
+        Args:
+          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
+          train: whether batch statistics, dropout and the auxiliary head are in use; needs the rng
+            `"dropout"`.
+
+        Returns:
+          A `Prediction`; in training with `auxiliary`, `auxiliary["c4"]` are logits at the output
+          stride.
+        """
+        features = self.backbone(image, train=train)
+
+        def head(level: str, name: str) -> jax.Array:
+            layer = AuxiliaryHead(
+                self.num_classes, self.dropout, norm=self.norm, dtype=self.dtype, name=name
+            )
+            return layer(features[level], train=train)
+
+        logits = resize(head("c5", "head"), image.shape[1:3], align_corners=False)
+        auxiliary = {}
+        if self.auxiliary and (train or self.is_initializing()):
+            auxiliary["c4"] = head("c4", "auxiliary_head")
+        return Prediction(logits, auxiliary if train else {})

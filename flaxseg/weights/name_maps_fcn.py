@@ -1,0 +1,133 @@
+"""Names of FCN's parts in the released Caffe nets, which ports to other frameworks keep, and in
+torchvision."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flaxseg.layers.bilinear_deconv import bilinear_kernel
+from flaxseg.layers.image_normalization import CAFFE, IMAGENET
+from flaxseg.weights.name_maps import (
+    CAFFE_ALEXNET,
+    CAFFE_VGG16,
+    NAME_MAPS,
+    NameMap,
+    caffe_alexnet_module,
+    caffe_vgg_module,
+)
+
+# The last deconvolution is called by its factor where there are skips.
+_LAST = {
+    "fcn32s": "upscore",
+    "fcn16s": "upscore16",
+    "fcn8s": "upscore8",
+    "fcn8s_atonce": "upscore8",
+}
+
+
+def caffe_fcn_map(model: str) -> NameMap:
+    """Returns the scheme of a released net.
+
+    Args:
+      model: its name for `create_model`: `"fcn32s"`, `"fcn16s"`, `"fcn8s"`, `"fcn8s_atonce"` or
+        `"fcn_alexnet"`.
+    """
+    alexnet = model == "fcn_alexnet"
+    heads = {
+        "score_fr": "score_fr",
+        "score_c4": "score_pool4",
+        "score_c3": "score_pool3",
+        "upscore_c4": "upscore2",
+        "upscore_c3": "upscore_pool4",
+        "upscore": _LAST.get(model, "upscore"),
+    }
+
+    def module(path: str) -> str:
+        part, _, rest = path.partition("/")
+        if part == "backbone":
+            return (caffe_alexnet_module if alexnet else caffe_vgg_module)(rest)
+        return heads[path]
+
+    body = CAFFE_ALEXNET if alexnet else CAFFE_VGG16
+    return NameMap(
+        f"Caffe {model}",
+        module,
+        grids={f"backbone/{path}": grid for path, grid in body.grids.items()},
+        bgr=tuple(f"backbone/{path}" for path in body.bgr),
+        transposed=("upscore", "upscore_c4", "upscore_c3"),
+        normalization=CAFFE,
+    )
+
+
+def caffe_fcn(
+    tensors: Mapping[str, np.ndarray], source: str
+) -> tuple[str, dict[str, Any], NameMap, dict[str, np.ndarray]]:
+    """Tells which of the released nets has these tensors, and what is there to load.
+
+    The skips tell the variant. FCN-8s at once differs from FCN-8s only by the constants 0.01 and
+    0.0001, which are tensors of Caffe's net (`scale_pool4.weight`, `scale_pool3.weight`) and stand
+    in the code of ports: a file without them is taken for the at-once net when it is named so
+    (`fcn8s-atonce...`). Deconvolutions that are bilinear are left to the model, which has them
+    fixed; others are learned ones.
+
+    Args:
+      tensors: by names such as `"conv1_1.weight"`, in Caffe's layouts, for pictures in blue, green,
+        red.
+      source: what the file is called.
+
+    Returns:
+      The model's name and options for `create_model`, the naming scheme, and the tensors.
+    """
+    base = os.path.basename(source).lower().replace("-", "").replace("_", "")
+    scales = ("scale_pool4.weight", "scale_pool3.weight")
+    if "conv1.weight" in tensors:
+        name = "fcn_alexnet"
+    elif "score_pool3.weight" in tensors:
+        name = "fcn8s_atonce" if scales[0] in tensors or "atonce" in base else "fcn8s"
+    else:
+        name = "fcn16s" if "score_pool4.weight" in tensors else "fcn32s"
+    options: dict[str, Any] = {"normalization": dataclasses.asdict(CAFFE)}
+    channels = tuple(
+        len(tensors[f"{fc}.weight"]) for fc in ("fc6", "fc7") if f"{fc}.weight" in tensors
+    )
+    if len(channels) == 2 and channels != (4096, 4096):
+        options["backbone_options"] = {"fc_features": channels}
+    if name == "fcn8s_atonce" and scales[0] in tensors:
+        options["skip_scales"] = tuple(float(np.ravel(tensors[scale])[0]) for scale in scales)
+    kept = {k: v for k, v in tensors.items() if not k.startswith("scale_pool")}
+    last = _LAST.get(name, "upscore")
+    ups = [up for up in ("upscore2", "upscore_pool4", last) if f"{up}.weight" in tensors]
+    learned = [up for up in ups if not _is_bilinear(tensors[f"{up}.weight"])]
+    if learned:
+        options["learned_upsampling"] = "dense"
+        options["learned_last_upsampling"] = last in learned
+    for up in ups:
+        if not learned or (up == last and last not in learned):
+            del kept[f"{up}.weight"]
+    return name, options, caffe_fcn_map(name), kept
+
+
+def _is_bilinear(kernel: np.ndarray) -> bool:
+    """Whether `[C, C, k, k]` is the released surgery's, or `[C, 1, k, k]` its diagonal."""
+    if kernel.ndim != 4:
+        return False
+    line = bilinear_kernel(kernel.shape[-1])
+    channels = np.ones((len(kernel), 1)) if kernel.shape[1] == 1 else np.eye(*kernel.shape[:2])
+    return np.allclose(kernel, channels[:, :, None, None] * np.outer(line, line), atol=1e-5)
+
+
+_TORCHVISION_HEAD = {"block/conv": 0, "block/bn": 1, "classifier": 4}
+
+
+def _torchvision_fcn_module(path: str) -> str:
+    part, _, rest = path.partition("/")
+    if part == "backbone":
+        return f"backbone.{NAME_MAPS['resnet'][0].module(rest)}"
+    theirs = {"head": "classifier", "auxiliary_head": "aux_classifier"}[part]
+    return f"{theirs}.{_TORCHVISION_HEAD[rest]}"
+
+
+TORCHVISION_FCN = NameMap("torchvision fcn", _torchvision_fcn_module, normalization=IMAGENET)
