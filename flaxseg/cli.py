@@ -250,9 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     import_.add_argument("source", metavar="SOURCE", help="weights file, or name on the hub")
     import_.add_argument("--out", required=True, metavar="DIR", help="folder of the saved model")
 
-    prune = command(
-        "prune", _prune, "cut channels out of a trained ICNet", _PRUNE, _PRUNE_EPILOG
-    )
+    prune = command("prune", _prune, "cut channels out of a trained ICNet", _PRUNE, _PRUNE_EPILOG)
     prune.add_argument("model", metavar="DIR", help=model_help)
     prune.add_argument(
         "--keep",

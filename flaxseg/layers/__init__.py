@@ -17,6 +17,7 @@ from flaxseg.layers.image_normalization import (
 )
 from flaxseg.layers.padding import Padding, explicit_padding
 from flaxseg.layers.pooling import global_average_pool, max_pool
+from flaxseg.layers.pyramid_pooling import PyramidPooling
 from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
 
@@ -34,6 +35,7 @@ __all__ = [
     "ImageNormalization",
     "ImagePooling",
     "Padding",
+    "PyramidPooling",
     "SeparableConv",
     "atrous_conv",
     "classifier",
