@@ -15,7 +15,14 @@ from flaxseg.layers.image_normalization import (
     normalize,
 )
 from flaxseg.layers.padding import Padding, explicit_padding
-from flaxseg.layers.pooling import global_average_pool, max_pool
+from flaxseg.layers.pooling import (
+    adaptive_average_pool,
+    adaptive_max_pool,
+    average_pool,
+    global_average_pool,
+    max_pool,
+)
+from flaxseg.layers.pyramid_pooling import PyramidPooling
 from flaxseg.layers.resize import resize
 from flaxseg.layers.separable import SeparableConv
 
@@ -32,8 +39,12 @@ __all__ = [
     "ImageNormalization",
     "ImagePooling",
     "Padding",
+    "PyramidPooling",
     "SeparableConv",
+    "adaptive_average_pool",
+    "adaptive_max_pool",
     "atrous_conv",
+    "average_pool",
     "classifier",
     "classifier_init",
     "depthwise_conv",
