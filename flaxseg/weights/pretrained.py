@@ -21,6 +21,7 @@ from flaxseg.weights.name_maps import (
     mobile_deeplabv3_module,
     torchvision_deeplabv3_module,
 )
+from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, ICNET_MEAN, icnet_tensors
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -131,9 +132,12 @@ def import_model(source: str | os.PathLike, out_dir: str | os.PathLike) -> pathl
 def read_pretrained(source: str | os.PathLike) -> Pretrained:
     """Reads a whole network of another library, recognised by the names of its tensors.
 
-    Two layouts are known: `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number
-    of classes, with or without auxiliary classifier), and `deeplabv3_mobilenet_v2_voc21`, the
-    quantised MobileNetV2 DeepLab of TensorFlow Lite in float (`backbone.features.*`, `head.*`).
+    Three layouts are known: `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any
+    number of classes, with or without auxiliary classifier); `deeplabv3_mobilenet_v2_voc21`, the
+    quantised MobileNetV2 DeepLab of TensorFlow Lite in float (`backbone.features.*`, `head.*`); and
+    the released ICNet with its Caffe names, with or without merged BatchNorm, or those of meetps'
+    pytorch-semseg (see `name_maps_icnet`). Tensors of other layers in an ICNet file are left out
+    and named in the report.
 
     Args:
       source: a file, a folder with one, or `"hf:owner/repository[/file]"`.
@@ -161,11 +165,11 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     raise WeightsError(
         f"{found.name} is not a segmentation network of a known layout ({', '.join(_LAYOUTS)}): "
         f"it holds {len(tensors)} tensors, such as {some}, and none of "
-        f"{' or '.join(_ANCHORS)}. The weights of a backbone alone are loaded by load_backbone."
+        f"{', '.join(_ANCHORS)}. The weights of a backbone alone are loaded by load_backbone."
     )
 
 
-_LAYOUTS = ("deeplabv3_mobilenet_v2_voc21", "deeplabv3_resnet50", "deeplabv3_resnet101")
+_LAYOUTS = ("deeplabv3_mobilenet_v2_voc21", "deeplabv3_resnet50", "deeplabv3_resnet101", "icnet")
 
 
 def _read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -209,10 +213,32 @@ def _read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     return _assemble(tensors, source, num_classes, options, name_map)
 
 
+def _read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    tensors = icnet_tensors(tensors, source)
+    num_classes = _num_classes(tensors, "conv6_cls.weight", source)
+    stem = tensors.get("conv1_2_3x3.weight")
+    options = {
+        "backbone": "resnet50",
+        "width": 0.5 if stem is None else len(stem) / 64,
+        "auxiliary": "sub4_out.weight" in tensors,
+        "normalization": {"mean": ICNET_MEAN, "std": (1.0, 1.0, 1.0)},
+    }
+    # The released file has more than the network: what training needed.
+    return _assemble(
+        tensors, source, num_classes, options, CAFFE_ICNET, name="icnet", allow_unused=True
+    )
+
+
 # A tensor that tells the layout, and its reader.
 _ANCHORS = {
     "classifier.0.convs.0.0.weight": _read_torchvision,
     "head.image_pooling.1.weight": _read_mobile,
+    **{
+        f"conv1_sub1{separator}{array}": _read_icnet
+        for separator in "./"
+        for array in ("weight", "weights", "0")
+    },
+    "convbnrelu1_sub1.cbr_unit.0.weight": _read_icnet,
 }
 
 
@@ -226,19 +252,21 @@ def _num_classes(tensors: Mapping[str, np.ndarray], name: str, source: str) -> i
     return len(classifier)
 
 
-def _assemble(tensors, source, num_classes, options, name_map) -> Pretrained:
+def _assemble(
+    tensors, source, num_classes, options, name_map, *, name="deeplabv3", allow_unused=False
+) -> Pretrained:
     from flaxseg.models import create_model
 
-    model = create_model("deeplabv3", num_classes, **options)
+    model = create_model(name, num_classes, **options)
     image = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     variables, report = load_weights(
         shapes, tensors, name_maps=[name_map], prefix="", source=source
     )
-    if report.unused:
+    if report.unused and not allow_unused:
         raise WeightsError(
             f"{source} has {len(report.unused)} tensors that the network has no place for, such "
             f"as {', '.join(report.unused[:6])}; it is another network than its names suggest."
         )
     class_names = VOC_CLASSES if num_classes == len(VOC_CLASSES) else None
-    return Pretrained("deeplabv3", num_classes, options, variables, class_names, report)
+    return Pretrained(name, num_classes, options, variables, class_names, report)

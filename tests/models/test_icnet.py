@@ -194,7 +194,7 @@ def test_the_trunk_sees_every_second_cell_of_what_comes_before_it():
     plain = jax.jit(module.apply)(variables, image)
     np.testing.assert_allclose(features["c2"], plain["c2"], atol=1e-6)
     # The first block at stride 8 is the same with and without what follows.
-    first = MOBILE(stages=module.stages[:2] + (module.stages[2]._replace(blocks=1),))
+    first = MOBILE(stages=(*module.stages[:2], module.stages[2]._replace(blocks=1)))
     alone = jax.jit(first.apply)(variables, image)["c3"]
     np.testing.assert_allclose(features["c3_1"], alone, atol=1e-5)
     assert features["c5"].shape[1:3] == (5, 5)

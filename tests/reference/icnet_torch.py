@@ -1,8 +1,8 @@
 """ICNet in PyTorch, written from the specification sheet: what `ICNet` is compared with.
 
 Every layer has the name that it has in the released network definition. Convolutions are bias-free
-and have a BatchNorm, `<name>_bn` here; only conv6_cls has a bias. Channels are those of the released
-network (`width` 0.5) or multiples of them. Pictures must be 32 k + 1 pixels a side.
+and have a BatchNorm, `<name>_bn` here; only conv6_cls has a bias. Channels are those of the
+released network (`width` 0.5) or multiples of them. Pictures must be 32 k + 1 pixels a side.
 """
 
 import torch
