@@ -129,18 +129,22 @@ def test_the_largest_summed_norms_stay():
 
 
 def test_basic_blocks_without_projection_share_the_channels_of_the_stem():
-    model = create(backbone="resnet18", backbone_options={"stage_sizes": (2, 1, 1, 1)})
+    options = {
+        "backbone": "resnet18",
+        "backbone_options": {"stage_sizes": (2, 1, 1, 1), "deep_stem": ()},
+    }
+    model = create(**options)
     variables = random_variables(model)
     groups = icnet_channels(variables)
-    stem = next(g for g in groups if ("backbone/conv1_3", "backbone/bn1_3") in g.writers)
+    stem = next(g for g in groups if ("backbone/conv1", "backbone/bn1") in g.writers)
     assert [conv for conv, _ in stem.writers] == [
-        "backbone/conv1_3",
+        "backbone/conv1",
         "backbone/layer1_0/conv2",
         "backbone/layer1_1/conv2",
     ]
     zeroed, _ = with_zero_channels(variables, groups, seed=1)
     pruned, _ = prune_channels(zeroed, groups, 0.5)
-    half = create(WIDTH / 2, backbone="resnet18", backbone_options={"stage_sizes": (2, 1, 1, 1)})
+    half = create(WIDTH / 2, **options)
     image = picture(1, 33, 65)
     wanted = jax.jit(model.apply)(zeroed, image).logits
     assert relative_difference(jax.jit(half.apply)(pruned, image).logits, wanted) < 1e-5
@@ -186,7 +190,7 @@ def test_two_steps_of_pruning_end_at_half_the_width(tmp_path):
 
 
 def test_mistakes_are_named(tmp_path, full):
-    model, variables, _ = full
+    _, variables, _ = full
     groups = icnet_channels(variables)
     with pytest.raises(ValueError, match=r"1/3 of 8 channels is 2.67; choose a keep"):
         prune_channels(variables, groups, 1 / 3)
