@@ -30,6 +30,14 @@ BACKBONES = {
         output_stride=16,
     ),
 }
+# Options under which a model has other parameters than by default.
+OTHER_FORMS = {
+    "deeplabv3": ({"separable": True, "image_pooling": False},),
+    "deeplabv3plus": (
+        {"separable": False, "low_levels": ("c3", "c2"), "decoder_features": 8},
+        {"decoder_kernel_size": 1, "decoder_convs": 1},
+    ),
+}
 CASES = [
     pytest.param(
         name, backbone, options, id=f"{name}-{backbone}{''.join('-' + o for o in options)}"
@@ -38,8 +46,9 @@ CASES = [
     for backbone, options in (
         ("resnet", {"auxiliary": True}),
         ("mobile", {}),
-        ("mobile", {"separable": {"deeplabv3": True, "deeplabv3plus": False}[name]}),
+        *(("mobile", other) for other in OTHER_FORMS.get(name, ())),
     )
+    if options.keys() <= flaxseg.models.MODELS[name].__dataclass_fields__.keys()
 ]
 
 
