@@ -19,11 +19,13 @@ from flaxseg.models.deeplab import (
 )
 from flaxseg.models.icnet import ICNet
 from flaxseg.models.prediction import Prediction
+from flaxseg.models.pspnet import PSPNet
 
 MODELS = {
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
     "deeplabv3_cascade": DeepLabV3Cascade,
+    "pspnet": PSPNet,
     "icnet": ICNet,
 }
 
@@ -146,6 +148,7 @@ __all__ = [
     "DeepLabV3Cascade",
     "DeepLabV3Plus",
     "ICNet",
+    "PSPNet",
     "Prediction",
     "aspp_rates",
     "cascade_rates",
