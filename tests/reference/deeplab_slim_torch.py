@@ -124,9 +124,7 @@ def xception(v, x, *, scope, middle, output_stride, width=1.0):
             )
             taps[f"{name}/{i}"] = y
         if skip == "conv":
-            y = y + conv(
-                v, f"{name}/shortcut", x, y.shape[1], 1, stride, epsilon=1e-3, relu=False
-            )
+            y = y + conv(v, f"{name}/shortcut", x, y.shape[1], 1, stride, epsilon=1e-3, relu=False)
         return y + x if skip == "sum" else y
 
     x = conv(v, f"{scope}/entry_flow/conv1_1", x, wide(32), 3, 2, epsilon=1e-3)
@@ -209,9 +207,7 @@ def mobilenet_v2(v, x, *, scope, output_stride):
             if expansion > 1:
                 y = conv(v, f"{name}/expand", y, expansion * x.shape[1], relu=False, **common)
                 y = functional.relu6(y)
-            y = depthwise(
-                v, f"{name}/depthwise", y, stride, rate, epsilon=1e-3, same=stride > 1
-            )
+            y = depthwise(v, f"{name}/depthwise", y, stride, rate, epsilon=1e-3, same=stride > 1)
             y = conv(v, f"{name}/project", functional.relu6(y), features, relu=False, **common)
             x = x + y if index > 0 else y
     return None, x
