@@ -21,6 +21,11 @@ from flaxseg.weights.name_maps import (
     mobile_deeplabv3_module,
     torchvision_deeplabv3_module,
 )
+from flaxseg.weights.name_maps_pspnet import (
+    CAFFE_PSPNET,
+    MMSEGMENTATION_PSPNET,
+    SEMSEG_PSPNET,
+)
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -49,6 +54,9 @@ VOC_CLASSES = (
 )
 # Of TensorFlow Lite's DeepLab models: to about [-1, 1].
 _TFLITE = ImageNormalization((128.0, 128.0, 128.0), (128.0, 128.0, 128.0))
+# Of the Caffe nets of PSPNet's authors: the mean only. Red, green, blue, as all our pictures; the
+# nets' blue, green, red is undone in the first convolution.
+_CAFFE_PSPNET = ImageNormalization((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +139,17 @@ def import_model(source: str | os.PathLike, out_dir: str | os.PathLike) -> pathl
 def read_pretrained(source: str | os.PathLike) -> Pretrained:
     """Reads a whole network of another library, recognised by the names of its tensors.
 
-    Two layouts are known: `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number
-    of classes, with or without auxiliary classifier), and `deeplabv3_mobilenet_v2_voc21`, the
-    quantised MobileNetV2 DeepLab of TensorFlow Lite in float (`backbone.features.*`, `head.*`).
+    Known are:
+
+    * `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number of classes, with or
+      without auxiliary classifier);
+    * `deeplabv3_mobilenet_v2_voc21`, the quantised MobileNetV2 DeepLab of TensorFlow Lite in float
+      (`backbone.features.*`, `head.*`);
+    * PSPNet on ResNet-50, 101 and 152 of semseg (`layer0.*`, `ppm.*`), of mmsegmentation
+      (`decode_head.psp_modules.*`; with `align_corners=False`, as trained on crops of 512: those
+      of its 769 configs want `load_pretrained(source, align_corners=True)`) and of Caffe
+      (`conv5_3_pool1_conv.weight`, `conv5_4/bn.slope`; see `CaffeNames`), with its mean as the
+      model's normalisation.
 
     Args:
       source: a file, a folder with one, or `"hf:owner/repository[/file]"`.
@@ -165,7 +181,12 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     )
 
 
-_LAYOUTS = ("deeplabv3_mobilenet_v2_voc21", "deeplabv3_resnet50", "deeplabv3_resnet101")
+_LAYOUTS = (
+    "deeplabv3_mobilenet_v2_voc21",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "semseg's, mmsegmentation's or Caffe's PSPNet",
+)
 
 
 def _read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -209,10 +230,62 @@ def _read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     return _assemble(tensors, source, num_classes, options, name_map)
 
 
+def _read_semseg_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    options = {
+        "backbone": _bottleneck_resnet(tensors, r"layer3\.(\d+)\.", source),
+        "auxiliary": "aux.4.weight" in tensors,
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = _num_classes(tensors, "cls.4.weight", source)
+    return _assemble(tensors, source, num_classes, options, SEMSEG_PSPNET, "pspnet")
+
+
+def _read_mmsegmentation_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    options = {
+        "backbone": _bottleneck_resnet(tensors, r"backbone\.layer3\.(\d+)\.", source),
+        "backbone_options": {"deep_stem": (32, 32, 64), "dilate_first_unit": False},
+        "auxiliary": "auxiliary_head.conv_seg.weight" in tensors,
+        "align_corners": False,
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = _num_classes(tensors, "decode_head.conv_seg.weight", source)
+    return _assemble(tensors, source, num_classes, options, MMSEGMENTATION_PSPNET, "pspnet")
+
+
+def _read_caffe_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    backbone = _bottleneck_resnet(tensors, r"conv4_(\d+)_3x3\.", source)
+    options = {
+        "backbone": backbone,
+        # Nothing in the file tells: so it is in the published definitions, ResNet-50 for ADE20K
+        # and ResNet-101 for VOC and Cityscapes.
+        "backbone_options": {"stride_on": "1x1" if backbone == "resnet50" else "3x3"},
+        "bins": (6, 3, 2, 1),
+        "channel_dropout": False,
+        "normalization": dataclasses.asdict(_CAFFE_PSPNET),
+    }
+    num_classes = _num_classes(tensors, "conv6.weight", source)
+    return _assemble(tensors, source, num_classes, options, CAFFE_PSPNET, "pspnet")
+
+
+def _bottleneck_resnet(tensors: Mapping[str, np.ndarray], unit: str, source: str) -> str:
+    """The name of the ResNet that has so many units in its third stage."""
+    units = {m[1] for name in tensors if (m := re.match(unit, name))}
+    depths = {6: 50, 23: 101, 36: 152}
+    if len(units) not in depths:
+        raise WeightsError(
+            f"{source} is a PSPNet on a backbone with {len(units)} units in its third stage; "
+            "known are resnet50 (6), resnet101 (23) and resnet152 (36)."
+        )
+    return f"resnet{depths[len(units)]}"
+
+
 # A tensor that tells the layout, and its reader.
 _ANCHORS = {
     "classifier.0.convs.0.0.weight": _read_torchvision,
     "head.image_pooling.1.weight": _read_mobile,
+    "ppm.features.0.1.weight": _read_semseg_pspnet,
+    "decode_head.psp_modules.0.1.conv.weight": _read_mmsegmentation_pspnet,
+    "conv5_3_pool1_conv.weight": _read_caffe_pspnet,
 }
 
 
@@ -226,10 +299,10 @@ def _num_classes(tensors: Mapping[str, np.ndarray], name: str, source: str) -> i
     return len(classifier)
 
 
-def _assemble(tensors, source, num_classes, options, name_map) -> Pretrained:
+def _assemble(tensors, source, num_classes, options, name_map, name="deeplabv3") -> Pretrained:
     from flaxseg.models import create_model
 
-    model = create_model("deeplabv3", num_classes, **options)
+    model = create_model(name, num_classes, **options)
     image = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     variables, report = load_weights(
@@ -241,4 +314,4 @@ def _assemble(tensors, source, num_classes, options, name_map) -> Pretrained:
             f"as {', '.join(report.unused[:6])}; it is another network than its names suggest."
         )
     class_names = VOC_CLASSES if num_classes == len(VOC_CLASSES) else None
-    return Pretrained("deeplabv3", num_classes, options, variables, class_names, report)
+    return Pretrained(name, num_classes, options, variables, class_names, report)

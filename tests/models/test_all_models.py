@@ -30,6 +30,12 @@ BACKBONES = {
         output_stride=16,
     ),
 }
+# Another form of each model's head.
+VARIANTS = {
+    "deeplabv3": {"separable": True},
+    "deeplabv3plus": {"separable": False},
+    "pspnet": {"pooling": "max", "reduce": False, "auxiliary": True},
+}
 CASES = [
     pytest.param(
         name, backbone, options, id=f"{name}-{backbone}{''.join('-' + o for o in options)}"
@@ -38,7 +44,7 @@ CASES = [
     for backbone, options in (
         ("resnet", {"auxiliary": True}),
         ("mobile", {}),
-        ("mobile", {"separable": {"deeplabv3": True, "deeplabv3plus": False}[name]}),
+        ("mobile", VARIANTS[name]),
     )
 ]
 
@@ -48,6 +54,7 @@ def make(name, backbone, num_classes=2, *, frozen=False, dtype=jnp.float32, **op
         name,
         num_classes,
         backbone=BACKBONES[backbone](frozen_batch_norm=frozen, dtype=dtype),
+        output_stride=16,
         frozen_batch_norm=frozen,
         dtype=dtype,
         features=16,
@@ -170,7 +177,7 @@ def test_frozen_batch_norm_keeps_all_statistics_in_training(name):
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
 
 
-@pytest.mark.parametrize(("name", "backbone", "options"), [CASES[1], CASES[3]])
+@pytest.mark.parametrize(("name", "backbone", "options"), [CASES[1], CASES[3], CASES[6]])
 def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, backbone, options):
     image, label = picture(2, 65, 33), some_labels(2, 65, 33)
     variables = initial(make(name, backbone, **options))
@@ -234,6 +241,8 @@ def test_output_strides_share_one_tree(name):
         ("deeplabv3", "resnet101", {}, 58_040_661),
         ("deeplabv3plus", "resnet101", {"separable": False}, 59_468_085 - 123_776),
         ("deeplabv3plus", "resnet101", {}, 45_812_037 - 123_776),
+        ("pspnet", "resnet50", {}, 46_716_373),
+        ("pspnet", "resnet101", {"auxiliary": True}, 65_708_501 + 2_365_205),
     ],
 )
 def test_parameters_are_those_of_the_specification(name, backbone, options, parameters):
