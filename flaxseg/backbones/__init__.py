@@ -11,9 +11,13 @@ from flaxseg.backbones.resnet import (
     ResNet18,
     ResNet34,
     ResNet50,
+    ResNet50Beta,
     ResNet101,
+    ResNet101Beta,
     ResNet152,
+    ResNetBeta,
 )
+from flaxseg.backbones.xception import Xception, Xception41, Xception65, Xception71
 
 BACKBONES = {
     "resnet18": ResNet18,
@@ -23,6 +27,11 @@ BACKBONES = {
     "resnet152": ResNet152,
     "mobilenet_v2": MobileNetV2,
     "efficientnet_lite0": EfficientNetLite0,
+    "resnet50_beta": ResNet50Beta,
+    "resnet101_beta": ResNet101Beta,
+    "xception41": Xception41,
+    "xception65": Xception65,
+    "xception71": Xception71,
 }
 
 
@@ -57,8 +66,15 @@ __all__ = [
     "ResNet18",
     "ResNet34",
     "ResNet50",
+    "ResNet50Beta",
     "ResNet101",
+    "ResNet101Beta",
     "ResNet152",
+    "ResNetBeta",
+    "Xception",
+    "Xception41",
+    "Xception65",
+    "Xception71",
     "create_backbone",
     "list_backbones",
 ]

@@ -10,13 +10,20 @@ from flax.typing import Dtype
 
 from flaxseg.backbones import create_backbone
 from flaxseg.layers import BatchNorm, ImageNormalization
-from flaxseg.models.deeplab import DeepLabV3, DeepLabV3Plus, aspp_rates
+from flaxseg.models.deeplab import (
+    DeepLabV3,
+    DeepLabV3Cascade,
+    DeepLabV3Plus,
+    aspp_rates,
+    cascade_rates,
+)
 from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
 
 MODELS = {
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
+    "deeplabv3_cascade": DeepLabV3Cascade,
     "pspnet": PSPNet,
 }
 
@@ -134,10 +141,12 @@ def create_model(
 __all__ = [
     "MODELS",
     "DeepLabV3",
+    "DeepLabV3Cascade",
     "DeepLabV3Plus",
     "PSPNet",
     "Prediction",
     "aspp_rates",
+    "cascade_rates",
     "create_model",
     "list_models",
 ]

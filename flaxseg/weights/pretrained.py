@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxseg.errors import WeightsError
-from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
+from flaxseg.layers.image_normalization import IMAGENET, SYMMETRIC, ImageNormalization
 from flaxseg.weights.files import read_tensors
 from flaxseg.weights.load import load_weights
 from flaxseg.weights.name_maps import (
+    SLIM_SLOTS,
     NameMap,
+    SlimNames,
     mobile_deeplabv3_module,
+    slim_deeplab_module,
     torchvision_deeplabv3_module,
 )
 from flaxseg.weights.name_maps_pspnet import (
@@ -57,6 +60,8 @@ _TFLITE = ImageNormalization((128.0, 128.0, 128.0), (128.0, 128.0, 128.0))
 # Of the Caffe nets of PSPNet's authors: the mean only. Red, green, blue, as all our pictures; the
 # nets' blue, green, red is undone in the first convolution.
 _CAFFE_PSPNET = ImageNormalization((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
+# Of TF-slim's ResNets with a 7x7 convolution: the mean only.
+_SLIM_RESNET = ImageNormalization((123.15, 115.90, 103.06), (1.0, 1.0, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +156,12 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
       (`conv5_3_pool1_conv.weight`, `conv5_4/bn.slope`; see `CaffeNames`), with its mean as the
       model's normalisation.
 
+    TensorFlow's DeepLab release (`xception_65/...`, `logits/semantic/weights`) is known too:
+    DeepLabv3 and v3+ on Xception, ResNet-v1 with either stem, and MobileNetV2, as arrays by the
+    names of the checkpoint's variables in an `.npz` or `.safetensors` file. What an optimizer left
+    in it is passed over. The files do not tell multi-grid nor the atrous rates; they are those of
+    the paper at output stride 16 without multi-grid.
+
     Args:
       source: a file, a folder with one, or `"hf:owner/repository[/file]"`.
 
@@ -186,6 +197,7 @@ _LAYOUTS = (
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
     "semseg's, mmsegmentation's or Caffe's PSPNet",
+    "TensorFlow's DeepLab",
 )
 
 
@@ -237,7 +249,7 @@ def _read_semseg_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretr
         "normalization": dataclasses.asdict(IMAGENET),
     }
     num_classes = _num_classes(tensors, "cls.4.weight", source)
-    return _assemble(tensors, source, num_classes, options, SEMSEG_PSPNET, "pspnet")
+    return _assemble(tensors, source, num_classes, options, SEMSEG_PSPNET, name="pspnet")
 
 
 def _read_mmsegmentation_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -249,7 +261,7 @@ def _read_mmsegmentation_pspnet(tensors: Mapping[str, np.ndarray], source: str) 
         "normalization": dataclasses.asdict(IMAGENET),
     }
     num_classes = _num_classes(tensors, "decode_head.conv_seg.weight", source)
-    return _assemble(tensors, source, num_classes, options, MMSEGMENTATION_PSPNET, "pspnet")
+    return _assemble(tensors, source, num_classes, options, MMSEGMENTATION_PSPNET, name="pspnet")
 
 
 def _read_caffe_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -264,7 +276,7 @@ def _read_caffe_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretra
         "normalization": dataclasses.asdict(_CAFFE_PSPNET),
     }
     num_classes = _num_classes(tensors, "conv6.weight", source)
-    return _assemble(tensors, source, num_classes, options, CAFFE_PSPNET, "pspnet")
+    return _assemble(tensors, source, num_classes, options, CAFFE_PSPNET, name="pspnet")
 
 
 def _bottleneck_resnet(tensors: Mapping[str, np.ndarray], unit: str, source: str) -> str:
@@ -279,6 +291,62 @@ def _bottleneck_resnet(tensors: Mapping[str, np.ndarray], unit: str, source: str
     return f"resnet{depths[len(units)]}"
 
 
+def _read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name != "global_step" and not re.search(rf"/{SLIM_SLOTS}$", name)
+    }
+    kernel = tensors["logits/semantic/weights"]
+    if kernel.ndim != 4 or not 2 <= kernel.shape[3] <= 255:
+        raise WeightsError(
+            f"{source}: logits/semantic/weights has shape {list(kernel.shape)}; wanted "
+            "[1, 1, C, classes] with 2 to 255 classes."
+        )
+    scopes = {name.split("/")[0] for name in tensors}
+    known = [scope for scope in _SLIM_BACKBONES if scope in scopes]
+    if len(known) != 1:
+        raise WeightsError(
+            f"{source} is a DeepLab of TensorFlow with the scopes {', '.join(sorted(scopes))}; one "
+            f"of them must be of a backbone: {', '.join(_SLIM_BACKBONES)}."
+        )
+    family, backbone, normalization, backbone_options = _SLIM_BACKBONES[known[0]]
+    if family == "resnet" and f"{known[0]}/conv1_1/weights" in tensors:
+        backbone, normalization, backbone_options = f"{backbone}_beta", SYMMETRIC, {}
+    branches = sum(f"aspp{i}_depthwise/depthwise_weights" in tensors for i in (1, 2, 3))
+    dense_branches = sum(f"aspp{i}/weights" in tensors for i in (1, 2, 3))
+    convs = {m[1] for name in tensors if (m := re.match(r"decoder/decoder_conv(\d)", name))}
+    options = {
+        "backbone": backbone,
+        "backbone_options": backbone_options,
+        "output_stride": 16,
+        "separable": branches > 0 or "decoder/decoder_conv0_depthwise/depthwise_weights" in tensors,
+        "image_pooling": "image_pooling/weights" in tensors,
+        "normalization": dataclasses.asdict(normalization),
+    }
+    if not branches and not dense_branches:
+        options["rates"] = ()
+    if convs:
+        options["decoder_convs"] = len(convs)
+    name_map = SlimNames("TF-slim deeplab", slim_deeplab_module(family, known[0]))
+    name = "deeplabv3plus" if convs else "deeplabv3"
+    return _assemble(tensors, source, kernel.shape[3], options, name_map, name=name)
+
+
+# The layout of the ResNets but for the stem, see `ResNetBeta`.
+_SLIM_LAYOUT = {"stride_unit": "last", "pool": "tf", "c2_before_addition": True}
+# By scope: family of the names, backbone, its pictures and options.
+_SLIM_BACKBONES = {
+    "xception_41": ("xception", "xception41", SYMMETRIC, {}),
+    "xception_65": ("xception", "xception65", SYMMETRIC, {}),
+    "xception_71": ("xception", "xception71", SYMMETRIC, {}),
+    "resnet_v1_50": ("resnet", "resnet50", _SLIM_RESNET, _SLIM_LAYOUT),
+    "resnet_v1_101": ("resnet", "resnet101", _SLIM_RESNET, _SLIM_LAYOUT),
+    # Slim's MobileNetV2 keeps the default epsilon of slim's BatchNorm.
+    "MobilenetV2": ("mobilenet_v2", "mobilenet_v2", SYMMETRIC, {"batch_norm_epsilon": 1e-3}),
+}
+
+
 # A tensor that tells the layout, and its reader.
 _ANCHORS = {
     "classifier.0.convs.0.0.weight": _read_torchvision,
@@ -286,6 +354,7 @@ _ANCHORS = {
     "ppm.features.0.1.weight": _read_semseg_pspnet,
     "decode_head.psp_modules.0.1.conv.weight": _read_mmsegmentation_pspnet,
     "conv5_3_pool1_conv.weight": _read_caffe_pspnet,
+    "logits/semantic/weights": _read_slim,
 }
 
 
@@ -299,7 +368,9 @@ def _num_classes(tensors: Mapping[str, np.ndarray], name: str, source: str) -> i
     return len(classifier)
 
 
-def _assemble(tensors, source, num_classes, options, name_map, name="deeplabv3") -> Pretrained:
+def _assemble(
+    tensors, source, num_classes, options, name_map, *, name: str = "deeplabv3"
+) -> Pretrained:
     from flaxseg.models import create_model
 
     model = create_model(name, num_classes, **options)
