@@ -13,6 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from flaxseg.backbones.mobile import EFFICIENTNET_LITE0_STAGES, MOBILENET_V2_STAGES, Stage
+from flaxseg.weights.name_maps_slim import (
+    slim_deeplab_head_module,
+    slim_mobilenet_v2_module,
+    slim_resnet_module,
+    slim_xception_module,
+)
 
 _LEAVES = {
     "kernel": "weight",
@@ -71,14 +77,81 @@ class _FlaxsegNames(NameMap):
         return f"{collection}/backbone/{rest}"
 
 
+_SLIM_LEAVES = {
+    "scale": "gamma",
+    "bias": "beta",
+    "mean": "moving_mean",
+    "var": "moving_variance",
+}
+
+
+class SlimNames(NameMap):
+    """The variables of TF-slim, under `scope/weights` and `scope/BatchNorm/gamma`.
+
+    Kernels lie as ours do, but that those of depthwise convolutions are `[h, w, C, 1]`.
+    """
+
+    def tensor_name(self, path: str) -> str:
+        _, *module, leaf = path.split("/")
+        scope = self.module("/".join(module))
+        if scope.endswith("/BatchNorm"):
+            return f"{scope}/{_SLIM_LEAVES[leaf]}"
+        if leaf == "bias":
+            return f"{scope}/biases"
+        return f"{scope}/{'depthwise_' if module[-1] == 'depthwise_conv' else ''}weights"
+
+    def convert(self, path: str, tensor: np.ndarray) -> np.ndarray:
+        if path.endswith("depthwise_conv/kernel") and tensor.ndim == 4:
+            return tensor.swapaxes(2, 3)
+        if path.endswith("aspp/project/conv/kernel") and tensor.ndim == 4:
+            # Their concatenation begins with image pooling, ours ends with it.
+            return np.roll(tensor, -tensor.shape[3], 2)
+        return tensor
+
+
+# What an optimizer and an averaging of parameters leave beside a variable of TensorFlow.
+SLIM_SLOTS = r"(Momentum|ExponentialMovingAverage|RMSProp(_1)?|Adam(_1)?)"
+
+
+def _slim(name: str, module: Callable[[str], str], body: str) -> SlimNames:
+    return SlimNames(f"TF-slim {name}", module, rf"{body}(?!.*/{SLIM_SLOTS}$)")
+
+
 def _resnet_module(path: str) -> str:
     if path in ("conv1", "bn1"):
         return path
     if path == "classifier":
         return "fc"
+    if stem := re.fullmatch(r"(conv|bn)1_(\d)", path):
+        # timm's deep stem: three convolutions, and the last BatchNorm in its old place.
+        kind, number = stem[1], int(stem[2])
+        if kind == "bn" and number == 3:
+            return "bn1"
+        return f"conv1.{3 * (number - 1) + (kind == 'bn')}"
     stage, index, part = re.fullmatch(r"layer(\d)_(\d+)/(\w+)", _known(path)).groups()
     part = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}.get(part, part)
     return f"layer{stage}.{index}.{part}"
+
+
+# Where a deep stem of three convolutions stands in a PyTorch `Sequential`, after each of which come
+# its BatchNorm and a ReLU.
+DEEP_STEM = {"conv1_1": 0, "bn1_1": 1, "conv1_2": 3, "bn1_2": 4, "conv1_3": 6, "bn1_3": 7}
+_TIMM_STEM = {part: f"conv1.{number}" for part, number in DEEP_STEM.items()} | {"bn1_3": "bn1"}
+_SEMSEG_STEM = {part: part.replace("1_", "") for part in DEEP_STEM}
+_MMSEG_STEM = {part: f"stem.{number}" for part, number in DEEP_STEM.items()}
+
+
+def deep_stem_resnet_module(stem: Mapping[str, str]) -> Callable[[str], str]:
+    """torchvision's names of a ResNet, but for those of its deep stem."""
+
+    def module(path: str) -> str:
+        if path in stem:
+            return stem[path]
+        if path in ("conv1", "bn1"):
+            raise KeyError(path)
+        return _resnet_module(path)
+
+    return module
 
 
 def _torchvision_mobilenet_v2_module(path: str) -> str:
@@ -144,6 +217,42 @@ def _timm_mobile_module(stages: Iterable[Stage]) -> Callable[[str], str]:
     return module
 
 
+def _timm_xception_module(entry_blocks: int, middle_blocks: int) -> Callable[[str], str]:
+    """timm's names of an aligned Xception, whose blocks are numbered through."""
+    first = {"entry": 0, "middle": entry_blocks, "exit": entry_blocks + middle_blocks}
+
+    def module(path: str) -> str:
+        if path == "classifier":
+            return "head.fc"
+        if stem := re.fullmatch(r"entry_(conv|bn)(\d)", path):
+            return f"stem.{int(stem[2]) - 1}.{stem[1]}"
+        found = re.fullmatch(
+            r"(entry|middle|exit)(\d+)/(?:separable(\d)/(depthwise|pointwise)|shortcut)_(conv|bn)",
+            path,
+        )
+        if found is None:
+            raise KeyError(path)
+        flow, number, separable, half, kind = found.groups()
+        block = f"blocks.{first[flow] + int(number) - 1}"
+        if half is None:
+            return f"{block}.shortcut.{kind}"
+        return f"{block}.stack.conv{separable}.{kind}_{'dw' if half == 'depthwise' else 'pw'}"
+
+    return module
+
+
+def _xception_maps(depth: int, entry_blocks: int, middle_blocks: int) -> tuple[NameMap, ...]:
+    return (
+        NameMap(
+            f"timm xception{depth}",
+            _timm_xception_module(entry_blocks, middle_blocks),
+            r"(stem|blocks)\.",
+        ),
+        _slim("xception", slim_xception_module, r"(entry|middle|exit)_flow/"),
+        FLAXSEG,
+    )
+
+
 def _known(path: str) -> str:
     """The path, if it has the form of a module inside of a block."""
     if not re.fullmatch(r"(layer\d_\d+|block\d+)/\w+", path):
@@ -160,6 +269,15 @@ _TIMM_BODY = r"(conv_stem|bn1|blocks)\."
 NAME_MAPS: dict[str, tuple[NameMap, ...]] = {
     "resnet": (
         NameMap("torchvision and timm resnet", _resnet_module, r"(conv1|bn1|layer\d+)\."),
+        *(
+            NameMap(name, deep_stem_resnet_module(stem), r"(stem|conv\d|bn\d|layer\d+)\.")
+            for name, stem in (
+                ("timm resnet with a deep stem", _TIMM_STEM),
+                ("semseg resnet", _SEMSEG_STEM),
+                ("mmsegmentation resnet", _MMSEG_STEM),
+            )
+        ),
+        _slim("resnet_v1", slim_resnet_module, r"(conv1|block\d)"),
         FLAXSEG,
     ),
     "mobilenet_v2": (
@@ -167,6 +285,7 @@ NAME_MAPS: dict[str, tuple[NameMap, ...]] = {
             "torchvision mobilenet_v2", _torchvision_mobilenet_v2_module, r"features\.(?!18\.)"
         ),
         NameMap("timm mobilenetv2_100", _timm_mobile_module(MOBILENET_V2_STAGES), _TIMM_BODY),
+        _slim("MobilenetV2", slim_mobilenet_v2_module, r"expanded_conv"),
         FLAXSEG,
     ),
     "efficientnet_lite0": (
@@ -177,6 +296,9 @@ NAME_MAPS: dict[str, tuple[NameMap, ...]] = {
         ),
         FLAXSEG,
     ),
+    "xception41": _xception_maps(41, entry_blocks=3, middle_blocks=8),
+    "xception65": _xception_maps(65, entry_blocks=3, middle_blocks=16),
+    "xception71": _xception_maps(71, entry_blocks=5, middle_blocks=16),
 }
 
 
@@ -185,6 +307,10 @@ def family_of(flat: Mapping[str, object]) -> str | None:
     modules = {path.split("/")[1] for path in flat}
     if "layer1_0" in modules:
         return "resnet"
+    if "entry1" in modules:
+        if "entry5" in modules:
+            return "xception71"
+        return "xception65" if "middle16" in modules else "xception41"
     blocks = sum(bool(re.fullmatch(r"block\d+", module)) for module in modules)
     for family, stages in (
         ("mobilenet_v2", MOBILENET_V2_STAGES),
@@ -238,3 +364,25 @@ def mobile_deeplabv3_module(path: str) -> str:
         "aspp/project/bn": "head.project.1",
         "classifier": "head.classifier",
     }[path]
+
+
+def slim_deeplab_module(backbone: str, scope: str) -> Callable[[str], str]:
+    """The scopes, in TensorFlow's release, of the modules of `DeepLabV3` and `DeepLabV3Plus`.
+
+    Args:
+      backbone: `"xception"`, `"resnet"` or `"mobilenet_v2"`.
+      scope: of the backbone, such as `"xception_65"`.
+    """
+    of_backbone = {
+        "xception": slim_xception_module,
+        "resnet": slim_resnet_module,
+        "mobilenet_v2": slim_mobilenet_v2_module,
+    }[backbone]
+
+    def module(path: str) -> str:
+        part, _, rest = path.partition("/")
+        if part == "backbone":
+            return f"{scope}/{of_backbone(rest)}"
+        return slim_deeplab_head_module(path)
+
+    return module

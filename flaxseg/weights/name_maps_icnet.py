@@ -7,15 +7,10 @@ import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.weights.name_maps import NameMap
+from flaxseg.weights.name_maps_pspnet import caffe_resnet_module
 
-# Red, green, blue; the files' own order is blue, green, red.
-ICNET_MEAN = (123.68, 116.779, 103.939)
-
-# Our modules outside of the residual units, and theirs: (path, Caffe, meetps' pytorch-semseg).
-_LAYERS = (
-    ("backbone/{}1_1", "conv1_1_3x3_s2", "convbnrelu1_1.cbr_unit"),
-    ("backbone/{}1_2", "conv1_2_3x3", "convbnrelu1_2.cbr_unit"),
-    ("backbone/{}1_3", "conv1_3_3x3", "convbnrelu1_3.cbr_unit"),
+# The modules of our head, and theirs: (path, Caffe, meetps' pytorch-semseg).
+_HEAD = (
     ("conv5_4/{}", "conv5_4_k1", "conv5_4_k1.cbr_unit"),
     ("fusion24/low_{}", "conv_sub4", "cff_sub24.low_dilated_conv_bn.cb_unit"),
     ("fusion24/high_{}", "conv3_1_sub2_proj", "cff_sub24.high_proj_conv_bn.cb_unit"),
@@ -25,6 +20,11 @@ _LAYERS = (
     ("conv2_sub1/{}", "conv2_sub1", "convbnrelu2_sub1.cbr_unit"),
     ("conv3_sub1/{}", "conv3_sub1", "convbnrelu3_sub1.cbr_unit"),
 )
+_STEM = {
+    "conv1_1_3x3_s2": "convbnrelu1_1.cbr_unit",
+    "conv1_2_3x3": "convbnrelu1_2.cbr_unit",
+    "conv1_3_3x3": "convbnrelu1_3.cbr_unit",
+}
 _CLASSIFIERS = {
     "classifier": ("conv6_cls", "classification"),
     "fusion24/classifier": ("sub4_out", "cff_sub24.low_classifier_conv"),
@@ -52,25 +52,22 @@ def _caffe_module(path: str) -> str:
     """The released network's name of a module of `ICNet` on its ResNet-50."""
     if path in _CLASSIFIERS:
         return _CLASSIFIERS[path][0]
-    for pattern, name, _ in _LAYERS:
+    for pattern, name, _ in _HEAD:
         if path == pattern.format("conv"):
             return name
         if path == pattern.format("bn"):
             return f"{name}/bn"
-    unit = re.fullmatch(r"backbone/layer(\d)_(\d+)/(downsample_)?(conv|bn)(\d?)", path)
-    if unit is None:
+    part, _, rest = path.partition("/")
+    if part != "backbone":
         raise KeyError(path)
-    stage, index, projection, kind, number = unit.groups()
-    part = "1x1_proj" if projection else ("1x1_reduce", "3x3", "1x1_increase")[int(number) - 1]
-    name = f"conv{int(stage) + 1}_{int(index) + 1}_{part}"
-    return name if kind == "conv" else f"{name}/bn"
+    return caffe_resnet_module(rest)
 
 
 def _meetps_conv(conv: str) -> str:
     """meetps' prefix of a convolution and its BatchNorm, `.0` and `.1`, by the Caffe name."""
-    for _, name, theirs in _LAYERS:
-        if conv == name:
-            return theirs
+    theirs = _STEM | {name: theirs for _, name, theirs in _HEAD}
+    if conv in theirs:
+        return theirs[conv]
     stage, unit, part = re.fullmatch(
         r"conv(\d)_(\d+)_(1x1_reduce|3x3|1x1_increase|1x1_proj)", conv
     ).groups()
@@ -144,7 +141,7 @@ def _conv_names() -> tuple[str, ...]:
         for unit in range(1, count + 1)
         for part in ("1x1_reduce", "3x3", "1x1_increase", *(["1x1_proj"] if unit == 1 else []))
     )
-    return (*(name for _, name, _ in _LAYERS), *units)
+    return (*_STEM, *(name for _, name, _ in _HEAD), *units)
 
 
 def _uniform_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

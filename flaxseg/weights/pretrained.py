@@ -13,15 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxseg.errors import WeightsError
-from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
+from flaxseg.layers.image_normalization import IMAGENET, SYMMETRIC, ImageNormalization
 from flaxseg.weights.files import read_tensors
 from flaxseg.weights.load import load_weights
 from flaxseg.weights.name_maps import (
+    SLIM_SLOTS,
     NameMap,
+    SlimNames,
     mobile_deeplabv3_module,
+    slim_deeplab_module,
     torchvision_deeplabv3_module,
 )
-from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, ICNET_MEAN, icnet_tensors
+from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, icnet_tensors
+from flaxseg.weights.name_maps_pspnet import (
+    CAFFE_PSPNET,
+    MMSEGMENTATION_PSPNET,
+    SEMSEG_PSPNET,
+)
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -50,6 +58,11 @@ VOC_CLASSES = (
 )
 # Of TensorFlow Lite's DeepLab models: to about [-1, 1].
 _TFLITE = ImageNormalization((128.0, 128.0, 128.0), (128.0, 128.0, 128.0))
+# Of the Caffe nets of PSPNet's authors: the mean only. Red, green, blue, as all our pictures; the
+# nets' blue, green, red is undone in the first convolution.
+_CAFFE_PSPNET = ImageNormalization((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
+# Of TF-slim's ResNets with a 7x7 convolution: the mean only.
+_SLIM_RESNET = ImageNormalization((123.15, 115.90, 103.06), (1.0, 1.0, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +145,27 @@ def import_model(source: str | os.PathLike, out_dir: str | os.PathLike) -> pathl
 def read_pretrained(source: str | os.PathLike) -> Pretrained:
     """Reads a whole network of another library, recognised by the names of its tensors.
 
-    Three layouts are known: `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any
-    number of classes, with or without auxiliary classifier); `deeplabv3_mobilenet_v2_voc21`, the
-    quantised MobileNetV2 DeepLab of TensorFlow Lite in float (`backbone.features.*`, `head.*`); and
-    the released ICNet with its Caffe names, with or without merged BatchNorm, or those of meetps'
-    pytorch-semseg (see `name_maps_icnet`). Tensors of other layers in an ICNet file are left out
-    and named in the report.
+    Known are:
+
+    * `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number of classes, with or
+      without auxiliary classifier);
+    * `deeplabv3_mobilenet_v2_voc21`, the quantised MobileNetV2 DeepLab of TensorFlow Lite in float
+      (`backbone.features.*`, `head.*`);
+    * PSPNet on ResNet-50, 101 and 152 of semseg (`layer0.*`, `ppm.*`), of mmsegmentation
+      (`decode_head.psp_modules.*`; with `align_corners=False`, as trained on crops of 512: those
+      of its 769 configs want `load_pretrained(source, align_corners=True)`) and of Caffe
+      (`conv5_3_pool1_conv.weight`, `conv5_4/bn.slope`; see `CaffeNames`), with its mean as the
+      model's normalisation;
+    * the released ICNet with its Caffe names, with or without merged BatchNorm, those of its
+      TensorFlow port or of meetps' pytorch-semseg (see `icnet_tensors`), with its mean as the
+      model's normalisation. Tensors of other layers, which the released file has from training, are
+      left out and named in the report.
+
+    TensorFlow's DeepLab release (`xception_65/...`, `logits/semantic/weights`) is known too:
+    DeepLabv3 and v3+ on Xception, ResNet-v1 with either stem, and MobileNetV2, as arrays by the
+    names of the checkpoint's variables in an `.npz` or `.safetensors` file. What an optimizer left
+    in it is passed over. The files do not tell multi-grid nor the atrous rates; they are those of
+    the paper at output stride 16 without multi-grid.
 
     Args:
       source: a file, a folder with one, or `"hf:owner/repository[/file]"`.
@@ -169,7 +197,14 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     )
 
 
-_LAYOUTS = ("deeplabv3_mobilenet_v2_voc21", "deeplabv3_resnet50", "deeplabv3_resnet101", "icnet")
+_LAYOUTS = (
+    "deeplabv3_mobilenet_v2_voc21",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "semseg's, mmsegmentation's or Caffe's PSPNet",
+    "TensorFlow's DeepLab",
+    "Caffe's ICNet",
+)
 
 
 def _read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -221,7 +256,7 @@ def _read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
         "backbone": "resnet50",
         "width": 0.5 if stem is None else len(stem) / 64,
         "auxiliary": "sub4_out.weight" in tensors,
-        "normalization": {"mean": ICNET_MEAN, "std": (1.0, 1.0, 1.0)},
+        "normalization": dataclasses.asdict(_CAFFE_PSPNET),
     }
     # The released file has more than the network: what training needed.
     return _assemble(
@@ -229,10 +264,119 @@ def _read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     )
 
 
+def _read_semseg_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    options = {
+        "backbone": _bottleneck_resnet(tensors, r"layer3\.(\d+)\.", source),
+        "auxiliary": "aux.4.weight" in tensors,
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = _num_classes(tensors, "cls.4.weight", source)
+    return _assemble(tensors, source, num_classes, options, SEMSEG_PSPNET, name="pspnet")
+
+
+def _read_mmsegmentation_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    options = {
+        "backbone": _bottleneck_resnet(tensors, r"backbone\.layer3\.(\d+)\.", source),
+        "backbone_options": {"deep_stem": (32, 32, 64), "dilate_first_unit": False},
+        "auxiliary": "auxiliary_head.conv_seg.weight" in tensors,
+        "align_corners": False,
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = _num_classes(tensors, "decode_head.conv_seg.weight", source)
+    return _assemble(tensors, source, num_classes, options, MMSEGMENTATION_PSPNET, name="pspnet")
+
+
+def _read_caffe_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    backbone = _bottleneck_resnet(tensors, r"conv4_(\d+)_3x3\.", source)
+    options = {
+        "backbone": backbone,
+        # Nothing in the file tells: so it is in the published definitions, ResNet-50 for ADE20K
+        # and ResNet-101 for VOC and Cityscapes.
+        "backbone_options": {"stride_on": "1x1" if backbone == "resnet50" else "3x3"},
+        "bins": (6, 3, 2, 1),
+        "channel_dropout": False,
+        "normalization": dataclasses.asdict(_CAFFE_PSPNET),
+    }
+    num_classes = _num_classes(tensors, "conv6.weight", source)
+    return _assemble(tensors, source, num_classes, options, CAFFE_PSPNET, name="pspnet")
+
+
+def _bottleneck_resnet(tensors: Mapping[str, np.ndarray], unit: str, source: str) -> str:
+    """The name of the ResNet that has so many units in its third stage."""
+    units = {m[1] for name in tensors if (m := re.match(unit, name))}
+    depths = {6: 50, 23: 101, 36: 152}
+    if len(units) not in depths:
+        raise WeightsError(
+            f"{source} is a PSPNet on a backbone with {len(units)} units in its third stage; "
+            "known are resnet50 (6), resnet101 (23) and resnet152 (36)."
+        )
+    return f"resnet{depths[len(units)]}"
+
+
+def _read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name != "global_step" and not re.search(rf"/{SLIM_SLOTS}$", name)
+    }
+    kernel = tensors["logits/semantic/weights"]
+    if kernel.ndim != 4 or not 2 <= kernel.shape[3] <= 255:
+        raise WeightsError(
+            f"{source}: logits/semantic/weights has shape {list(kernel.shape)}; wanted "
+            "[1, 1, C, classes] with 2 to 255 classes."
+        )
+    scopes = {name.split("/")[0] for name in tensors}
+    known = [scope for scope in _SLIM_BACKBONES if scope in scopes]
+    if len(known) != 1:
+        raise WeightsError(
+            f"{source} is a DeepLab of TensorFlow with the scopes {', '.join(sorted(scopes))}; one "
+            f"of them must be of a backbone: {', '.join(_SLIM_BACKBONES)}."
+        )
+    family, backbone, normalization, backbone_options = _SLIM_BACKBONES[known[0]]
+    if family == "resnet" and f"{known[0]}/conv1_1/weights" in tensors:
+        backbone, normalization, backbone_options = f"{backbone}_beta", SYMMETRIC, {}
+    branches = sum(f"aspp{i}_depthwise/depthwise_weights" in tensors for i in (1, 2, 3))
+    dense_branches = sum(f"aspp{i}/weights" in tensors for i in (1, 2, 3))
+    convs = {m[1] for name in tensors if (m := re.match(r"decoder/decoder_conv(\d)", name))}
+    options = {
+        "backbone": backbone,
+        "backbone_options": backbone_options,
+        "output_stride": 16,
+        "separable": branches > 0 or "decoder/decoder_conv0_depthwise/depthwise_weights" in tensors,
+        "image_pooling": "image_pooling/weights" in tensors,
+        "normalization": dataclasses.asdict(normalization),
+    }
+    if not branches and not dense_branches:
+        options["rates"] = ()
+    if convs:
+        options["decoder_convs"] = len(convs)
+    name_map = SlimNames("TF-slim deeplab", slim_deeplab_module(family, known[0]))
+    name = "deeplabv3plus" if convs else "deeplabv3"
+    return _assemble(tensors, source, kernel.shape[3], options, name_map, name=name)
+
+
+# The layout of the ResNets but for the stem, see `ResNetBeta`.
+_SLIM_LAYOUT = {"stride_unit": "last", "pool": "tf", "c2_before_addition": True}
+# By scope: family of the names, backbone, its pictures and options.
+_SLIM_BACKBONES = {
+    "xception_41": ("xception", "xception41", SYMMETRIC, {}),
+    "xception_65": ("xception", "xception65", SYMMETRIC, {}),
+    "xception_71": ("xception", "xception71", SYMMETRIC, {}),
+    "resnet_v1_50": ("resnet", "resnet50", _SLIM_RESNET, _SLIM_LAYOUT),
+    "resnet_v1_101": ("resnet", "resnet101", _SLIM_RESNET, _SLIM_LAYOUT),
+    # Slim's MobileNetV2 keeps the default epsilon of slim's BatchNorm.
+    "MobilenetV2": ("mobilenet_v2", "mobilenet_v2", SYMMETRIC, {"batch_norm_epsilon": 1e-3}),
+}
+
+
 # A tensor that tells the layout, and its reader.
 _ANCHORS = {
     "classifier.0.convs.0.0.weight": _read_torchvision,
     "head.image_pooling.1.weight": _read_mobile,
+    "ppm.features.0.1.weight": _read_semseg_pspnet,
+    "decode_head.psp_modules.0.1.conv.weight": _read_mmsegmentation_pspnet,
+    "conv5_3_pool1_conv.weight": _read_caffe_pspnet,
+    "logits/semantic/weights": _read_slim,
     **{
         f"conv1_sub1{separator}{array}": _read_icnet
         for separator in "./"
