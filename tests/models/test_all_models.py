@@ -173,7 +173,7 @@ def test_a_few_steps_learn_a_picture(name):
     rate = 0.1 if name == "icnet" else 0.3  # three losses are summed
     for _ in range(12):
         loss, statistics, gradient = step(variables, image, label)
-        params = jax.tree.map(lambda p, g: p - 0.3 * g, variables["params"], gradient)
+        params = jax.tree.map(lambda p, g: p - rate * g, variables["params"], gradient)
         variables = {"params": params, "batch_stats": statistics}
         losses.append(float(loss))
     assert losses[-1] < 0.5 * losses[0]
