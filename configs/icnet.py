@@ -56,8 +56,9 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
         windows="released",
         quarter_logits=True,
     )
-    # The paper's losses: of all branches at their own size, on labels resized to it. "logits" are
-    # those of sub124 at full size, without a loss of their own.
+    # The paper's losses: of all branches at their own size, on labels resized to it. The weights
+    # are those of two ports; others have 0.4 for both. "logits" are those of sub124 at full size,
+    # without a loss of their own.
     with config.unlocked():
         config.loss.auxiliary_weights.update(sub4=0.16, sub24=0.4, sub124=1.0, logits=0.0)
     config.loss.resize_labels = True

@@ -58,7 +58,8 @@ class ICNet(nn.Module):
       windows: of the pyramid pooling: `"released"`, see `released_windows`, or `"adaptive"`, as in
         PSPNet. At 33 x 65, the features of a 1025 x 2049 picture, they differ for 3 and 6 bins.
       auxiliary: whether the two coarser branches have classifiers of their own in training
-        (cascade label guidance, section 3.3). The paper's weights of their losses are 0.16 and 0.4.
+        (cascade label guidance, section 3.3). Their losses are added with small weights: 0.16 and
+        0.4 in two ports of the training, which was not released, 0.4 and 0.4 in others.
       quarter_logits: whether the logits before their last upsampling are an auxiliary output too.
         The paper's loss of the finest branch is on these, at a quarter of the picture; that of
         most ports is on the logits at full size, which is the default.
@@ -104,8 +105,11 @@ class ICNet(nn.Module):
           with `quarter_logits` `auxiliary["sub124"]` of all three at stride 4.
 
         Raises:
-          ValueError: the size is refused, or the backbone has no `halve_c3`.
+          ValueError: the size is refused, the backbone has no `halve_c3`, or an attribute has none
+            of the values above.
         """
+        if self.width <= 0:
+            raise ValueError(f"width is {self.width}; it must be more than 0.")
         if self.strict_sizes:
             check_size(image.shape[1:3])
         _check_backbone(self.backbone)

@@ -258,6 +258,11 @@ def test_strict_sizes_name_the_nearest_that_work(size, message):
         shapes_of(model, size)
 
 
+def test_a_width_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="width is 0; it must be more than 0"):
+        shapes_of(small(width=0))
+
+
 def test_strict_sizes_change_nothing_where_the_sizes_fit():
     image = picture(1, 65, 97)
     variables = values(small())
