@@ -25,6 +25,7 @@ from flaxseg.layers.atrous import AtrousConv
 from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.image_normalization import IMAGENET, SYMMETRIC, ImageNormalization
 from flaxseg.layers.pooling import global_average_pool, max_pool
+from flaxseg.layers.resize import shrink
 
 
 class BasicBlock(nn.Module):
@@ -185,12 +186,17 @@ class ResNet(nn.Module):
     normalization: ClassVar[ImageNormalization] = IMAGENET
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+    def __call__(
+        self, image: jax.Array, *, train: bool = False, halve_c3: bool = False
+    ) -> dict[str, jax.Array]:
         """Returns features by name.
 
         Args:
           image: `[N, H, W, 3]`, normalised by `normalization`.
           train: whether BatchNorm uses the statistics of the batch.
+          halve_c3: whether what the first unit of the second stage gives is `"c3_1"`, and the
+            others go on with it shrunk by two, so that the features after it have twice their
+            stride (ICNet).
 
         Returns:
           `"c1"` (after the stem's convolutions) to `"c5"`: `[N, ceil(H / s), ceil(W / s), C]` with
@@ -242,6 +248,9 @@ class ResNet(nn.Module):
                     x, features["c2"] = apply(block, x)
                     continue
                 x = apply(block, x)
+                if halve_c3 and stage == 1 and index == 0:
+                    features["c3_1"] = x
+                    x = shrink(x, 2)
             features.setdefault(f"c{stage + 2}", x)
         if self.num_classes is not None:
             pooled = global_average_pool(x)[:, 0, 0]

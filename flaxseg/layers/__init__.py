@@ -10,6 +10,7 @@ from flaxseg.layers.bilinear_deconv import (
     bilinear_kernel,
     transposed_conv,
 )
+from flaxseg.layers.cascade_feature_fusion import CascadeFeatureFusion
 from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
@@ -23,7 +24,14 @@ from flaxseg.layers.image_normalization import (
 )
 from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.padding import Padding, explicit_padding
-from flaxseg.layers.pooling import global_average_pool, max_pool
+from flaxseg.layers.pooling import (
+    adaptive_average_pool,
+    adaptive_max_pool,
+    average_pool,
+    global_average_pool,
+    max_pool,
+)
+from flaxseg.layers.pyramid_pooling import PyramidPooling
 from flaxseg.layers.receptive_field import (
     ReceptiveField,
     Window,
@@ -32,7 +40,7 @@ from flaxseg.layers.receptive_field import (
     shift_and_stitch,
     without_strides,
 )
-from flaxseg.layers.resize import resize
+from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
 
 __all__ = [
@@ -45,15 +53,20 @@ __all__ = [
     "AuxiliaryHead",
     "BatchNorm",
     "BilinearDeconv",
+    "CascadeFeatureFusion",
     "ConvBlock",
     "DepthwiseConv",
     "ImageNormalization",
     "ImagePooling",
     "Padding",
+    "PyramidPooling",
     "ReceptiveField",
     "SeparableConv",
     "Window",
+    "adaptive_average_pool",
+    "adaptive_max_pool",
     "atrous_conv",
+    "average_pool",
     "bilinear_deconv",
     "bilinear_kernel",
     "classifier",
@@ -69,6 +82,8 @@ __all__ = [
     "receptive_field",
     "resize",
     "shift_and_stitch",
+    "shrink",
     "transposed_conv",
     "without_strides",
+    "zoom",
 ]

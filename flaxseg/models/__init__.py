@@ -18,7 +18,9 @@ from flaxseg.models.deeplab import (
     cascade_rates,
 )
 from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
+from flaxseg.models.icnet import ICNet
 from flaxseg.models.prediction import Prediction
+from flaxseg.models.pspnet import PSPNet
 
 MODELS = {
     "deeplabv3": DeepLabV3,
@@ -30,6 +32,8 @@ MODELS = {
     "fcn8s_atonce": FCN8sAtOnce,
     "fcn_alexnet": FCNAlexNet,
     "fcn": DilatedFCN,
+    "pspnet": PSPNet,
+    "icnet": ICNet,
 }
 
 
@@ -107,7 +111,9 @@ def create_model(
         "axis_name": batch_norm_axis,
     }
     if isinstance(backbone, str):
-        defaults = getattr(model, "default_backbone_options", {}).get(backbone, {})
+        defaults = dict(getattr(model, "default_backbone_options", {}).get(backbone, {}))
+        if "width" in defaults:  # that of the head and of the backbone are one
+            defaults["width"] = options.get("width", model.width)
         backbone = create_backbone(
             backbone,
             output_stride=output_stride,
@@ -155,6 +161,8 @@ __all__ = [
     "FCN16s",
     "FCN32s",
     "FCNAlexNet",
+    "ICNet",
+    "PSPNet",
     "Prediction",
     "aspp_rates",
     "cascade_rates",

@@ -215,7 +215,7 @@ def _model_options(config: config_dict.ConfigDict) -> dict[str, Any]:
         "dtype": jnp.dtype(config.dtype),
         **config.model.options.to_dict(),
     }
-    if config.loss.auxiliary_weight:
+    if config.loss.auxiliary_weight or config.loss.auxiliary_weights:
         options["auxiliary"] = True
     return options
 
@@ -418,7 +418,9 @@ def _step_function(run: _Run) -> Any:
         class_weights=tuple(loss.class_weights) or None,
         reduction=loss.reduction,
         sample_rate=loss.sample_rate,
-        auxiliary_weight=loss.auxiliary_weight,
+        auxiliary_weight=loss.auxiliary_weights.to_dict() or loss.auxiliary_weight,
+        resize_labels=loss.resize_labels,
+        align_corners=loss.align_corners,
         accumulate_steps=optimizer.accumulate_steps,
         ema_decay=optimizer.ema_decay,
         frozen=_names(optimizer.frozen),

@@ -152,6 +152,27 @@ def _resnet_module(path: str) -> str:
     return f"layer{stage}.{index}.{part}"
 
 
+# Where a deep stem of three convolutions stands in a PyTorch `Sequential`, after each of which come
+# its BatchNorm and a ReLU.
+DEEP_STEM = {"conv1_1": 0, "bn1_1": 1, "conv1_2": 3, "bn1_2": 4, "conv1_3": 6, "bn1_3": 7}
+_TIMM_STEM = {part: f"conv1.{number}" for part, number in DEEP_STEM.items()} | {"bn1_3": "bn1"}
+_SEMSEG_STEM = {part: part.replace("1_", "") for part in DEEP_STEM}
+_MMSEG_STEM = {part: f"stem.{number}" for part, number in DEEP_STEM.items()}
+
+
+def deep_stem_resnet_module(stem: Mapping[str, str]) -> Callable[[str], str]:
+    """torchvision's names of a ResNet, but for those of its deep stem."""
+
+    def module(path: str) -> str:
+        if path in stem:
+            return stem[path]
+        if path in ("conv1", "bn1"):
+            raise KeyError(path)
+        return _resnet_module(path)
+
+    return module
+
+
 def _torchvision_mobilenet_v2_module(path: str) -> str:
     fixed = {
         "stem_conv": "features.0.0",
@@ -343,6 +364,14 @@ _TIMM_BODY = r"(conv_stem|bn1|blocks)\."
 NAME_MAPS: dict[str, tuple[NameMap, ...]] = {
     "resnet": (
         NameMap("torchvision and timm resnet", _resnet_module, r"(conv1|bn1|layer\d+)\."),
+        *(
+            NameMap(name, deep_stem_resnet_module(stem), r"(stem|conv\d|bn\d|layer\d+)\.")
+            for name, stem in (
+                ("timm resnet with a deep stem", _TIMM_STEM),
+                ("semseg resnet", _SEMSEG_STEM),
+                ("mmsegmentation resnet", _MMSEG_STEM),
+            )
+        ),
         _slim("resnet_v1", slim_resnet_module, r"(conv1|block\d)"),
         FLAXSEG,
     ),

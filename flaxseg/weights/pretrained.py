@@ -25,6 +25,12 @@ from flaxseg.weights.name_maps import (
     torchvision_deeplabv3_module,
 )
 from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn
+from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, icnet_tensors
+from flaxseg.weights.name_maps_pspnet import (
+    CAFFE_PSPNET,
+    MMSEGMENTATION_PSPNET,
+    SEMSEG_PSPNET,
+)
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -53,6 +59,9 @@ VOC_CLASSES = (
 )
 # Of TensorFlow Lite's DeepLab models: to about [-1, 1].
 _TFLITE = ImageNormalization((128.0, 128.0, 128.0), (128.0, 128.0, 128.0))
+# Of the Caffe nets of PSPNet's authors: the mean only. Red, green, blue, as all our pictures; the
+# nets' blue, green, red is undone in the first convolution.
+_CAFFE_PSPNET = ImageNormalization((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
 # Of TF-slim's ResNets with a 7x7 convolution: the mean only.
 _SLIM_RESNET = ImageNormalization((123.15, 115.90, 103.06), (1.0, 1.0, 1.0))
 
@@ -137,11 +146,24 @@ def import_model(source: str | os.PathLike, out_dir: str | os.PathLike) -> pathl
 def read_pretrained(source: str | os.PathLike) -> Pretrained:
     """Reads a whole network of another library, recognised by the names of its tensors.
 
-    Two layouts are known: `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number
-    of classes, with or without auxiliary classifier), and `deeplabv3_mobilenet_v2_voc21`, the
-    quantised MobileNetV2 DeepLab of TensorFlow Lite in float (`backbone.features.*`, `head.*`).
-    So are `fcn_resnet50` and `fcn_resnet101` of torchvision, and the released FCNs with their Caffe
-    names, from Caffe or from a port (see `name_maps_fcn.caffe_fcn`).
+    Known are:
+
+    * `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number of classes, with or
+      without auxiliary classifier);
+    * `deeplabv3_mobilenet_v2_voc21`, the quantised MobileNetV2 DeepLab of TensorFlow Lite in float
+      (`backbone.features.*`, `head.*`);
+    * PSPNet on ResNet-50, 101 and 152 of semseg (`layer0.*`, `ppm.*`), of mmsegmentation
+      (`decode_head.psp_modules.*`; with `align_corners=False`, as trained on crops of 512: those
+      of its 769 configs want `load_pretrained(source, align_corners=True)`) and of Caffe
+      (`conv5_3_pool1_conv.weight`, `conv5_4/bn.slope`; see `CaffeNames`), with its mean as the
+      model's normalisation;
+    * the released ICNet with its Caffe names, with or without merged BatchNorm, those of its
+      TensorFlow port or of meetps' pytorch-semseg (see `icnet_tensors`), with its mean as the
+      model's normalisation. Tensors of other layers, which the released file has from training, are
+      left out and named in the report;
+    * `fcn_resnet50` and `fcn_resnet101` of torchvision;
+    * the released FCNs with their Caffe names, from Caffe or from a port (see
+      `name_maps_fcn.caffe_fcn`).
 
     TensorFlow's DeepLab release (`xception_65/...`, `logits/semantic/weights`) is known too:
     DeepLabv3 and v3+ on Xception, ResNet-v1 with either stem, and MobileNetV2, as arrays by the
@@ -175,7 +197,7 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     raise WeightsError(
         f"{found.name} is not a segmentation network of a known layout ({', '.join(_LAYOUTS)}): "
         f"it holds {len(tensors)} tensors, such as {some}, and none of "
-        f"{' or '.join(_ANCHORS)}. The weights of a backbone alone are loaded by load_backbone."
+        f"{', '.join(_ANCHORS)}. The weights of a backbone alone are loaded by load_backbone."
     )
 
 
@@ -183,6 +205,7 @@ _LAYOUTS = (
     "deeplabv3_mobilenet_v2_voc21",
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
+    "semseg's, mmsegmentation's or Caffe's PSPNet",
     "TensorFlow's DeepLab",
     "fcn_resnet50",
     "fcn_resnet101",
@@ -191,6 +214,7 @@ _LAYOUTS = (
     "fcn8s",
     "fcn8s_atonce",
     "fcn_alexnet",
+    "Caffe's ICNet",
 )
 
 
@@ -258,6 +282,71 @@ def _read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     return _assemble(tensors, source, num_classes, options, name_map)
 
 
+def _read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    tensors = icnet_tensors(tensors, source)
+    num_classes = _num_classes(tensors, "conv6_cls.weight", source)
+    stem = tensors.get("conv1_2_3x3.weight")
+    options = {
+        "backbone": "resnet50",
+        "width": 0.5 if stem is None else len(stem) / 64,
+        "auxiliary": "sub4_out.weight" in tensors,
+        "normalization": dataclasses.asdict(_CAFFE_PSPNET),
+    }
+    # The released file has more than the network: what training needed.
+    return _assemble(
+        tensors, source, num_classes, options, CAFFE_ICNET, name="icnet", allow_unused=True
+    )
+
+
+def _read_semseg_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    options = {
+        "backbone": _bottleneck_resnet(tensors, r"layer3\.(\d+)\.", source),
+        "auxiliary": "aux.4.weight" in tensors,
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = _num_classes(tensors, "cls.4.weight", source)
+    return _assemble(tensors, source, num_classes, options, SEMSEG_PSPNET, name="pspnet")
+
+
+def _read_mmsegmentation_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    options = {
+        "backbone": _bottleneck_resnet(tensors, r"backbone\.layer3\.(\d+)\.", source),
+        "backbone_options": {"deep_stem": (32, 32, 64), "dilate_first_unit": False},
+        "auxiliary": "auxiliary_head.conv_seg.weight" in tensors,
+        "align_corners": False,
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = _num_classes(tensors, "decode_head.conv_seg.weight", source)
+    return _assemble(tensors, source, num_classes, options, MMSEGMENTATION_PSPNET, name="pspnet")
+
+
+def _read_caffe_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    backbone = _bottleneck_resnet(tensors, r"conv4_(\d+)_3x3\.", source)
+    options = {
+        "backbone": backbone,
+        # Nothing in the file tells: so it is in the published definitions, ResNet-50 for ADE20K
+        # and ResNet-101 for VOC and Cityscapes.
+        "backbone_options": {"stride_on": "1x1" if backbone == "resnet50" else "3x3"},
+        "bins": (6, 3, 2, 1),
+        "channel_dropout": False,
+        "normalization": dataclasses.asdict(_CAFFE_PSPNET),
+    }
+    num_classes = _num_classes(tensors, "conv6.weight", source)
+    return _assemble(tensors, source, num_classes, options, CAFFE_PSPNET, name="pspnet")
+
+
+def _bottleneck_resnet(tensors: Mapping[str, np.ndarray], unit: str, source: str) -> str:
+    """The name of the ResNet that has so many units in its third stage."""
+    units = {m[1] for name in tensors if (m := re.match(unit, name))}
+    depths = {6: 50, 23: 101, 36: 152}
+    if len(units) not in depths:
+        raise WeightsError(
+            f"{source} is a PSPNet on a backbone with {len(units)} units in its third stage; "
+            "known are resnet50 (6), resnet101 (23) and resnet152 (36)."
+        )
+    return f"resnet{depths[len(units)]}"
+
+
 def _read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     tensors = {
         name: tensor
@@ -318,9 +407,18 @@ _SLIM_BACKBONES = {
 _ANCHORS = {
     "classifier.0.convs.0.0.weight": _read_torchvision,
     "head.image_pooling.1.weight": _read_mobile,
+    "ppm.features.0.1.weight": _read_semseg_pspnet,
+    "decode_head.psp_modules.0.1.conv.weight": _read_mmsegmentation_pspnet,
+    "conv5_3_pool1_conv.weight": _read_caffe_pspnet,
     "logits/semantic/weights": _read_slim,
     "classifier.1.running_mean": _read_torchvision_fcn,
     "score_fr.weight": _read_caffe_fcn,
+    **{
+        f"conv1_sub1{separator}{array}": _read_icnet
+        for separator in "./"
+        for array in ("weight", "weights", "0")
+    },
+    "convbnrelu1_sub1.cbr_unit.0.weight": _read_icnet,
 }
 
 
@@ -335,7 +433,7 @@ def _num_classes(tensors: Mapping[str, np.ndarray], name: str, source: str) -> i
 
 
 def _assemble(
-    tensors, source, num_classes, options, name_map, *, name: str = "deeplabv3"
+    tensors, source, num_classes, options, name_map, *, name="deeplabv3", allow_unused=False
 ) -> Pretrained:
     from flaxseg.models import create_model
 
@@ -345,7 +443,7 @@ def _assemble(
     variables, report = load_weights(
         shapes, tensors, name_maps=[name_map], prefix="", source=source
     )
-    if report.unused:
+    if report.unused and not allow_unused:
         raise WeightsError(
             f"{source} has {len(report.unused)} tensors that the network has no place for, such "
             f"as {', '.join(report.unused[:6])}; it is another network than its names suggest."

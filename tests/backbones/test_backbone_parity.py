@@ -79,6 +79,14 @@ def test_bottleneck_resnets_equal_torchvision(name, output_stride):
     check(name, backbone, net, resnet_features, (33, 49))
 
 
+def test_a_deep_stem_equals_timm():
+    net = peers.import_timm().create_model("resnet50s", output_stride=8)
+    backbone = create_backbone(
+        "resnet50", output_stride=8, num_classes=1000, deep_stem=(64, 64, 128)
+    )
+    check("resnet50", backbone, net, resnet_features, (33, 50), map_index=1)
+
+
 @pytest.mark.parametrize(
     ("name", "output_stride"),
     [("resnet18", 32), ("resnet18", 16), ("resnet18", 8), ("resnet34", 8)],
@@ -140,7 +148,7 @@ def test_the_pool_in_ceil_mode():
     check("resnet", small_resnet(32, pool="caffe"), net, resnet_features, (67, 50))
 
 
-def test_a_deep_stem_equals_timm():
+def test_a_deep_stem_of_other_widths_equals_timm():
     resnet = peers.import_timm().models.resnet
     net = resnet.ResNet(
         resnet.Bottleneck, [1, 2, 2, 2], num_classes=7, stem_type="deep", stem_width=64

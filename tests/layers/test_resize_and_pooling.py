@@ -8,7 +8,7 @@ import numpy as np
 import peers
 import pytest
 
-from flaxseg.layers import global_average_pool, max_pool, resize
+from flaxseg.layers import global_average_pool, max_pool, resize, shrink, zoom
 
 
 def random(*shape, seed=0):
@@ -44,6 +44,17 @@ def test_resize_equals_torch(source, target, mode):
     y = resize(x, target, align_corners=align_corners, **ours)
     # PyTorch computes positions in float32: 33 cells times its 1e-7.
     np.testing.assert_allclose(y, peers.from_torch(wanted), atol=2e-5)
+
+
+def test_shrink_and_zoom_have_the_sizes_of_caffe_and_invert_each_other():
+    x = random(1, 1025, 65, 1)
+    half = shrink(x, 2)
+    assert half.shape == (1, 513, 33, 1)
+    np.testing.assert_allclose(half, x[:, ::2, ::2], atol=1e-5)
+    assert shrink(random(1, 46, 6, 1), 2).shape == (1, 23, 3, 1)
+    assert zoom(random(1, 23, 3, 1), 2).shape == (1, 45, 5, 1)
+    assert zoom(random(1, 1, 5, 1), 4).shape == (1, 1, 17, 1)
+    np.testing.assert_allclose(shrink(zoom(half[:, :9, :9], 4), 4), half[:, :9, :9], atol=1e-5)
 
 
 @pytest.mark.peer

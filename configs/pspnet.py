@@ -1,0 +1,155 @@
+"""PSPNet.
+
+    python train.py --config=configs/pspnet.py:data=ade20k --workdir=runs/ade20k
+    python train.py --config=configs/pspnet.py:data=cityscapes --config.model.backbone=resnet101 \
+        --config.init.backbone=timm/resnet101s.gluon_in1k --workdir=runs/cityscapes
+    python train.py --config=configs/pspnet.py:data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    python train.py --config=configs/pspnet.py:data=shapes --workdir=runs/shapes
+
+Without internet give the files, as in the third command: the data set as published and ImageNet
+weights in a file. The weights of the author's own ResNets (resnet50_v2.pth and so on, of semseg)
+fit too; weights of torchvision's want the 7x7 stem,
+--config.model.options.backbone_options.deep_stem="()".
+
+The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid or shapes; `variant`
+is
+
+semseg    (default) the recipe of the author's PyTorch code
+caffe     the network and the rates of the Caffe release, as far as they are known
+baseline  semseg's without pyramid pooling, the baseline of the paper's ablations
+
+data        hardware           mIoU expected of semseg, resnet50 / resnet101
+voc         4 x 12 GB and up   77.05 / 79.07 % (author's code)
+cityscapes  8 x 12 GB and up   77.30 / 78.63 % (author's code)
+ade20k      4 x 12 GB and up   41.89 / 43.10 % (author's code); 41.68 / 41.96 % (paper: Zhao et al.
+                               2017, arXiv 1612.01105, tables 1 and 3), 37.23 % baseline (table 1)
+camvid      2 CPU cores        not measured yet; efficientnet_lite0
+shapes      2 CPU cores        not measured yet; resnet18 of one block a stage, random weights
+
+The author's scores are of windows of the crop's size slid over the picture, each with its mirror
+image; the evaluation here is of whole pictures.
+"""
+
+from ml_collections import config_dict
+
+from flaxseg.training import recipes
+from flaxseg.training.config import default_config
+
+
+def get_config(argument: str = "") -> config_dict.ConfigDict:
+    """The recipe for `variant=...,data=...`."""
+    chosen = recipes.parse_recipe_argument(
+        argument, "configs/pspnet.py", variant=_VARIANTS, data=_DATA
+    )
+    config = default_config()
+    config.model.name = "pspnet"
+    config.model.backbone = "resnet50"
+    config.model.output_stride = 8
+    recipes.set_options(
+        config,
+        bins=(1, 2, 3, 6),
+        pooling="average",
+        windows=config_dict.placeholder(tuple),  # None: adaptive
+        features=512,
+        dropout=0.1,
+        channel_dropout=True,
+        align_corners=True,
+    )
+    config.loss.auxiliary_weight = 0.4
+    config.optimizer.decay_bn_and_bias = True
+    config.optimizer.head_lr_multiplier = 10.0  # 0.1, where the backbone has 0.01
+    _DATA[chosen["data"]](config)
+    _VARIANTS[chosen["variant"]](config)
+    return config
+
+
+def _published(config: config_dict.ConfigDict, steps: int) -> None:
+    """What semseg's recipes have in common.
+
+    There a picture is rotated with probability 0.5, here always, by an angle of the same range.
+    """
+    recipes.set_options(config, backbone_options={"deep_stem": (64, 64, 128)})
+    config.init.backbone = "timm/resnet50s.gluon_in1k"
+    config.steps = steps
+    config.batch_size = 16
+    config.data.rotate = 10.0
+    config.data.blur = 0.5
+    config.eval.every_steps = 5000
+    config.checkpoint.every_steps = 1000
+    config.log.every_steps = 50
+
+
+def _voc(config: config_dict.ConfigDict) -> None:
+    recipes.voc(config, crop=473)
+    _published(config, 50 * (10_582 // 16))  # epochs
+
+
+def _cityscapes(config: config_dict.ConfigDict) -> None:
+    """As semseg; the paper has rotation and blur for the two other data sets only."""
+    recipes.cityscapes(config, crop=713)
+    _published(config, 200 * (2_975 // 16))
+
+
+def _ade20k(config: config_dict.ConfigDict) -> None:
+    recipes.ade20k(config, crop=473)
+    _published(config, 100 * (20_210 // 16))
+
+
+def _camvid(config: config_dict.ConfigDict) -> None:
+    recipes.camvid(config, crop=256)
+    config.model.output_stride = 16
+    config.model.options.features = 128
+    config.steps = 600
+    config.batch_size = 8
+    config.eval.every_steps = 300
+    config.checkpoint.every_steps = 100
+
+
+def _shapes(config: config_dict.ConfigDict) -> None:
+    recipes.shapes(config, crop=97)
+    config.model.options.features = 128
+    config.optimizer.head_lr_multiplier = 1.0
+    config.steps = 1200
+    config.batch_size = 8
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 2e-3
+    config.schedule.warmup_steps = 30
+    config.eval.every_steps = 400
+    config.checkpoint.every_steps = 200
+
+
+_DATA = {
+    "voc": _voc,
+    "cityscapes": _cityscapes,
+    "ade20k": _ade20k,
+    "camvid": _camvid,
+    "shapes": _shapes,
+}
+
+
+def _semseg(config: config_dict.ConfigDict) -> None:
+    """As it is."""
+
+
+def _caffe(config: config_dict.ConfigDict) -> None:
+    """The published definitions of the networks have the rates too; the solver was not published.
+
+    Their weight decay of the classifier's bias, 1e-4, is left out.
+    """
+    options = config.model.options
+    options.bins = (6, 3, 2, 1)
+    options.channel_dropout = False
+    recipes.set_options(config, batch_norm_momentum=0.95)
+    side = (config.data.crop_size[0] - 1) // config.model.output_stride + 1
+    if side % 6 == 0:
+        options.windows = tuple(side // bins for bins in options.bins)
+    config.optimizer.decay_bn_and_bias = False
+    config.optimizer.bias_lr_multiplier = 2.0
+
+
+def _baseline(config: config_dict.ConfigDict) -> None:
+    config.model.options.bins = ()
+
+
+_VARIANTS = {"semseg": _semseg, "caffe": _caffe, "baseline": _baseline}

@@ -1,0 +1,116 @@
+"""Where the three published PSPNets keep their weights: the author's PyTorch code (semseg),
+mmsegmentation and the Caffe release."""
+
+import re
+
+import numpy as np
+
+from flaxseg.weights.name_maps import DEEP_STEM, NameMap, deep_stem_resnet_module
+
+# Of all published networks.
+_BINS = (1, 2, 3, 6)
+
+_semseg_backbone = deep_stem_resnet_module(
+    {part: f"layer0.{number}" for part, number in DEEP_STEM.items()}
+)
+_mmseg_backbone = deep_stem_resnet_module(
+    {part: f"stem.{number}" for part, number in DEEP_STEM.items()}
+)
+
+
+def _pooled(path: str) -> tuple[int, str]:
+    """Bins and part of `"pyramid_pooling/pool2/conv"`; KeyError for any other path."""
+    match = re.fullmatch(r"pyramid_pooling/pool(\d+)/(conv|bn)", path)
+    if match is None or int(match[1]) not in _BINS:
+        raise KeyError(path)
+    return int(match[1]), match[2]
+
+
+def semseg_module(path: str) -> str:
+    """semseg's name of a module of `PSPNet` on a ResNet."""
+    part, _, rest = path.partition("/")
+    if part == "backbone":
+        return _semseg_backbone(rest)
+    fixed = {
+        "head/conv": "cls.0",
+        "head/bn": "cls.1",
+        "classifier": "cls.4",
+        "auxiliary_head/block/conv": "aux.0",
+        "auxiliary_head/block/bn": "aux.1",
+        "auxiliary_head/classifier": "aux.4",
+    }
+    if path in fixed:
+        return fixed[path]
+    bins, part = _pooled(path)
+    return f"ppm.features.{_BINS.index(bins)}.{1 if part == 'conv' else 2}"
+
+
+def mmsegmentation_module(path: str) -> str:
+    """mmsegmentation's name of a module of `PSPNet` on a ResNet."""
+    part, _, rest = path.partition("/")
+    if part == "backbone":
+        return f"backbone.{_mmseg_backbone(rest)}"
+    fixed = {
+        "head/conv": "decode_head.bottleneck.conv",
+        "head/bn": "decode_head.bottleneck.bn",
+        "classifier": "decode_head.conv_seg",
+        "auxiliary_head/block/conv": "auxiliary_head.convs.0.conv",
+        "auxiliary_head/block/bn": "auxiliary_head.convs.0.bn",
+        "auxiliary_head/classifier": "auxiliary_head.conv_seg",
+    }
+    if path in fixed:
+        return fixed[path]
+    bins, part = _pooled(path)
+    return f"decode_head.psp_modules.{_BINS.index(bins)}.1.{part}"
+
+
+def caffe_resnet_module(path: str) -> str:
+    """The layer of a module of a ResNet in the author's Caffe nets (PSPNet, ICNet)."""
+    stem = {"1": "conv1_1_3x3_s2", "2": "conv1_2_3x3", "3": "conv1_3_3x3"}
+    if match := re.fullmatch(r"(conv|bn)1_([123])", path):
+        return stem[match[2]] + ("/bn" if match[1] == "bn" else "")
+    unit = re.fullmatch(r"layer(\d)_(\d+)/(downsample_)?(conv|bn)(\d?)", path)
+    if unit is None:
+        raise KeyError(path)
+    stage, index, shortcut, part, number = unit.groups()
+    kind = "1x1_proj" if shortcut else ("1x1_reduce", "3x3", "1x1_increase")[int(number) - 1]
+    layer = f"conv{int(stage) + 1}_{int(index) + 1}_{kind}"
+    return f"{layer}/bn" if part == "bn" else layer
+
+
+def caffe_module(path: str) -> str:
+    """The layer of a module of `PSPNet` in the Caffe release; its auxiliary head was not
+    published."""
+    part, _, rest = path.partition("/")
+    if part == "backbone":
+        return caffe_resnet_module(rest)
+    fixed = {"head/conv": "conv5_4", "head/bn": "conv5_4/bn", "classifier": "conv6"}
+    if path in fixed:
+        return fixed[path]
+    bins, part = _pooled(path)
+    return f"conv5_3_pool{bins}_conv" + ("/bn" if part == "bn" else "")
+
+
+class CaffeNames(NameMap):
+    """Blobs of the author's Caffe nets by `<layer>.<blob>`.
+
+    Those of a convolution are `weight` and `bias`; of a BN layer, which is named
+    `<convolution>/bn`, `slope`, `bias`, `mean` and `variance`, each `[1, C, 1, 1]` or `[C]`. The
+    first convolution reads blue, green, red.
+    """
+
+    def tensor_name(self, path: str) -> str:
+        _, *module, leaf = path.split("/")
+        blobs = {"kernel": "weight", "scale": "slope", "var": "variance"}
+        return f"{self.module('/'.join(module))}.{blobs.get(leaf, leaf)}"
+
+    def convert(self, path: str, tensor: np.ndarray) -> np.ndarray:
+        if not path.endswith("/kernel"):
+            return tensor.reshape(-1)
+        kernel = super().convert(path, tensor)
+        return kernel[:, :, ::-1] if path.endswith("backbone/conv1_1/kernel") else kernel
+
+
+SEMSEG_PSPNET = NameMap("semseg pspnet", semseg_module)
+MMSEGMENTATION_PSPNET = NameMap("mmsegmentation pspnet", mmsegmentation_module)
+CAFFE_PSPNET = CaffeNames("Caffe pspnet", caffe_module)
