@@ -274,7 +274,7 @@ def test_imagenet_weights_of_deep_stems_are_recognised(tmp_path, library):
     )
     shapes = shapes_of(model)
     backbone = {k: v["backbone"] for k, v in shapes.items()}
-    name_map = next(m for m in NAME_MAPS["resnet"] if library in m.name and "torch" not in m.name)
+    name_map = next(m for m in NAME_MAPS["resnet"] if library in m.name)
     tensors = torch_tensors(backbone, name_map)
     tensors["fc.weight"] = np.zeros((1000, 2048), np.float32)
     np.savez(tmp_path / "net.npz", **tensors)

@@ -269,8 +269,8 @@ def test_unknown_sources_are_refused(tmp_path, resnet18):
 
 
 def test_every_listed_name_is_of_a_known_family():
-    assert len(list_hub_weights()) == 12
-    assert {w.family for w in HUB_WEIGHTS.values()} == set(NAME_MAPS)
+    assert {"timm/resnet50.tv_in1k", "timm/resnet50s.gluon_in1k"} <= set(list_hub_weights())
+    assert {w.family for w in HUB_WEIGHTS.values()} <= set(NAME_MAPS)
 
 
 def test_the_hub_client_is_not_imported_before_it_is_needed():
