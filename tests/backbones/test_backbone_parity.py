@@ -5,7 +5,7 @@ import peers
 import pytest
 from random_weights import picture, relative_difference, shapes_of, torch_tensors
 
-from flaxseg.backbones import EfficientNetLite0, MobileNetV2, create_backbone
+from flaxseg.backbones import EfficientNetLite0, MobileNetV2, ResNet, create_backbone
 from flaxseg.weights import NAME_MAPS, load_weights
 
 pytestmark = pytest.mark.peer
@@ -96,6 +96,65 @@ def test_basic_resnets_equal_timm(name, output_stride):
     check(name, backbone, net, resnet_features, (33, 50))
 
 
+def small_torchvision_resnet(output_stride):
+    """torchvision's ResNet with one or two bottlenecks a stage, 7 classes."""
+    resnet = peers.import_torchvision().models.resnet
+    dilate = {32: (False, False, False), 16: (False, False, True), 8: (False, True, True)}
+    return resnet.ResNet(
+        resnet.Bottleneck,
+        [1, 2, 2, 2],
+        num_classes=7,
+        replace_stride_with_dilation=dilate[output_stride],
+    )
+
+
+def small_resnet(output_stride, **options):
+    return ResNet(stage_sizes=(1, 2, 2, 2), output_stride=output_stride, num_classes=7, **options)
+
+
+def test_the_stride_on_the_1x1_convolution():
+    net = small_torchvision_resnet(32)
+    for stage in (net.layer2, net.layer3, net.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    check("resnet", small_resnet(32, stride_on="1x1"), net, resnet_features, (65, 50))
+
+
+@pytest.mark.parametrize("multi_grid", [(), (2, 3)])
+def test_the_first_unit_has_the_rate_of_its_stage(multi_grid):
+    net = small_torchvision_resnet(8)
+    rates = {
+        net.layer3: (2, 2),
+        net.layer4: tuple(4 * factor for factor in multi_grid or (1, 1)),
+    }
+    for stage, stage_rates in rates.items():
+        for unit, rate in zip(stage, stage_rates, strict=True):
+            unit.conv2.dilation = unit.conv2.padding = (rate, rate)
+    backbone = small_resnet(8, dilate_first_unit=True, multi_grid=multi_grid)
+    check("resnet", backbone, net, resnet_features, (65, 50))
+
+
+def test_multi_grid_multiplies_the_rates_of_the_last_stage():
+    net = small_torchvision_resnet(16)
+    for unit, rate in zip(net.layer4, (1 * 2, 2 * 3), strict=True):
+        unit.conv2.dilation = unit.conv2.padding = (rate, rate)
+    check("resnet", small_resnet(16, multi_grid=(2, 3)), net, resnet_features, (65, 50))
+
+
+def test_the_pool_in_ceil_mode():
+    net = small_torchvision_resnet(32)
+    net.maxpool.ceil_mode = True
+    check("resnet", small_resnet(32, pool="caffe"), net, resnet_features, (67, 50))
+
+
+def test_a_deep_stem_equals_timm():
+    resnet = peers.import_timm().models.resnet
+    net = resnet.ResNet(
+        resnet.Bottleneck, [1, 2, 2, 2], num_classes=7, stem_type="deep", stem_width=64
+    )
+    backbone = small_resnet(32, deep_stem=(64, 64, 128))
+    check("resnet", backbone, net, resnet_features, (65, 50))
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet34"])
 def test_basic_resnets_equal_torchvision(name):
     net = getattr(peers.import_torchvision().models, name)()
@@ -132,3 +191,33 @@ def test_efficientnet_lite0_equals_timm(output_stride, size):
     net = peers.import_timm().create_model("tf_efficientnet_lite0", output_stride=output_stride)
     backbone = EfficientNetLite0(output_stride=output_stride, num_classes=1000)
     check("efficientnet_lite0", backbone, net, timm_mobile_features, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [
+        ("xception41", 16),
+        pytest.param("xception41", 8, marks=pytest.mark.slow),
+        pytest.param("xception65", 32, marks=pytest.mark.slow),
+        pytest.param("xception71", 16, marks=pytest.mark.slow),
+    ],
+)
+def test_xception_equals_timm(name, output_stride):
+    torch = peers.import_torch()
+    net = peers.import_timm().create_model(name, output_stride=output_stride)
+    shapes = shapes_of(create_backbone(name, num_classes=1000))
+    tensors = torch_tensors(shapes, NAME_MAPS[name][0])
+    peers.load_state(net, tensors)
+    variables, report = load_weights(shapes, tensors)
+    assert report.layout == f"timm {name}"
+    image = picture(1, 65, 50)
+    logits, taps = net(peers.to_torch(image)), net.forward_intermediates(peers.to_torch(image))[1]
+    backbone = create_backbone(name, output_stride=output_stride, num_classes=1000)
+    ours = jax.jit(backbone.apply)(variables, image)
+    # Their taps are behind the ReLU that begins the next separable convolution.
+    pairs = [(jax.nn.relu(ours[f"c{i}"]), torch.relu(tap)) for i, tap in enumerate(taps, 1)]
+    differences = [relative_difference(a, peers.from_torch(b)) for a, b in pairs]
+    differences.append(relative_difference(ours["logits"], logits.detach().numpy()))
+    print(differences)
+    assert len(pairs) == 5
+    assert max(differences) < TOLERANCE

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from random_weights import picture, shapes_of, torch_tensors
 
-from flaxseg.backbones import MobileNetV2, ResNet, create_backbone, list_backbones
+from flaxseg.backbones import (
+    MobileNetV2,
+    ResNet,
+    ResNetBeta,
+    Xception,
+    create_backbone,
+    list_backbones,
+)
 from flaxseg.backbones.mobile import Stage
 from flaxseg.backbones.resnet import BasicBlock
 from flaxseg.weights import NAME_MAPS, load_weights
@@ -21,6 +28,12 @@ PARAMETERS = {
     "resnet152": 60_192_808,
     "mobilenet_v2": 3_504_872,
     "efficientnet_lite0": 4_652_008,
+    # Three 3x3 convolutions for one of 7x7, and a wider projection behind them: 123,776 more.
+    "resnet50_beta": 25_680_808,
+    "resnet101_beta": 44_672_936,
+    "xception41": 24_920_560 + 2_049_000,
+    "xception65": 37_867_312 + 2_049_000,
+    "xception71": 40_289_736 + 2_049_000,
 }
 
 
@@ -52,11 +65,47 @@ def test_features_have_the_size_of_their_stride(name, output_stride):
             assert feature.shape[1:3] == (-(-height // stride), -(-width // stride))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride_on": "5x5"}, "stride_on is '5x5'; it must be one of 3x3, 1x1"),
+        ({"stride_unit": "second"}, "it must be one of first, last"),
+        ({"pool": "keras"}, "it must be one of torch, caffe, tf"),
+        ({"multi_grid": (1, 2)}, "one factor for each of the 2 units"),
+        ({"width": 0.0}, "width is 0.0; it must be more than 0"),
+        ({"c2_before_addition": True, "stage_sizes": (1, 1, 1, 1)}, "at least 2 units"),
+    ],
+)
+def test_impossible_resnets_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        shapes_of(create_backbone("resnet18", **options))
+
+
+def test_width_scales_all_channels_and_a_deep_stem_has_the_channels_given():
+    image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
+    backbone = create_backbone("resnet50", width=0.5, deep_stem=(64, 64, 128))
+    features, variables = jax.eval_shape(backbone.init_with_output, jax.random.key(0), image)
+    assert [feature.shape[3] for feature in features.values()] == [64, 128, 256, 512, 1024]
+    stem = [variables["params"][f"conv1_{index}"]["kernel"].shape for index in (1, 2, 3)]
+    assert stem == [(3, 3, 3, 32), (3, 3, 32, 32), (3, 3, 32, 64)]
+
+
 def test_unknown_names_and_strides_are_refused():
     with pytest.raises(ValueError, match="Did you mean 'resnet50'"):
         create_backbone("resnet5O")
     with pytest.raises(ValueError, match="output_stride is 4"):
         shapes_of(create_backbone("resnet18", output_stride=4))
+
+
+def test_all_layouts_of_a_resnet_share_one_tree_over_output_strides():
+    for options in (
+        {"stride_unit": "last"},
+        {"dilate_first_unit": True, "stride_on": "1x1", "multi_grid": (1, 2, 4)},
+    ):
+        trees = [
+            shapes_of(create_backbone("resnet50", output_stride=s, **options)) for s in (8, 32)
+        ]
+        assert trees[0] == trees[1] == shapes_of(create_backbone("resnet50"))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_lite0"])
@@ -72,9 +121,30 @@ def test_a_finer_output_stride_computes_the_same_features_on_a_finer_grid(name):
     np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max()))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"stride_unit": "last"}, id="resnet"),
+        pytest.param({"middle_blocks": 1}, id="xception"),
+    ],
+)
+def test_the_release_networks_compute_the_same_on_a_finer_grid(options):
+    network = Xception if "middle_blocks" in options else ResNet
+    coarse, fine = (network(width=1 / 16, output_stride=stride, **options) for stride in (32, 16))
+    image, shapes = picture(1, 65, 33), shapes_of(coarse)
+    family = "xception41" if network is Xception else "resnet"
+    tensors = torch_tensors(shapes, NAME_MAPS[family][0])
+    variables, _ = load_weights(shapes, tensors, name_maps=NAME_MAPS[family][:1])
+    a = jax.jit(coarse.apply)(variables, image)["c5"]
+    b = jax.jit(fine.apply)(variables, image)["c5"][:, ::2, ::2]
+    np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max()))
+
+
 SMALL = {
     "resnet": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
     "mobile": functools.partial(MobileNetV2, stages=(Stage(1, 8, 1, 1), Stage(2, 8, 2, 2))),
+    "beta": functools.partial(ResNetBeta, stage_sizes=(2, 1, 1, 1), width=1 / 16),
+    "xception": functools.partial(Xception, middle_blocks=1, width=1 / 32),
 }
 
 
