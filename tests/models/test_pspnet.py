@@ -6,6 +6,7 @@ import importlib.util
 import pathlib
 import zlib
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,11 @@ import flaxseg
 from flaxseg.backbones import EfficientNetLite0, ResNet
 from flaxseg.backbones.resnet import BasicBlock
 from flaxseg.errors import WeightsError
-from flaxseg.layers import AuxiliaryHead, normalize
+from flaxseg.evaluation.metrics import ConfusionMatrix
+from flaxseg.layers import AuxiliaryHead, normalize, resize
+from flaxseg.training.optimizer import make_optimizer
+from flaxseg.training.state import create_state
+from flaxseg.training.step import make_train_step
 from flaxseg.weights import NAME_MAPS, import_model, load_backbone, load_pretrained
 from flaxseg.weights.load import flatten
 from flaxseg.weights.name_maps_pspnet import SEMSEG_PSPNET
@@ -286,3 +291,51 @@ def test_imagenet_weights_of_deep_stems_are_recognised(tmp_path, library):
         variables["params"]["backbone"]["conv1_3"]["kernel"],
         tensors[name[library]].transpose(2, 3, 1, 0),
     )
+
+
+def coarse_camvid(shared_dir, size=(97, 129)):
+    """Four small CamVid pictures and labels as coarse as features at stride 8: what an overfitting
+    network can give back whatever its upsampling."""
+    folder = shared_dir / "data" / "camvid"
+    stems = sorted(path.stem for path in (folder / "train").glob("*.jpg"))[::92]
+    images, labels = [], []
+    for stem in stems:
+        image = cv2.imread(str(folder / "train" / f"{stem}.jpg"))[..., ::-1]
+        label = cv2.imread(str(folder / "trainannot" / f"{stem}.png"), cv2.IMREAD_GRAYSCALE)
+        images.append(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA))
+        cells = ((size[1] + 7) // 8, (size[0] + 7) // 8)
+        labels.append(cv2.resize(label, cells, interpolation=cv2.INTER_NEAREST))
+    label = np.stack(labels)
+    label[label == 11] = 255
+    label = resize(label[..., None], size, method="nearest", align_corners=True)
+    return np.stack(images), np.asarray(label[..., 0])
+
+
+@pytest.mark.slow
+def test_four_pictures_are_learned_by_heart(shared_dir):
+    pixels, label = coarse_camvid(shared_dir)
+    assert len(pixels) == 4
+    model = flaxseg.create_model(
+        "pspnet",
+        11,
+        backbone=SMALL(output_stride=8),
+        features=64,
+        dropout=0.0,
+        auxiliary=True,
+    )
+    tx = make_optimizer(
+        shapes_of(model)["params"], name="adam", weight_decay=0.0, head_lr_multiplier=1.0
+    )
+    state = create_state(model, tx, 0, label.shape[1:])
+    step = jax.jit(
+        make_train_step(model, tx, schedule=lambda step: 2e-3, auxiliary_weight=0.4),
+        donate_argnums=0,
+    )
+    batch = {"image": pixels, "label": label}
+    for _ in range(120):
+        state, metrics = step(state, batch)
+    logits = jax.jit(model.apply)(state.variables(), normalize(pixels, model.normalization)).logits
+    matrix = ConfusionMatrix(11)
+    matrix.update(label, np.asarray(logits.argmax(-1)))
+    print(float(metrics["loss"]), matrix.table())
+    assert matrix.metrics().miou > 0.9
