@@ -6,7 +6,12 @@ import os
 import pathlib
 
 from flaxseg.errors import WeightsError
-from flaxseg.layers.image_normalization import EFFICIENTNET_LITE, IMAGENET, ImageNormalization
+from flaxseg.layers.image_normalization import (
+    EFFICIENTNET_LITE,
+    IMAGENET,
+    SYMMETRIC,
+    ImageNormalization,
+)
 from flaxseg.weights.files import SUFFIXES, find_file
 
 
@@ -49,6 +54,11 @@ HUB_WEIGHTS = {
         _timm("mobilenetv2_100.ra_in1k", "mobilenet_v2", IMAGENET),
         # timm scales to [-1, 1]; the network was trained with (RGB - 127) / 128, all but the same.
         _timm("tf_efficientnet_lite0.in1k", "efficientnet_lite0", EFFICIENTNET_LITE, "tf"),
+        # From TensorFlow's DeepLab release.
+        *(
+            _timm(f"xception{depth}.tf_in1k", f"xception{depth}", SYMMETRIC)
+            for depth in (41, 65, 71)
+        ),
     )
 }
 

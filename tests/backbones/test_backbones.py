@@ -11,7 +11,6 @@ from random_weights import picture, shapes_of, torch_tensors
 from flaxseg.backbones import (
     MobileNetV2,
     ResNet,
-    ResNetBeta,
     Xception,
     create_backbone,
     list_backbones,
@@ -71,7 +70,7 @@ def test_features_have_the_size_of_their_stride(name, output_stride):
         ({"stride_on": "5x5"}, "stride_on is '5x5'; it must be one of 3x3, 1x1"),
         ({"stride_unit": "second"}, "it must be one of first, last"),
         ({"pool": "keras"}, "it must be one of torch, caffe, tf"),
-        ({"multi_grid": (1, 2)}, "one factor for each of the 2 units"),
+        ({"multi_grid": (1, 2, 4)}, "one factor for each of the 2 units"),
         ({"width": 0.0}, "width is 0.0; it must be more than 0"),
         ({"c2_before_addition": True, "stage_sizes": (1, 1, 1, 1)}, "at least 2 units"),
     ],
@@ -143,8 +142,6 @@ def test_the_release_networks_compute_the_same_on_a_finer_grid(options):
 SMALL = {
     "resnet": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
     "mobile": functools.partial(MobileNetV2, stages=(Stage(1, 8, 1, 1), Stage(2, 8, 2, 2))),
-    "beta": functools.partial(ResNetBeta, stage_sizes=(2, 1, 1, 1), width=1 / 16),
-    "xception": functools.partial(Xception, middle_blocks=1, width=1 / 32),
 }
 
 
@@ -167,6 +164,32 @@ def test_remat_changes_neither_value_nor_gradient_nor_statistics(name):
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(results[0][1]))
     for x, y in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-4 * max(scale, 1.0))
+
+
+def test_all_of_xception_is_trained_with_remat_too():
+    image = picture(2, 17, 17)
+    backbone = Xception(entry=((32, 2),), middle_blocks=1, width=1 / 32, remat=True)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: rng.uniform(0.5, 1, x.shape).astype(np.float32), shapes_of(backbone)
+    )
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            features, updates = backbone.apply(
+                {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
+            )
+            return (features["c3"] ** 3).mean(), updates["batch_stats"]
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, statistics = gradient(variables["params"])
+    for path, value in jax.tree_util.tree_leaves_with_path(gradients):
+        assert bool(jnp.isfinite(value).all()), jax.tree_util.keystr(path)
+        assert bool(jnp.any(value != 0)), jax.tree_util.keystr(path)
+    for new, old in zip(*map(jax.tree.leaves, (statistics, variables["batch_stats"])), strict=True):
+        assert bool(jnp.any(new != old))
 
 
 def test_frozen_batch_norm_uses_and_keeps_the_running_statistics():

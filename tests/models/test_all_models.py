@@ -30,6 +30,8 @@ BACKBONES = {
         output_stride=16,
     ),
 }
+# Options that keep a model small, for what does not depend on them.
+SMALL_FORMS = {"deeplabv3_cascade": {"rates": (2,), "multi_grid": (1, 2)}}
 # Options under which a model has other parameters than by default.
 OTHER_FORMS = {
     "deeplabv3": ({"separable": True, "image_pooling": False},),
@@ -62,7 +64,7 @@ def make(name, backbone, num_classes=2, *, frozen=False, dtype=jnp.float32, **op
         frozen_batch_norm=frozen,
         dtype=dtype,
         features=16,
-        **options,
+        **(SMALL_FORMS.get(name, {}) | options),
     )
 
 
@@ -206,7 +208,10 @@ def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, bac
         assert bool(jnp.isfinite(value).all())
 
 
-@pytest.mark.parametrize("name", flaxseg.list_models())
+@pytest.mark.parametrize(
+    "name",
+    [n for n, m in flaxseg.models.MODELS.items() if "auxiliary" in m.__dataclass_fields__],
+)
 def test_auxiliary_logits_are_there_in_training_only(name):
     model = make(name, "resnet", 4, auxiliary=True)
     variables = initial(model)
@@ -254,10 +259,53 @@ def test_output_strides_share_one_tree(name):
         ("deeplabv3plus", "resnet101", {}, 45_812_037 - 123_776),
         ("pspnet", "resnet50", {}, 46_716_373),
         ("pspnet", "resnet101", {"auxiliary": True}, 65_708_501 + 2_365_205),
+        ("deeplabv3", "resnet101_beta", {}, 58_164_437),
+        ("deeplabv3plus", "resnet101_beta", {"separable": False}, 59_468_085),
+        ("deeplabv3plus", "resnet101_beta", {}, 45_812_037),
+        ("deeplabv3plus", "xception65", {}, 41_055_413),
+        ("deeplabv3plus", "xception41", {}, 28_108_661),
+        # ResNet-101, nine bottlenecks of 2048-512-512-2048, the classifier.
+        (
+            "deeplabv3_cascade",
+            "resnet101",
+            {},
+            42_500_160 + 9 * (2 * 2048 * 512 + 9 * 512 * 512 + 2 * (512 + 512 + 2048)) + 21 * 2049,
+        ),
+        # Dense decoders of table 2: what differs from two convolutions of 256.
+        (
+            "deeplabv3plus",
+            "resnet101_beta",
+            {"separable": False, "decoder_convs": 1},
+            59_468_085 - (9 * 256 * 256 + 512),
+        ),
+        (
+            "deeplabv3plus",
+            "resnet101_beta",
+            {"separable": False, "decoder_convs": 1, "decoder_features": 128},
+            59_468_085 - (9 * 256 * 256 + 512) - (9 * 304 * 128 + 256) - 21 * 128,
+        ),
+        (
+            "deeplabv3plus",
+            "resnet101_beta",
+            {"separable": False, "decoder_convs": 1, "decoder_kernel_size": 1},
+            59_468_085 - (9 * 256 * 256 + 512) - 8 * 304 * 256,
+        ),
+        (
+            "deeplabv3plus",
+            "resnet101_beta",
+            {"separable": False, "low_level_features": 32},
+            59_468_085 - 16 * (256 + 2 + 9 * 256),
+        ),
+        (
+            "deeplabv3plus",
+            "resnet101_beta",
+            {"separable": False, "low_levels": ("c3", "c2")},
+            59_468_085 + (512 * 48 + 96) + (9 * 304 * 256 + 512) + (9 * 256 * 256 + 512),
+        ),
     ],
 )
 def test_parameters_are_those_of_the_specification(name, backbone, options, parameters):
-    # The sheet counts the v3+ networks with the "beta" stem, which has 123,776 more.
+    # The specification counts the v3+ networks with the "beta" stem, which has 123,776 more.
     params = shapes_of(flaxseg.create_model(name, 21, backbone=backbone, **options))["params"]
     assert sum(p.size for p in jax.tree.leaves(params)) == parameters
 
@@ -268,6 +316,46 @@ def test_rates_follow_the_output_stride():
         assert model.rates == rates
         assert model.backbone.output_stride == stride
     assert flaxseg.create_model("deeplabv3", 2, rates=(1, 2)).rates == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "backbone_options"),
+    [
+        ("deeplabv3", "xception41", {"middle_blocks": 1, "width": 1 / 16}),
+        ("deeplabv3", "resnet50_beta", {"stage_sizes": (2, 1, 1, 2), "width": 1 / 16}),
+        ("deeplabv3_cascade", "resnet50", {"stage_sizes": (1, 1, 1, 2), "width": 1 / 16}),
+    ],
+)
+def test_a_network_trained_at_stride_16_is_the_same_function_at_8(name, backbone, backbone_options):
+    image, logits = picture(1, 65, 49), []
+    variables = None
+    for output_stride in (16, 8):
+        options = {"features": 8} | ({"image_pooling": False} if name == "deeplabv3" else {})
+        model = flaxseg.create_model(
+            name,
+            3,
+            backbone=backbone,
+            output_stride=output_stride,
+            backbone_options=backbone_options,
+            **options,
+        )
+        variables = initial(model) if variables is None else variables
+        logits.append(jax.jit(model.apply)(variables, image).logits)
+    # With aligned corners the cells of both grids lie on every sixteenth pixel, where the twice as
+    # fine network with twice the rates has seen the same pixels.
+    wanted = logits[0][:, ::16, ::16]
+    assert float(wanted.std()) > 1e-3
+    np.testing.assert_allclose(
+        logits[1][:, ::16, ::16], wanted, atol=1e-4 * float(jnp.abs(wanted).max())
+    )
+
+
+def test_rates_of_the_cascade_double_from_block_to_block():
+    for stride, rates in ((8, (8, 16, 32)), (16, (4, 8, 16)), (32, (2, 4, 8))):
+        model = flaxseg.create_model(
+            "deeplabv3_cascade", 2, backbone="resnet18", output_stride=stride
+        )
+        assert model.rates == rates
 
 
 def test_backbone_options_reach_a_backbone_given_by_name():

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import peers
 import pytest
-from random_weights import picture, relative_difference, shapes_of
+from random_weights import picture, relative_difference, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import ResNetBeta, Xception
 from flaxseg.errors import WeightsError
 from flaxseg.weights import NAME_MAPS, import_model, load_backbone, load_pretrained, load_weights
+from flaxseg.weights.load import flatten, unflatten
 from flaxseg.weights.name_maps import SlimNames, slim_resnet_module
 
 pytestmark = pytest.mark.peer
@@ -133,6 +134,55 @@ def test_cascade_equals_the_specification(release):
     loaded, report = load_weights(shapes_of(model), dict(variables), name_maps=names)
     assert not report.unused
     ours = jax.jit(model.apply)(loaded, image).logits
+    assert relative_difference(ours, peers.from_torch(wanted)) < TOLERANCE
+
+
+def test_a_decoder_of_two_levels_equals_its_description(release):
+    """Table 2 of v3+: from coarse to fine, each level projected, concatenated and convolved."""
+    torch = peers.import_torch()
+    model = flaxseg.create_model(
+        "deeplabv3plus",
+        5,
+        backbone="xception41",
+        backbone_options={"middle_blocks": 1, "width": 1 / 16},
+        rates=(),
+        features=16,
+        image_pooling=False,
+        separable=False,
+        low_levels=("c3", "c2"),
+        low_level_features=6,
+        decoder_convs=1,
+        decoder_features=12,
+    )
+    timm, shapes = NAME_MAPS["xception41"][:1], shapes_of(model.backbone)
+    body, _ = load_weights(shapes, torch_tensors(shapes, timm[0]), name_maps=timm)
+    image = picture(1, 65, 50)
+    features = jax.jit(model.backbone.apply)(body, image)
+
+    v, conv = release.Variables(), functools.partial(release.conv, epsilon=1e-5)
+    x = conv(v, "aspp/aspp0", peers.to_torch(features["c5"]), 16)
+    x = conv(v, "aspp/project", x, 16)
+    for scope, level in (("c3_", "c3"), ("", "c2")):
+        low_level = conv(v, f"{scope}low_level", peers.to_torch(features[level]), 6)
+        x = torch.cat([release.resize(x, low_level.shape[2:]), low_level], 1)
+        x = conv(v, f"{scope}decoder0", x, 12, 3)
+    kernel = v.kernel("classifier/weights", 1, 1, 12, 5, fan_in=12)
+    bias = v.vector("classifier/biases", 5, -0.2, 0.2)
+    x = torch.nn.functional.conv2d(x, kernel.permute(3, 2, 0, 1), bias)
+    wanted = release.resize(x, (65, 50))
+
+    def module(path):
+        return path.removesuffix("/conv").replace("/bn", "/BatchNorm")
+
+    flat = flatten(shapes_of(model))
+    head = unflatten({k: value for k, value in flat.items() if "/backbone/" not in k})
+    head, report = load_weights(head, dict(v), name_maps=[SlimNames("reference", module)])
+    assert not report.unused
+    variables = {key: {**head[key], "backbone": body[key]} for key in head}
+    # One branch alone: nothing is rolled to another place of the projection.
+    kernel = np.asarray(v["aspp/project/weights"], np.float32)
+    np.testing.assert_array_equal(head["params"]["aspp"]["project"]["conv"]["kernel"], kernel)
+    ours = jax.jit(model.apply)(variables, image).logits
     assert relative_difference(ours, peers.from_torch(wanted)) < TOLERANCE
 
 

@@ -1,12 +1,17 @@
 """What the recipes share: their argument, and what can be set on the command line."""
 
+import importlib.util
+
 import pytest
 from ml_collections import config_dict
+from random_weights import shapes_of
 
+import flaxseg
 from flaxseg.data import list_datasets
 from flaxseg.errors import ConfigError
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config, validate_config
+from flaxseg.weights import HUB_WEIGHTS, list_hub_weights
 
 CHOICES = {"variant": ("big", "small"), "data": {"voc": 1, "shapes": 2}}
 
@@ -56,3 +61,37 @@ def test_options_can_be_added_and_a_placeholder_keeps_its_type():
     assert config.model.options.get_type("rates") is tuple
     with pytest.raises(AttributeError):
         config.model.options.ratess = (1, 2)
+
+
+@pytest.fixture(scope="module")
+def deeplab(repository):
+    spec = importlib.util.spec_from_file_location("deeplab", repository / "configs" / "deeplab.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("data", ["voc", "cityscapes", "ade20k", "camvid", "shapes"])
+@pytest.mark.parametrize("variant", ["v3plus", "v3", "cascade", "xception", "mobilenet"])
+def test_every_deeplab_recipe_makes_its_model(deeplab, variant, data):
+    config = deeplab.get_config(f"variant={variant},data={data}")
+    if config.data.name in list_datasets():
+        validate_config(config)
+    assert config.init.backbone in ("", *list_hub_weights())
+    options = config.model.options.to_dict()
+    model = flaxseg.create_model(
+        config.model.name,
+        5,
+        backbone=config.model.backbone,
+        output_stride=config.model.output_stride,
+        **options,
+    )
+    params = shapes_of(model)["params"]
+    if data in ("voc", "cityscapes", "ade20k"):
+        wanted = HUB_WEIGHTS[config.init.backbone].normalization
+        assert model.normalization == wanted
+    if variant == "mobilenet":
+        assert set(params["aspp"]) == {"aspp0", "image_pooling", "project"}
+    if variant == "cascade":
+        assert {"block5_0", "block7_2"} <= params.keys()
+    assert ("decoder1" in params) == (variant in ("v3plus", "xception") and data != "camvid")
