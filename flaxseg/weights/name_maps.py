@@ -155,7 +155,6 @@ def _resnet_module(path: str) -> str:
 # Where a deep stem of three convolutions stands in a PyTorch `Sequential`, after each of which come
 # its BatchNorm and a ReLU.
 DEEP_STEM = {"conv1_1": 0, "bn1_1": 1, "conv1_2": 3, "bn1_2": 4, "conv1_3": 6, "bn1_3": 7}
-_TIMM_STEM = {part: f"conv1.{number}" for part, number in DEEP_STEM.items()} | {"bn1_3": "bn1"}
 _SEMSEG_STEM = {part: part.replace("1_", "") for part in DEEP_STEM}
 _MMSEG_STEM = {part: f"stem.{number}" for part, number in DEEP_STEM.items()}
 
@@ -367,7 +366,6 @@ NAME_MAPS: dict[str, tuple[NameMap, ...]] = {
         *(
             NameMap(name, deep_stem_resnet_module(stem), r"(stem|conv\d|bn\d|layer\d+)\.")
             for name, stem in (
-                ("timm resnet with a deep stem", _TIMM_STEM),
                 ("semseg resnet", _SEMSEG_STEM),
                 ("mmsegmentation resnet", _MMSEG_STEM),
             )

@@ -79,14 +79,6 @@ def test_bottleneck_resnets_equal_torchvision(name, output_stride):
     check(name, backbone, net, resnet_features, (33, 49))
 
 
-def test_a_deep_stem_equals_timm():
-    net = peers.import_timm().create_model("resnet50s", output_stride=8)
-    backbone = create_backbone(
-        "resnet50", output_stride=8, num_classes=1000, deep_stem=(64, 64, 128)
-    )
-    check("resnet50", backbone, net, resnet_features, (33, 50), map_index=1)
-
-
 @pytest.mark.parametrize(
     ("name", "output_stride"),
     [("resnet18", 32), ("resnet18", 16), ("resnet18", 8), ("resnet34", 8)],

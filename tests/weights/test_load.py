@@ -269,7 +269,7 @@ def test_unknown_sources_are_refused(tmp_path, resnet18):
 
 
 def test_every_listed_name_is_of_a_known_family():
-    assert {"timm/resnet50.tv_in1k", "timm/xception65.tf_in1k"} <= set(list_hub_weights())
+    assert {"timm/resnet50s.gluon_in1k", "timm/xception65.tf_in1k"} <= set(list_hub_weights())
     assert {w.family for w in HUB_WEIGHTS.values()} <= set(NAME_MAPS)
 
 
