@@ -7,6 +7,7 @@ from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
+from flaxseg.layers.fully_connected import fully_connected
 from flaxseg.layers.image_normalization import (
     CAFFE,
     EFFICIENTNET_LITE,
@@ -15,7 +16,7 @@ from flaxseg.layers.image_normalization import (
     ImageNormalization,
     normalize,
 )
-from flaxseg.layers.padding import Padding, explicit_padding
+from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
 from flaxseg.layers.pooling import global_average_pool, max_pool
 from flaxseg.layers.resize import resize
 from flaxseg.layers.separable import SeparableConv
@@ -40,9 +41,11 @@ __all__ = [
     "classifier_init",
     "depthwise_conv",
     "explicit_padding",
+    "fully_connected",
     "global_average_pool",
     "max_pool",
     "normalize",
+    "pad_to_grid",
     "preferred_form",
     "resize",
 ]

@@ -11,9 +11,13 @@ from flax.typing import Dtype
 from flaxseg.backbones import create_backbone
 from flaxseg.layers import BatchNorm, ImageNormalization
 from flaxseg.models.deeplab import DeepLabV3, DeepLabV3Plus, aspp_rates
+from flaxseg.models.deeplab_v1 import DeepLabV1
+from flaxseg.models.deeplab_v2 import DeepLabV2
 from flaxseg.models.prediction import Prediction
 
 MODELS = {
+    "deeplabv1": DeepLabV1,
+    "deeplabv2": DeepLabV2,
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
 }
@@ -63,7 +67,8 @@ def create_model(
       normalization: what the model expects of its pixels, as `ImageNormalization` or `{"mean":
         ..., "std": ...}`; that of the backbone by default.
       backbone_options: further attributes of a backbone given by name, such as
-        `{"padding": "torch"}` for MobileNetV2 weights that were trained in PyTorch's layout.
+        `{"padding": "torch"}` for MobileNetV2 weights that were trained in PyTorch's layout. They
+        are added to those of the model's paper (the class's `default_backbone_options`).
       **options: attributes of the model, such as `rates` or `dropout`; see its class.
 
     Raises:
@@ -92,6 +97,7 @@ def create_model(
         "axis_name": batch_norm_axis,
     }
     if isinstance(backbone, str):
+        defaults = getattr(model, "default_backbone_options", {}).get(backbone, {})
         backbone = create_backbone(
             backbone,
             output_stride=output_stride,
@@ -100,7 +106,7 @@ def create_model(
             frozen_batch_norm=frozen_batch_norm,
             remat=remat,
             dtype=dtype,
-            **(backbone_options or {}),
+            **{**defaults, **(backbone_options or {})},
         )
     elif getattr(backbone, "output_stride", output_stride) != output_stride:
         raise ValueError(
@@ -129,6 +135,8 @@ def create_model(
 
 __all__ = [
     "MODELS",
+    "DeepLabV1",
+    "DeepLabV2",
     "DeepLabV3",
     "DeepLabV3Plus",
     "Prediction",
