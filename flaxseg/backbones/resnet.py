@@ -1,9 +1,18 @@
 """Residual networks (He et al., "Deep Residual Learning for Image Recognition", 2015, table 1).
 
-The layout is torchvision's ("v1.5"): the stride of a bottleneck sits on its 3x3 convolution.
+The default layout is torchvision's ("v1.5"): a 7x7 stem, the stride of a stage on the 3x3
+convolution of its first unit. Attributes of `ResNet` give those of the other releases:
+
+release                                attributes
+Caffe, He et al. ("v1")                `stride_on="1x1", pool="caffe"`
+Caffe, DeepLabv2                       the same and `dilate_first_unit=True`
+PyTorch, semseg (PSPNet)               `deep_stem=(64, 64, 128), dilate_first_unit=True`
+PyTorch, mmsegmentation ("v1c")        `deep_stem=(32, 32, 64)`
+TensorFlow, DeepLabv3 ("v1")           `stride_unit="last", pool="tf"`
+TensorFlow, DeepLabv3 ("v1 beta")      the same and `deep_stem=(64, 64, 128)`
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -23,6 +32,15 @@ class BasicBlock(nn.Module):
 
     The stride, or what stands for it, lies between the two, so the second has the rate of the
     units after it.
+
+    Attributes:
+      features: channels of both convolutions.
+      strides: of the first convolution.
+      rate: dilation of the first convolution.
+      next_rate: dilation of the second.
+      norm: makes the normalisations; called as `norm(name=...)`.
+      dtype: dtype of the computation; that of the input by default.
+      stride_on: for the signature of `Bottleneck`; there is no 1x1 convolution here.
     """
 
     features: int
@@ -31,6 +49,7 @@ class BasicBlock(nn.Module):
     next_rate: int
     norm: type[nn.Module]
     dtype: Dtype | None
+    stride_on: str = "3x3"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -44,8 +63,18 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 down to `features`, 3x3 with stride and dilation, 1x1 up to `4 * features`, and a
-    shortcut."""
+    """1x1 down to `features`, 3x3 with dilation, 1x1 up to `4 * features`, and a shortcut, which is
+    projected where channels change.
+
+    Attributes:
+      features: channels of the first two convolutions.
+      strides: of the unit.
+      rate: dilation of the 3x3 convolution.
+      next_rate: for the signature of `BasicBlock`; there is no second 3x3 convolution here.
+      norm: makes the normalisations; called as `norm(name=...)`.
+      dtype: dtype of the computation; that of the input by default.
+      stride_on: which convolution has the stride: `"3x3"` or the first `"1x1"`.
+    """
 
     features: int
     strides: int
@@ -53,14 +82,16 @@ class Bottleneck(nn.Module):
     next_rate: int
     norm: type[nn.Module]
     dtype: Dtype | None
+    stride_on: str = "3x3"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(AtrousConv, dtype=self.dtype)
+        first, second = (self.strides, 1) if self.stride_on == "1x1" else (1, self.strides)
         shortcut = _shortcut(x, 4 * self.features, self.strides, conv, self.norm, train)
-        y = conv(self.features, 1, name="conv1")(x)
+        y = conv(self.features, 1, first, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = conv(self.features, 3, self.strides, self.rate, name="conv2")(y)
+        y = conv(self.features, 3, second, self.rate, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
         y = conv(4 * self.features, 1, name="conv3")(y)
         y = self.norm(name="bn3")(y, train=train)
@@ -68,31 +99,67 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(x, features, strides, conv, norm, train):
-    if x.shape[-1] == features and strides == 1:
-        return x
+    if x.shape[-1] == features:
+        # A unit that only subsamples, as the last of a stage in TensorFlow's release, projects
+        # nothing.
+        return x[:, ::strides, ::strides]
     x = conv(features, 1, strides, name="downsample_conv")(x)
     return norm(name="downsample_bn")(x, train=train)
+
+
+# Padding and ceil mode of the 3x3 max pool after the stem. They differ on even sizes only.
+_POOLS = {"torch": ("torch", False), "caffe": ("torch", True), "tf": ("tf", False)}
 
 
 class ResNet(nn.Module):
     """A residual network that returns named features.
 
     Attributes:
-      stage_sizes: blocks in each of the four stages.
+      stage_sizes: units in each of the four stages.
       block: `BasicBlock` or `Bottleneck`.
       output_stride: 8, 16 or 32; dilation replaces the strides beyond it.
       num_classes: with a number, `"logits"` of an ImageNet-style classifier are among the features.
+      width: factor of all numbers of channels; 0.5 for a half-width network (ICNet).
+      deep_stem: channels of 3x3 convolutions, the first of stride 2, that replace the 7x7
+        convolution: (64, 64, 128) in PSPNet and in TensorFlow's DeepLab, (32, 32, 64) in
+        mmsegmentation; () is the paper's 7x7.
+      pool: convention of the max pool after the stem, `"torch"`, `"tf"` (SAME) or `"caffe"` (ceil
+        mode, one cell more on sides of an even number of cells).
+      stride_on: which convolution of a `Bottleneck` has the stride: `"3x3"` (v1.5, more accurate),
+        or `"1x1"` as in the paper's Caffe release (v1).
+      stride_unit: which unit of a stage leads to the next grid: its `"first"`, as in the paper and
+        in PyTorch, or the `"last"` of the stage before it, as in TensorFlow's release.
+      dilate_first_unit: whether the first unit of a stage whose stride became dilation has the
+        stage's rate, as in Caffe's and PSPNet's releases, and not that of the stage before it, as
+        in torchvision. The latter is what the units saw in training at output stride 32, so it is
+        the default. Without effect for `stride_unit="last"`, where all units of the stage have
+        its rate.
+      multi_grid: factors of the rates of the last stage's units, such as (1, 2, 4) (Chen et al.,
+        "Rethinking Atrous Convolution", 2017, section 3.2.1); () for none. The paper's rates 2, 4,
+        8 at output stride 16 need `dilate_first_unit` or `stride_unit="last"`.
+      batch_norm_epsilon: see `BatchNorm`.
       batch_norm_momentum: see `BatchNorm`.
       batch_norm_axis: mapped axis name, only under `jax.pmap`.
       frozen_batch_norm: whether running statistics are used in training.
       remat: whether blocks are recomputed in the backward pass to save memory.
       dtype: dtype of the computation; parameters are float32.
+
+    Raises:
+      ValueError: an attribute has none of the values above.
     """
 
     stage_sizes: Sequence[int] = (3, 4, 6, 3)
     block: type[nn.Module] = Bottleneck
     output_stride: int = 32
     num_classes: int | None = None
+    width: float = 1.0
+    deep_stem: Sequence[int] = ()
+    pool: str = "torch"
+    stride_on: str = "3x3"
+    stride_unit: str = "first"
+    dilate_first_unit: bool = False
+    multi_grid: Sequence[int] = ()
+    batch_norm_epsilon: float = 1e-5
     batch_norm_momentum: float = 0.9
     batch_norm_axis: str | None = None
     frozen_batch_norm: bool = False
@@ -110,41 +177,88 @@ class ResNet(nn.Module):
           train: whether BatchNorm uses the statistics of the batch.
 
         Returns:
-          `"c1"` (after the stem's convolution) to `"c5"`: `[N, ceil(H / s), ceil(W / s), C]` with
+          `"c1"` (after the stem's convolutions) to `"c5"`: `[N, ceil(H / s), ceil(W / s), C]` with
           s = 2, 4, 8, 16, 32, but never beyond `output_stride`. `"c2"` to `"c5"` are the outputs
-          of the four stages.
+          of the four stages; with `stride_unit="last"`, what stands before the unit that
+          subsamples.
         """
+        self._check()
         norm = partial(
             BatchNorm,
+            epsilon=self.batch_norm_epsilon,
             momentum=self.batch_norm_momentum,
             axis_name=self.batch_norm_axis,
             frozen=self.frozen_batch_norm,
         )
         apply = block_runner(train, self.remat)
         x = image if self.dtype is None else image.astype(self.dtype)
-        x = AtrousConv(64, 7, 2, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(norm(name="bn1")(x, train=train))
+        x = self._stem(x, norm, train)
         features = {"c1": x}
-        x = max_pool(x, 3, strides=2, padding="torch")
+        padding, ceil_mode = _POOLS[self.pool]
+        x = max_pool(x, 3, strides=2, padding=padding, ceil_mode=ceil_mode)
         budget = StrideBudget(self.output_stride, 4)
+        last_stage = len(self.stage_sizes) - 1
         for stage, size in enumerate(self.stage_sizes):
             for index in range(size):
-                strides, rate = budget.take(2 if stage > 0 and index == 0 else 1)
+                if self.stride_unit == "last":
+                    subsamples = stage < last_stage and index == size - 1
+                else:
+                    subsamples = stage > 0 and index == 0
+                if subsamples and self.stride_unit == "last":
+                    features[f"c{stage + 2}"] = x
+                strides, rate = budget.take(2 if subsamples else 1)
+                if self.dilate_first_unit and self.stride_unit == "first":
+                    rate = budget.rate
+                grid = self.multi_grid[index] if stage == last_stage and self.multi_grid else 1
                 block = self.block(
-                    features=64 * 2**stage,
+                    features=self._channels(64 * 2**stage),
                     strides=strides,
-                    rate=rate,
-                    next_rate=budget.rate,
+                    rate=rate * grid,
+                    next_rate=budget.rate * grid,
                     norm=norm,
                     dtype=self.dtype,
+                    stride_on=self.stride_on,
                     name=f"layer{stage + 1}_{index}",
                 )
                 x = apply(block, x)
-            features[f"c{stage + 2}"] = x
+            features.setdefault(f"c{stage + 2}", x)
         if self.num_classes is not None:
             pooled = global_average_pool(x)[:, 0, 0]
             features["logits"] = nn.Dense(self.num_classes, name="classifier")(pooled)
         return features
+
+    def _stem(self, x: jax.Array, norm: Callable[..., nn.Module], train: bool) -> jax.Array:
+        if not self.deep_stem:
+            x = AtrousConv(self._channels(64), 7, 2, dtype=self.dtype, name="conv1")(x)
+            return nn.relu(norm(name="bn1")(x, train=train))
+        for index, features in enumerate(self.deep_stem, 1):
+            strides = 2 if index == 1 else 1
+            conv = AtrousConv(
+                self._channels(features), 3, strides, dtype=self.dtype, name=f"conv1_{index}"
+            )
+            x = nn.relu(norm(name=f"bn1_{index}")(conv(x), train=train))
+        return x
+
+    def _channels(self, features: int) -> int:
+        return max(1, round(features * self.width))
+
+    def _check(self) -> None:
+        for name, known in (
+            ("pool", tuple(_POOLS)),
+            ("stride_on", ("3x3", "1x1")),
+            ("stride_unit", ("first", "last")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}."
+                )
+        if self.multi_grid and len(self.multi_grid) != self.stage_sizes[-1]:
+            raise ValueError(
+                f"multi_grid is {tuple(self.multi_grid)}; it must have one factor for each of the "
+                f"{self.stage_sizes[-1]} units of the last stage, or none."
+            )
+        if self.width <= 0:
+            raise ValueError(f"width is {self.width}; it must be more than 0.")
 
 
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)

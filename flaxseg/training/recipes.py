@@ -1,0 +1,134 @@
+"""What the recipes in `configs/` share: the argument after the colon, and the facts of a data set.
+
+--config=configs/deeplab.py:variant=v3,data=camvid
+"""
+
+from collections.abc import Iterable
+
+from ml_collections import config_dict
+
+from flaxseg.errors import ConfigError
+from flaxseg.training.config import did_you_mean
+
+
+def parse_recipe_argument(argument: str, file: str, **choices: Iterable[str]) -> dict[str, str]:
+    """Reads the part of `--config` after the colon.
+
+    Args:
+      argument: `"key=value,key=value"`; "" chooses every default.
+      file: the recipe's, for the message.
+      **choices: for each key, its values; the first is the default.
+
+    Returns:
+      One value for every key.
+
+    Raises:
+      ConfigError: listing all that is not understood, each with what is known and near.
+
+    Example:
+      >>> parse_recipe_argument("data=shapes", "configs/x.py", size=("s", "l"), data=("voc",
+      ... "shapes"))
+      {'size': 's', 'data': 'shapes'}
+    """
+    known = {key: tuple(values) for key, values in choices.items()}
+    chosen = {key: values[0] for key, values in known.items()}
+    problems = []
+    for part in filter(None, argument.split(",")):
+        key, _, value = (text.strip() for text in part.partition("="))
+        if key not in known:
+            forms = " or ".join(f"{name}=..." for name in known)
+            problems.append(f"{part!r} is not understood; write {forms}{did_you_mean(key, known)}")
+        elif value not in known[key]:
+            problems.append(
+                f"{key} is {value!r}; it must be one of {', '.join(known[key])}."
+                f"{did_you_mean(value, known[key])}"
+            )
+        else:
+            chosen[key] = value
+    if problems:
+        raise ConfigError(f"{file}:{argument}: " + " ".join(problems))
+    return chosen
+
+
+def set_options(config: config_dict.ConfigDict, **options: object) -> None:
+    """Sets fields of `config.model.options`, new ones too.
+
+    Only what stands there can be set on the command line, as
+    `--config.model.options.dropout=0.5`. A value that the model chooses by itself is
+    `config_dict.placeholder(tuple)`, which is None until it is set.
+    """
+    with config.unlocked():
+        for name, value in options.items():  # `update` would lose the type of a placeholder
+            config.model.options[name] = value
+
+
+# Each of the functions below sets what a data set asks for whatever the system: its name and
+# splits, the usual crop, the padding that gives all images of the evaluation one size.
+
+
+def voc(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
+    """PASCAL VOC 2012 with the additional annotations (10,582 training pictures of at most 500x500
+    pixels).
+
+    Args:
+      config: changed in place.
+      crop: side of the crops, in pixels; the evaluation is on a canvas that holds all pictures.
+    """
+    config.data.name = "voc_segmentation"
+    config.data.train_split = "train_aug"
+    config.data.crop_size = (crop, crop)
+    config.eval.pad_to = (513, 513)
+
+
+def cityscapes(config: config_dict.ConfigDict, *, crop: int = 769) -> None:
+    """Cityscapes, fine annotations (2,975 training pictures of 1024x2048 pixels, 19 classes).
+
+    Args:
+      config: changed in place.
+      crop: side of the crops, in pixels; the evaluation is on whole images.
+    """
+    config.data.name = "cityscapes"
+    config.data.crop_size = (crop, crop)
+    config.eval.batch_size = 1
+
+
+def ade20k(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
+    """ADE20K of the scene parsing challenge 2016 (20,210 training pictures of all sizes, 150
+    classes).
+
+    Args:
+      config: changed in place.
+      crop: side of the crops, in pixels; the evaluation is on whole images.
+    """
+    config.data.name = "ade20k"
+    config.data.crop_size = (crop, crop)
+    config.eval.batch_size = 1
+
+
+def camvid(config: config_dict.ConfigDict, *, crop: int = 256) -> None:
+    """CamVid (367 training pictures of 360x480 pixels, 11 classes), with a small backbone for a
+    computer without accelerator.
+
+    Args:
+      config: changed in place.
+      crop: side of the crops, in pixels; the evaluation is on whole images of the test split.
+    """
+    config.data.name = "camvid"
+    config.data.eval_split = "test"
+    config.data.crop_size = (crop, crop)
+    config.model.backbone = "efficientnet_lite0"
+    config.init.backbone = "timm/tf_efficientnet_lite0.in1k"
+
+
+def shapes(config: config_dict.ConfigDict, *, crop: int = 97) -> None:
+    """The generated shapes, with a small network that learns from nothing in minutes on two cores.
+
+    Args:
+      config: changed in place.
+      crop: side of the crops, in pixels.
+    """
+    config.data.name = "shapes"
+    config.data.crop_size = (crop, crop)
+    config.data.scale = (1.0, 1.5)
+    config.model.backbone = "resnet18"
+    set_options(config, backbone_options={"stage_sizes": (1, 1, 1, 1)})
