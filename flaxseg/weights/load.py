@@ -73,6 +73,7 @@ def load_backbone(
         prefix=prefix,
         source=found.name,
         notes=notes,
+        normalization=getattr(model, "normalization", None),
     )
     merged = dict(variables)
     for key, value in part.items():
@@ -88,6 +89,7 @@ def load_weights(
     prefix: str | None = None,
     source: str = "the tensors",
     notes: Sequence[str] = (),
+    normalization: ImageNormalization | None = None,
 ) -> tuple[dict, LoadReport]:
     """Loads tensors with the names of another library into all variables of a module.
 
@@ -98,13 +100,16 @@ def load_weights(
       prefix: of the names to take, such as `"encoder."`; found by itself by default.
       source: what to call the tensors in the report.
       notes: for the report.
+      normalization: of the pictures that the module will see, to be compared with that of the
+        naming scheme, where it tells one.
 
     Returns:
       New variables, float32, and a report.
 
     Raises:
       WeightsError: the names are not recognised; a variable's tensor is missing, has another
-        shape or is not finite; or the tensors are of a larger network.
+        shape or is not finite; the tensors are of a larger network; or of one that was trained on
+        pictures normalised in another way.
     """
     if not isinstance(tensors, Mapping):
         found = find_source(tensors)
@@ -120,6 +125,7 @@ def load_weights(
         name_maps = NAME_MAPS[family]
     tensors = {k: v for k, v in tensors.items() if not k.endswith(_BOOKKEEPING)}
     name_map, prefix = _recognise(flat, tensors, name_maps, prefix, source)
+    _check_normalization(name_map.normalization, normalization, f"{source} ({name_map.name})")
     names = {path: prefix + name for path, name in _names(name_map, flat).items()}
     result, loaded, missing, mismatched = dict(flat), [], [], []
     for path, value in flat.items():
@@ -288,6 +294,8 @@ def _recognise(
             f"the names in {source} are not recognised{behind}. It holds {len(tensors)} tensors, "
             f"such as {_some(sorted(tensors))}. Expected were names as in {expected}."
         )
+    # Schemes that differ only in parts that the network at hand has not are one.
+    chosen = list({(p, *_names(m, flat).values()): (m, p) for m, p in reversed(chosen)}.values())
     if len(chosen) > 1:
         raise WeightsError(
             f"{source} holds {len(chosen)} networks of this kind, behind the prefixes "
@@ -308,14 +316,9 @@ def _check_preprocessing(model: nn.Module, source: Source) -> tuple[str, ...]:
     differences."""
     if source.hub is None:
         return ()
-    wanted, got = source.hub.normalization, getattr(model, "normalization", None)
-    if got is not None and not _alike(wanted, got):
-        raise WeightsError(
-            f"{source.name} was trained on pictures normalised with mean {wanted.mean} and std "
-            f"{wanted.std}, and the model uses {got.mean} and {got.std}; it would see wrong "
-            "colours. Make the model with "
-            f"normalization={{'mean': {wanted.mean}, 'std': {wanted.std}}}."
-        )
+    _check_normalization(
+        source.hub.normalization, getattr(model, "normalization", None), source.name
+    )
     padding = getattr(getattr(model, "backbone", None), "padding", source.hub.padding)
     if padding != source.hub.padding:
         return (
@@ -324,6 +327,19 @@ def _check_preprocessing(model: nn.Module, source: Source) -> tuple[str, ...]:
             f"MobileNetV2(padding={source.hub.padding!r}) as the backbone.",
         )
     return ()
+
+
+def _check_normalization(
+    wanted: ImageNormalization | None, got: ImageNormalization | None, source: str
+) -> None:
+    if wanted is None or got is None or _alike(wanted, got):
+        return
+    raise WeightsError(
+        f"{source} was trained on pictures normalised with mean {wanted.mean} and std "
+        f"{wanted.std}, and the model uses {got.mean} and {got.std}; it would see wrong "
+        "colours. Make the model with "
+        f"normalization={{'mean': {wanted.mean}, 'std': {wanted.std}}}."
+    )
 
 
 def _alike(a: ImageNormalization, b: ImageNormalization) -> bool:

@@ -8,11 +8,12 @@ be forgotten. It maps the path of a module (`"layer1_0/conv1"`) to the prefix of
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from flaxseg.backbones.mobile import EFFICIENTNET_LITE0_STAGES, MOBILENET_V2_STAGES, Stage
+from flaxseg.layers.image_normalization import CAFFE, IMAGENET, ImageNormalization
 
 _LEAVES = {
     "kernel": "weight",
@@ -34,12 +35,21 @@ class NameMap:
       body: pattern of the beginning of names that belong to what the network is, in contrast to an
         ImageNet classifier on top; such a tensor may not be left over, or it is another network.
       channels_last: whether kernels are stored as ours are, and not as `[out, in, h, w]`.
+      grids: `(height, width)` of the features before a fully connected layer that is a convolution
+        here, by the path of our module; its matrix is `[out, in * height * width]`.
+      bgr: paths of our convolutions that read the picture, where the file's read blue, green, red.
+        Channels beyond the third, such as a depth, stay where they are.
+      normalization: of the pictures that networks with these names were trained on, where the names
+        tell.
     """
 
     name: str
     module: Callable[[str], str]
     body: str = ""
     channels_last: bool = False
+    grids: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    bgr: Sequence[str] = ()
+    normalization: ImageNormalization | None = None
 
     def tensor_name(self, path: str) -> str:
         """Returns their name of our variable `"params/layer1_0/conv1/kernel"`.
@@ -58,8 +68,15 @@ class NameMap:
         """
         if self.channels_last or not path.endswith("/kernel"):
             return tensor
+        module = path.removesuffix("/kernel").partition("/")[2]
+        if tensor.ndim == 2 and module in self.grids:
+            grid = self.grids[module]
+            tensor = tensor.reshape(len(tensor), -1, *grid)
         if tensor.ndim == 4:
-            return tensor.transpose(2, 3, 1, 0)
+            tensor = tensor.transpose(2, 3, 1, 0)
+            if module in self.bgr:
+                tensor = np.concatenate([tensor[:, :, 2::-1], tensor[:, :, 3:]], 2)
+            return tensor
         return tensor.T if tensor.ndim == 2 else tensor
 
 
@@ -144,6 +161,55 @@ def _timm_mobile_module(stages: Iterable[Stage]) -> Callable[[str], str]:
     return module
 
 
+# torchvision's VGG16 numbers its layers: convolution, ReLU, ..., pool, and so on. Ours by theirs.
+VGG16_CONVOLUTIONS = tuple(
+    f"{stage}_{index}"
+    for stage, size in enumerate((2, 2, 3, 3, 3), 1)
+    for index in range(1, size + 1)
+)
+VGG_GRIDS = {"fc6": (7, 7), "fc7": (1, 1), "classifier": (1, 1)}
+
+
+def _torchvision_vgg_module(batch_norm: bool, fc: Sequence[str]) -> Callable[[str], str]:
+    """torchvision's names of VGG16; `fc` are those of fc6, fc7 and the classifier."""
+    numbers, number = {}, 0
+    for place in VGG16_CONVOLUTIONS:
+        if place != "1_1" and place.endswith("_1"):
+            number += 1  # the pool
+        numbers[f"conv{place}"] = number
+        if batch_norm:
+            numbers[f"bn{place}"] = number + 1
+        number += 3 if batch_norm else 2
+    names = {path: f"features.{number}" for path, number in numbers.items()}
+    return (names | dict(zip(VGG_GRIDS, fc, strict=True))).__getitem__
+
+
+def _vgg_maps(batch_norm: bool) -> tuple[NameMap, ...]:
+    suffix = "_bn" if batch_norm else ""
+    return tuple(
+        NameMap(
+            f"{library} vgg16{suffix}",
+            _torchvision_vgg_module(batch_norm, fc),
+            r"features\.",
+            grids=VGG_GRIDS,
+            normalization=IMAGENET,
+        )
+        for library, fc in (
+            ("torchvision", ("classifier.0", "classifier.3", "classifier.6")),
+            ("timm", ("pre_logits.fc1", "pre_logits.fc2", "head.fc")),
+        )
+    )
+
+
+def caffe_vgg_module(path: str) -> str:
+    """The name of a module of VGG16 in Caffe's nets, which is ours but for the classifier."""
+    if path == "classifier":
+        return "fc8"
+    if path not in VGG_GRIDS and path.removeprefix("conv") not in VGG16_CONVOLUTIONS:
+        raise KeyError(path)
+    return path
+
+
 def _known(path: str) -> str:
     """The path, if it has the form of a module inside of a block."""
     if not re.fullmatch(r"(layer\d_\d+|block\d+)/\w+", path):
@@ -153,6 +219,15 @@ def _known(path: str) -> str:
 
 FLAXSEG = _FlaxsegNames(
     "a flaxseg model", lambda path: path, r"(params|batch_stats)/backbone/", channels_last=True
+)
+
+CAFFE_VGG16 = NameMap(
+    "Caffe VGG16",
+    caffe_vgg_module,
+    "conv",
+    grids=VGG_GRIDS,
+    bgr=("conv1_1",),
+    normalization=CAFFE,
 )
 
 _TIMM_BODY = r"(conv_stem|bn1|blocks)\."
@@ -177,6 +252,8 @@ NAME_MAPS: dict[str, tuple[NameMap, ...]] = {
         ),
         FLAXSEG,
     ),
+    "vgg16": (*_vgg_maps(batch_norm=False), CAFFE_VGG16, FLAXSEG),
+    "vgg16_bn": (*_vgg_maps(batch_norm=True), FLAXSEG),
 }
 
 
@@ -185,6 +262,8 @@ def family_of(flat: Mapping[str, object]) -> str | None:
     modules = {path.split("/")[1] for path in flat}
     if "layer1_0" in modules:
         return "resnet"
+    if "conv1_1" in modules:
+        return "vgg16_bn" if "bn1_1" in modules else "vgg16"
     blocks = sum(bool(re.fullmatch(r"block\d+", module)) for module in modules)
     for family, stages in (
         ("mobilenet_v2", MOBILENET_V2_STAGES),

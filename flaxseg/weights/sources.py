@@ -44,6 +44,8 @@ HUB_WEIGHTS = {
             for recipe in ("tv", "a1")
             for depth in (18, 34, 50, 101, 152)
         ),
+        _timm("vgg16.tv_in1k", "vgg16", IMAGENET),
+        _timm("vgg16_bn.tv_in1k", "vgg16_bn", IMAGENET),
         _timm("mobilenetv2_100.ra_in1k", "mobilenet_v2", IMAGENET),
         # timm scales to [-1, 1]; the network was trained with (RGB - 127) / 128, all but the same.
         _timm("tf_efficientnet_lite0.in1k", "efficientnet_lite0", EFFICIENTNET_LITE, "tf"),

@@ -1,12 +1,14 @@
 """Features and logits of the backbones against torchvision and timm, with the same weights."""
 
 import jax
+import numpy as np
 import peers
 import pytest
 from random_weights import picture, relative_difference, shapes_of, torch_tensors
 
 from flaxseg.backbones import EfficientNetLite0, MobileNetV2, create_backbone
 from flaxseg.weights import NAME_MAPS, load_weights
+from flaxseg.weights.load import flatten
 
 pytestmark = pytest.mark.peer
 # Float32 sums in another order: 1e-6 a layer. A wrong rate, padding or order of layers gives 1e-1.
@@ -124,3 +126,59 @@ def test_efficientnet_lite0_equals_timm(output_stride, size):
     net = peers.import_timm().create_model("tf_efficientnet_lite0", output_stride=output_stride)
     backbone = EfficientNetLite0(output_stride=output_stride, num_classes=1000)
     check("efficientnet_lite0", backbone, net, timm_mobile_features, size)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_vgg16_on_pictures_of_the_classifiers_size_is_torchvisions_classifier(batch_norm):
+    torch = peers.import_torch()
+    name = "vgg16_bn" if batch_norm else "vgg16"
+    net = getattr(peers.import_torchvision().models, name)(num_classes=10)
+    net.classifier[0] = torch.nn.Linear(512 * 7 * 7, 32)
+    net.classifier[3] = torch.nn.Linear(32, 32)
+    net.classifier[6] = torch.nn.Linear(32, 10)
+    backbone = create_backbone(
+        name, num_classes=10, fc_features=(32, 32), fc_padding="valid", ceil_mode=False
+    )
+    shapes = shapes_of(backbone, (224, 224))
+    tensors = torch_tensors(shapes, NAME_MAPS[name][0])
+    for layer in ("classifier.0", "classifier.3", "classifier.6"):
+        # Their layers are fully connected over [C, H, W].
+        kernel = tensors[f"{layer}.weight"]
+        tensors[f"{layer}.weight"] = kernel.reshape(len(kernel), -1)
+    peers.load_state(net, tensors)
+    variables, report = load_weights(shapes, tensors)
+    assert report.layout == f"torchvision {name}"
+    assert not report.unused
+
+    image = picture(1, 224, 224)
+    x, features = peers.to_torch(image), {}
+    for layer in net.features:
+        x = layer(x)
+        if isinstance(layer, torch.nn.MaxPool2d):
+            features[f"c{len(features) + 1}"] = x
+    fc7 = net.classifier[:6](x.flatten(1))
+    logits = net.classifier[6](fc7)
+    features["fc7"] = fc7[:, :, None, None]
+    assert_equal(backbone, variables, image, features, logits[:, None, None])
+
+
+def test_vgg16_takes_timms_weights():
+    net = peers.import_timm().create_model("vgg16", num_classes=10)
+    shapes = shapes_of(create_backbone("vgg16", num_classes=10))
+    own = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+    timm = NAME_MAPS["vgg16"][1]
+    ours = {timm.tensor_name(path): path for path in flatten(shapes)}
+    assert set(own) == set(ours)
+    for name, path in ours.items():
+        tensor = np.broadcast_to(np.float32(0), own[name])
+        assert timm.convert(path, tensor).shape == flatten(shapes)[path].shape
+
+
+def test_dilated_vgg16_keeps_the_features_of_the_coarse_one():
+    coarse, fine = (create_backbone("vgg16", output_stride=stride) for stride in (32, 8))
+    image = picture(1, 65, 33)
+    shapes = shapes_of(coarse)
+    variables, _ = load_weights(shapes, torch_tensors(shapes, NAME_MAPS["vgg16"][0]))
+    a = jax.jit(coarse.apply)(variables, image)["c5"]
+    b = jax.jit(fine.apply)(variables, image)["c5"][:, ::4, ::4]
+    assert relative_difference(b, a) < TOLERANCE
