@@ -1,4 +1,5 @@
-"""The command line: `python -m flaxseg evaluate | predict | import | models | prepare-data`.
+"""The command line: `python -m flaxseg evaluate | predict | import | prune | models |
+prepare-data`.
 
 Exit codes: 0 done; 1 an error that is named on stderr; 2 wrong flags or settings; 130 interrupted.
 """
@@ -82,6 +83,19 @@ PyTorch are read without running the code in them.
 _IMPORT_EPILOG = """examples:
   python -m flaxseg import deeplabv3_resnet50_coco.pth --out=models/coco
   python -m flaxseg predict street.jpg --model=models/coco --out=masks
+"""
+
+
+_PRUNE = """Cuts the filters with the smallest L1 norms out of a saved ICNet on a ResNet: what comes out
+has fewer channels in every layer and is to be trained on, with --config.init.model. Layers whose
+outputs are added keep the same channels.
+"""
+
+_PRUNE_EPILOG = """examples:
+  python -m flaxseg prune runs/icnet_full --keep=0.5 --out=models/icnet_half
+  python train.py --config=configs/icnet.py --config.init.model=models/icnet_half --workdir=runs/half
+
+The paper keeps 3/4, trains, and then keeps 2/3 of that.
 """
 
 
@@ -235,6 +249,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     import_.add_argument("source", metavar="SOURCE", help="weights file, or name on the hub")
     import_.add_argument("--out", required=True, metavar="DIR", help="folder of the saved model")
+
+    prune = command(
+        "prune", _prune, "cut channels out of a trained ICNet", _PRUNE, _PRUNE_EPILOG
+    )
+    prune.add_argument("model", metavar="DIR", help=model_help)
+    prune.add_argument(
+        "--keep",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of the channels that stay (default: 0.5)",
+    )
+    prune.add_argument("--out", required=True, metavar="DIR", help="folder of the smaller model")
 
     command(
         "models",
@@ -466,7 +493,7 @@ def _failure(result) -> str:
     )
 
 
-# import, models, prepare-data
+# import, prune, models, prepare-data
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -475,6 +502,16 @@ def _import(args: argparse.Namespace) -> int:
     folder = import_model(args.source, args.out)
     card = flaxseg.read_model_card(folder)
     print(f"{card['model']} with {card['num_classes']} classes is in {folder}")
+    return 0
+
+
+def _prune(args: argparse.Namespace) -> int:
+    from flaxseg.weights import prune_model
+
+    before = flaxseg.read_model_card(args.model)["weights"]["parameters"]
+    folder = prune_model(args.model, args.out, keep=args.keep)
+    after = flaxseg.read_model_card(folder)["weights"]["parameters"]
+    print(f"{after:,} of {before:,} parameters stay; the model to train on is in {folder}")
     return 0
 
 

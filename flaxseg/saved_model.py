@@ -388,12 +388,12 @@ def _to_json(value: Any, what: str) -> Any:
         ) from None
 
 
-def _from_json(value: Any) -> Any:
+def from_json(value: Any) -> Any:
     """Lists become tuples again: module fields must be hashable."""
     if isinstance(value, list):
-        return tuple(_from_json(item) for item in value)
+        return tuple(from_json(item) for item in value)
     if isinstance(value, dict):
-        return {key: _from_json(item) for key, item in value.items()}
+        return {key: from_json(item) for key, item in value.items()}
     return value
 
 
@@ -403,7 +403,7 @@ def _from_json(value: Any) -> Any:
 def _load(
     folder: pathlib.Path, card: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[nn.Module, dict]:
-    options = {key: _from_json(value) for key, value in card["options"].items()} | dict(overrides)
+    options = {key: from_json(value) for key, value in card["options"].items()} | dict(overrides)
     if isinstance(options.get("dtype"), str):
         options["dtype"] = jnp.dtype(options["dtype"])
     model = _create(card["model"], card["num_classes"], options, str(folder / CARD_FILE))

@@ -24,6 +24,7 @@ from flaxseg.layers.image_normalization import (
 )
 from flaxseg.layers.padding import Padding
 from flaxseg.layers.pooling import global_average_pool
+from flaxseg.layers.resize import shrink
 
 
 class Stage(NamedTuple):
@@ -85,12 +86,16 @@ class _MobileNet(nn.Module):
     dtype: Dtype | None = None
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+    def __call__(
+        self, image: jax.Array, *, train: bool = False, halve_c3: bool = False
+    ) -> dict[str, jax.Array]:
         """Returns features by name.
 
         Args:
           image: `[N, H, W, 3]`, normalised by `normalization`.
           train: whether BatchNorm uses the statistics of the batch.
+          halve_c3: whether what the first block at stride 8 gives is `"c3_1"`, and the others go on
+            with it shrunk by two, so that the features after it have twice their stride (ICNet).
 
         Returns:
           `"c1"` to `"c5"`: `[N, ceil(H / s), ceil(W / s), C]`, the last block before each
@@ -131,6 +136,9 @@ class _MobileNet(nn.Module):
                     name=f"block{count}",
                 )
                 x = apply(block, x)
+                if halve_c3 and level == 3 and stage.strides == 2 and index == 0:
+                    features["c3_1"] = x
+                    x = shrink(x, 2)
         features[f"c{level}"] = x
         if self.num_classes is not None:
             x = AtrousConv(1280, 1, dtype=self.dtype, name="head_conv")(x)

@@ -4,6 +4,7 @@ from flaxseg.layers.aspp import ASPP, ImagePooling
 from flaxseg.layers.atrous import AtrousConv, atrous_conv, preferred_form
 from flaxseg.layers.auxiliary import AuxiliaryHead
 from flaxseg.layers.batch_norm import BatchNorm
+from flaxseg.layers.cascade_feature_fusion import CascadeFeatureFusion
 from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
@@ -18,7 +19,7 @@ from flaxseg.layers.image_normalization import (
 )
 from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
 from flaxseg.layers.pooling import global_average_pool, max_pool
-from flaxseg.layers.resize import resize
+from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "AtrousConv",
     "AuxiliaryHead",
     "BatchNorm",
+    "CascadeFeatureFusion",
     "ConvBlock",
     "DepthwiseConv",
     "ImageNormalization",
@@ -48,4 +50,6 @@ __all__ = [
     "pad_to_grid",
     "preferred_form",
     "resize",
+    "shrink",
+    "zoom",
 ]

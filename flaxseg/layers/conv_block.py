@@ -15,6 +15,7 @@ class ConvBlock(nn.Module):
     Attributes:
       features: channels of the output.
       kernel_size: an int or `(height, width)`.
+      strides: an int or `(vertical, horizontal)`.
       rate: dilation.
       padding: see `explicit_padding`.
       norm: makes the normalisation; called as `norm(name=...)`.
@@ -23,6 +24,7 @@ class ConvBlock(nn.Module):
 
     features: int
     kernel_size: int | tuple[int, int] = 3
+    strides: int | tuple[int, int] = 1
     rate: int = 1
     padding: Padding = "torch"
     norm: type[nn.Module] = BatchNorm
@@ -33,6 +35,7 @@ class ConvBlock(nn.Module):
         x = AtrousConv(
             self.features,
             self.kernel_size,
+            self.strides,
             rate=self.rate,
             padding=self.padding,
             dtype=self.dtype,

@@ -62,6 +62,30 @@ def resize(
     return _interpolate_rows(x, rows)
 
 
+def shrink(x: jax.Array, factor: int) -> jax.Array:
+    """Resizes bilinearly to `(n - 1) // factor + 1` cells a side, corners aligned: Caffe's Interp
+    with `shrink_factor`, which of `factor * k + 1` cells takes every `factor`-th as it is.
+
+    Args:
+      x: `[N, H, W, C]` floats.
+      factor: at least 1.
+    """
+    height, width = ((n - 1) // factor + 1 for n in x.shape[1:3])
+    return resize(x, (height, width), align_corners=True)
+
+
+def zoom(x: jax.Array, factor: int) -> jax.Array:
+    """Resizes bilinearly to `factor * (n - 1) + 1` cells a side, corners aligned: Caffe's Interp
+    with `zoom_factor`.
+
+    Args:
+      x: `[N, H, W, C]` floats.
+      factor: at least 1.
+    """
+    height, width = (factor * (n - 1) + 1 for n in x.shape[1:3])
+    return resize(x, (height, width), align_corners=True)
+
+
 def interpolation_matrix(
     n: int, m: int, align_corners: bool, antialias: bool = False
 ) -> np.ndarray:

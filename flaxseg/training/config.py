@@ -26,6 +26,9 @@ FREE_FIELDS = (
     "data.eval_split",
 )
 
+# Sections whose fields depend on the model.
+_FREE_SECTIONS = ("model.options.", "loss.auxiliary_weights.")
+
 DATA_FIELD = "data.fingerprint"
 """Stands beside the fields of a saved config: what the prepared records are, not where they lie."""
 
@@ -86,7 +89,10 @@ def default_config() -> config_dict.ConfigDict:
     config.loss = _section(
         label_smoothing=0.0,
         class_weights=(),  # one weight per class
-        auxiliary_weight=0.0,  # of the model's auxiliary output; 0 leaves it out
+        auxiliary_weight=0.0,  # of every auxiliary output of the model; 0 leaves them out
+        auxiliary_weights=config_dict.ConfigDict(),  # or by name; "logits" is the main output
+        resize_labels=False,  # to the auxiliary outputs, in place of their logits to the labels
+        align_corners=False,  # of that resizing
     )
     config.optimizer = _section(
         name="sgd",  # sgd | adam | adamw
@@ -237,7 +243,7 @@ def _structure_problems(config: config_dict.ConfigDict) -> list[str]:
     expected, given = _flatten(default_config()), _flatten(config)
     problems = []
     for name in given:
-        if name not in expected and not name.startswith("model.options."):
+        if name not in expected and not name.startswith(_FREE_SECTIONS):
             problems.append(f"there is no field {name!r}.{did_you_mean(name, expected)}")
     for name, default in expected.items():
         if name not in given:
@@ -347,6 +353,12 @@ def _range_problems(config: config_dict.ConfigDict) -> list[str]:
             f"loss.class_weights is {tuple(fields['loss.class_weights'])}; "
             "weights must be at least 0"
         )
+    for name, weight in config.loss.auxiliary_weights.items():
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight) or weight < 0:
+            problems.append(
+                f"loss.auxiliary_weights.{name} is {weight!r}; it must be a number of at least 0"
+            )
     milestones = list(fields["schedule.step_milestones"])
     if milestones != sorted(set(milestones)) or any(m < 1 for m in milestones):
         problems.append(
@@ -425,6 +437,11 @@ def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> lis
         )
     if config.init.reinit_head and not config.init.model:
         problems.append("init.reinit_head is set without init.model; name the model to start from")
+    if config.loss.auxiliary_weight and config.loss.auxiliary_weights:
+        problems.append(
+            f"loss.auxiliary_weight is {config.loss.auxiliary_weight} and loss.auxiliary_weights "
+            f"is {config.loss.auxiliary_weights.to_dict()}; set one of them"
+        )
     if config.init.model and config.init.backbone:
         problems.append(
             f"init.model {config.init.model!r} and init.backbone {config.init.backbone!r} are both "

@@ -214,7 +214,7 @@ def _model_options(config: config_dict.ConfigDict) -> dict[str, Any]:
         "dtype": jnp.dtype(config.dtype),
         **config.model.options.to_dict(),
     }
-    if config.loss.auxiliary_weight:
+    if config.loss.auxiliary_weight or config.loss.auxiliary_weights:
         options["auxiliary"] = True
     return options
 
@@ -415,7 +415,9 @@ def _step_function(run: _Run) -> Any:
         schedule=run.schedule,
         label_smoothing=loss.label_smoothing,
         class_weights=tuple(loss.class_weights) or None,
-        auxiliary_weight=loss.auxiliary_weight,
+        auxiliary_weight=loss.auxiliary_weights.to_dict() or loss.auxiliary_weight,
+        resize_labels=loss.resize_labels,
+        align_corners=loss.align_corners,
         accumulate_steps=optimizer.accumulate_steps,
         ema_decay=optimizer.ema_decay,
     )

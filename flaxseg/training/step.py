@@ -5,6 +5,7 @@ added up over the whole global batch (`parallel.global_sum`), then divided once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from flaxseg.errors import ConfigError
-from flaxseg.layers import normalize
+from flaxseg.layers import normalize, resize
 from flaxseg.training import losses, optimizer, parallel
 from flaxseg.training.schedules import Schedule
 from flaxseg.training.state import TrainState
@@ -30,6 +31,7 @@ def make_train_step(
     class_weights: Sequence[float] | None = None,
     ignore_label: int = 255,
     auxiliary_weight: float | Mapping[str, float] = 0.4,
+    resize_labels: bool = False,
     align_corners: bool = False,
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
@@ -59,8 +61,12 @@ def make_train_step(
       class_weights: see `losses.segmentation_loss`.
       ignore_label: see `losses.segmentation_loss`.
       auxiliary_weight: weight of every auxiliary output, or by name; 0 leaves it out. An output
-        without an entry is an error.
-      align_corners: how auxiliary logits are resized to the label's size.
+        without an entry is an error, and so is an entry without an output; `"logits"` may give the
+        main output another weight than 1.
+      resize_labels: whether labels are resized to each auxiliary output (to the nearest, so that no
+        class is invented; the mean is over the valid ones there), in place of the output's logits
+        to the label.
+      align_corners: how auxiliary logits, or labels, are resized.
       accumulate_steps: micro-batches per step, >= 1; they must divide each device's part of the
         batch.
       ema_decay: d of the moving averages ``ema += (1 - d) * (value - ema)``, in ``[0, 1)``; in
@@ -76,7 +82,7 @@ def make_train_step(
 
     Raises:
       ConfigError: for a value out of range; from `step_fn`, as it is traced, when the batch does
-        not divide, an auxiliary output has no weight, the state has moving averages and `ema_decay`
+        not divide, an auxiliary output has no weight or a weight no output, the state has moving averages and `ema_decay`
         is 0 or the other way round, or model and axis name do not fit.
     """
     if accumulate_steps < 1:
@@ -94,7 +100,37 @@ def make_train_step(
             align_corners=align_corners,
         )
 
-    def loss_sum(params, batch_stats, batch, key):
+    def label_for(logits: jax.Array, label: jax.Array) -> jax.Array:
+        if not resize_labels:
+            return label
+        return resize(
+            label[..., None], logits.shape[1:3], method="nearest", align_corners=align_corners
+        )[..., 0]
+
+    def outputs_of(state: TrainState, batch: Batch):
+        """The shapes of what the model gives in training; nothing is computed."""
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        apply = partial(model.apply, train=True, mutable=["batch_stats"])
+        rngs = {"dropout": jax.random.key(0)}
+        image = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
+        return jax.eval_shape(lambda v, x: apply(v, x, rngs=rngs)[0], variables, image)
+
+    def label_scales(state: TrainState, batch: Batch, axis_name: str | None):
+        """What the sum over each auxiliary output's own valid pixels is multiplied by, as all is
+        divided by the weight of those of the whole label."""
+
+        def weight(logits, label):
+            zeros = jnp.zeros((*label.shape, logits.shape[-1]))
+            return parallel.global_sum(pixel_loss(zeros, label)[1], axis_name)
+
+        outputs = outputs_of(state, batch)
+        whole = weight(outputs.logits, batch["label"])
+        return {
+            name: whole / losses.safe_divisor(weight(logits, label_for(logits, batch["label"])))
+            for name, logits in outputs.auxiliary.items()
+        }
+
+    def loss_sum(params, batch_stats, batch, key, scales):
         """The loss summed over the rows at hand, and what goes with it."""
         if frozen:
             params = _stop_gradient(params, frozen)
@@ -106,11 +142,14 @@ def make_train_step(
             rngs={"dropout": key},
         )
         total, weight = pixel_loss(prediction.logits, batch["label"])
-        # All outputs share the label, hence the valid pixels and their weight.
-        for name, logits in prediction.auxiliary.items():
-            factor = _auxiliary_weight(auxiliary_weight, name)
+        weights = _output_weights(auxiliary_weight, prediction.auxiliary)
+        total *= weights.pop("logits")
+        # Outputs share the label, hence the valid pixels and their weight, or are scaled to them.
+        for name, factor in weights.items():
             if factor:
-                total += factor * pixel_loss(logits, batch["label"])[0]
+                logits = prediction.auxiliary[name]
+                own = pixel_loss(logits, label_for(logits, batch["label"]))[0]
+                total += factor * scales.get(name, 1.0) * own
         correct, valid = losses.pixel_accuracy(
             prediction.logits, batch["label"], ignore_label=ignore_label
         )
@@ -119,11 +158,11 @@ def make_train_step(
 
     gradient_of_sum = jax.grad(loss_sum, has_aux=True)
 
-    def gradient_and_sums(state, batch, key):
+    def gradient_and_sums(state, batch, key, scales):
         """Gradient and sums over the rows at hand, and the statistics after them."""
         if accumulate_steps == 1:
             gradient, (sums, batch_stats) = gradient_of_sum(
-                state.params, state.batch_stats, batch, key
+                state.params, state.batch_stats, batch, key, scales
             )
             return gradient, sums, batch_stats
 
@@ -131,14 +170,14 @@ def make_train_step(
             total, batch_stats = carry
             number, rows = micro
             gradient, (sums, batch_stats) = gradient_of_sum(
-                state.params, batch_stats, rows, jax.random.fold_in(key, number)
+                state.params, batch_stats, rows, jax.random.fold_in(key, number), scales
             )
             return (jax.tree.map(jnp.add, total, (gradient, sums)), batch_stats), None
 
         rows = _micro_batches(batch, accumulate_steps)
         first = jax.tree.map(lambda x: x[0], rows)
         gradient, (sums, _) = jax.eval_shape(
-            gradient_of_sum, state.params, state.batch_stats, first, key
+            gradient_of_sum, state.params, state.batch_stats, first, key, scales
         )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradient, sums))
         (total, batch_stats), _ = jax.lax.scan(
@@ -151,8 +190,9 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         _check_fit(model, axis_name, state, ema_decay)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        scales = label_scales(state, batch, axis_name) if resize_labels else {}
         gradient, sums, batch_stats = gradient_and_sums(
-            state, batch, parallel.device_key(key, axis_name)
+            state, batch, parallel.device_key(key, axis_name), scales
         )
         gradient, sums = parallel.global_sum((gradient, sums), axis_name)
         pixels = parallel.global_sum(jnp.int32(batch["label"].size), axis_name)
@@ -199,15 +239,25 @@ def _stop_gradient(params: Mapping, frozen: Sequence[str]) -> dict:
     return jax.tree.map(lambda p, cut: jax.lax.stop_gradient(p) if cut else p, params, fixed)
 
 
-def _auxiliary_weight(weights: float | Mapping[str, float], name: str) -> float:
+def _output_weights(
+    weights: float | Mapping[str, float], auxiliary: Mapping[str, jax.Array]
+) -> dict[str, float]:
+    """The weight of `"logits"` and of each auxiliary output."""
     if not isinstance(weights, Mapping):
-        return weights
-    if name not in weights:
-        raise ConfigError(
-            f"the model's auxiliary output {name!r} has no weight; auxiliary_weight has "
-            f"{sorted(weights)}. Add it, 0 to leave it out."
-        )
-    return weights[name]
+        return {"logits": 1.0, **dict.fromkeys(auxiliary, weights)}
+    for name in auxiliary:
+        if name not in weights:
+            raise ConfigError(
+                f"the model's auxiliary output {name!r} has no weight; auxiliary_weight has "
+                f"{sorted(weights)}. Add it, 0 to leave it out."
+            )
+    for name in weights:
+        if name not in auxiliary and name != "logits":
+            raise ConfigError(
+                f"auxiliary_weight names {name!r}, and the model's auxiliary outputs are "
+                f"{sorted(auxiliary)}. Leave it out, or make the model with that output."
+            )
+    return {"logits": 1.0, **weights}
 
 
 def _micro_batches(batch: Batch, count: int) -> dict[str, jax.Array]:

@@ -14,6 +14,7 @@ from flaxseg.weights.pretrained import (
     load_pretrained,
     read_pretrained,
 )
+from flaxseg.weights.pruning import Channels, icnet_channels, prune_channels, prune_model
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import HUB_WEIGHTS, find_source, list_hub_weights
 from flaxseg.weights.torch_file import read_torch_file
@@ -22,16 +23,20 @@ __all__ = [
     "HUB_WEIGHTS",
     "NAME_MAPS",
     "VOC_CLASSES",
+    "Channels",
     "LoadReport",
     "NameMap",
     "Pretrained",
     "find_source",
+    "icnet_channels",
     "import_model",
     "list_hub_weights",
     "load_backbone",
     "load_into",
     "load_pretrained",
     "load_weights",
+    "prune_channels",
+    "prune_model",
     "read_pretrained",
     "read_tensors",
     "read_torch_file",

@@ -356,6 +356,73 @@ def test_auxiliary_weights_by_name():
         train(model, data, auxiliary_weight={"other": 1.0})
 
 
+def test_a_weight_without_an_output_is_refused_and_the_main_output_may_have_one():
+    model, data = TinySegmenter(auxiliary=True), batches(1)
+    with pytest.raises(ConfigError, match=r"names 'stride4'.* outputs are \['stride2'\]"):
+        train(model, data, auxiliary_weight={"stride2": 1.0, "stride4": 1.0})
+    loss = [
+        train(model, data, auxiliary_weight=weights)[1][0]["loss"]
+        for weights in (
+            {"stride2": 1.0},
+            {"stride2": 1.0, "logits": 0.5},
+            {"stride2": 1.0, "logits": 0},
+        )
+    ]
+    np.testing.assert_allclose(loss[1], (loss[0] + loss[2]) / 2, rtol=1e-6)
+    assert abs(loss[0] - loss[2]) > 0.1
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("weights", [None, (0.5, 1.0, 2.0, 0.25)])
+def test_labels_can_be_resized_to_auxiliary_outputs(weights, align_corners):
+    """The auxiliary loss is the mean over the valid cells of the smaller label, with optax's loss
+    and indices written out."""
+    model, batch = TinySegmenter(auxiliary=True), tiny_batch(3)
+    start, step_fn = new_run(
+        model,
+        auxiliary_weight={"stride2": 1.0, "logits": 0.0},
+        class_weights=weights,
+        resize_labels=True,
+        align_corners=align_corners,
+    )
+    prediction, _ = model.apply(
+        start.variables(),
+        normalize(batch["image"], model.normalization),
+        train=True,
+        mutable=["batch_stats"],
+    )
+    logits = prediction.auxiliary["stride2"]
+    picked = []
+    for n, m in zip(SIZE, logits.shape[1:3], strict=True):
+        position = np.arange(m) * ((n - 1) / (m - 1) if align_corners else n / m)
+        picked.append(np.int32(position + 0.5) if align_corners else np.int32(position))
+    assert logits.shape[1:3] != SIZE
+    label = batch["label"].astype(np.int32)[:, picked[0]][:, :, picked[1]]
+    valid = label != 255
+    safe = np.where(valid, label, 0)
+    weight = valid * np.asarray(weights or (1.0,) * 4)[safe]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
+    _, metrics = jax.jit(step_fn)(start, batch)
+    np.testing.assert_allclose(metrics["loss"], (loss * weight).sum() / weight.sum(), rtol=1e-5)
+
+
+def test_resized_labels_give_the_same_step_on_many_devices_and_in_micro_batches():
+    model = TinySegmenter(batch_norm=False, auxiliary=True)
+    options = {"resize_labels": True, "class_weights": (0.5, 1.0, 2.0, 1.0)}
+    one = train(model, batches(2), **options)
+    for kind, devices, accumulate_steps in (("jit", 2, 1), ("pmap", 4, 1), ("pmap", 2, 2)):
+        many = train(
+            model,
+            batches(2),
+            kind=kind,
+            devices=devices,
+            accumulate_steps=accumulate_steps,
+            **options,
+        )
+        all_close(many[1], one[1])
+        all_close(many[0], one[0])
+
+
 @pytest.mark.slow
 def test_two_images_are_learnt_by_heart():
     rng = np.random.default_rng(0)

@@ -1,0 +1,201 @@
+"""ICNet.
+
+Zhao et al., "ICNet for Real-Time Semantic Segmentation on High-Resolution Images", 2018.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+from flax.typing import Dtype
+
+from flaxseg.layers import (
+    IMAGENET,
+    BatchNorm,
+    CascadeFeatureFusion,
+    ConvBlock,
+    ImageNormalization,
+    PyramidPooling,
+    classifier,
+    resize,
+    shrink,
+    zoom,
+)
+from flaxseg.models.prediction import Prediction
+
+# A side of the picture must be a multiple of this and one, for all branches to meet cell by cell.
+_SIZE_UNIT = 32
+# The pooling windows of the released network that do not follow its rule, as ((kernel, stride) of
+# the rows, of the columns), by the size of the features and the number of bins.
+_RELEASED_WINDOWS = {((33, 65), 3): ((13, 10), (25, 20))}
+
+
+class ICNet(nn.Module):
+    """A deep network on a small picture, a shallow one on the large, fused from coarse to fine.
+
+    The picture is seen at three resolutions (figure 2 of the paper). As in the released network,
+    the branch of the quarter picture begins where that of the half picture ends: the backbone runs
+    on the half picture as far as `conv3_1`, the first unit at its stride 8, and goes on with the
+    features shrunk by two. Channels of the head are those of the released network at `width` 0.5,
+    which is the paper's after its compression by filter pruning; 1.0 is the network before it.
+
+    Attributes:
+      num_classes: channels of the logits.
+      backbone: a module that with `halve_c3=True` returns features with `"c3_1"` and, after they
+        were shrunk by two, `"c5"`.
+      width: channels of the head over those of the network before compression.
+      bins: of the pyramid pooling.
+      windows: of the pyramid pooling: `"released"`, see `released_windows`, or `"adaptive"`, as in
+        PSPNet. At 33 x 65, the features of a 1025 x 2049 picture, they differ for 3 and 6 bins.
+      auxiliary: whether the two coarser branches have classifiers of their own in training
+        (cascade label guidance, section 3.3). The paper's weights of their losses are 0.16 and 0.4.
+      quarter_logits: whether the logits before their last upsampling are an auxiliary output too.
+        The paper's loss of the finest branch is on these, at a quarter of the picture; that of
+        most ports is on the logits at full size, which is the default.
+      strict_sizes: whether pictures of other sizes than `32 k + 1` a side are refused. Branches are
+        resized onto each other with corners aligned, which at those sizes is the released chain of
+        zooms and else still defined; the released network has no other sizes.
+      normalization: what the backbone expects of its input.
+      norm: makes every normalisation of the head; called as `norm(name=...)`.
+      dtype: dtype of the head's computation; the logits are float32.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    width: float = 0.5
+    bins: Sequence[int] = (1, 2, 3, 6)
+    windows: str = "released"
+    auxiliary: bool = True
+    quarter_logits: bool = False
+    strict_sizes: bool = False
+    normalization: ImageNormalization = IMAGENET
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Dtype | None = None
+
+    default_backbone: ClassVar[str] = "resnet50"
+    default_output_stride: ClassVar[int] = 8
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
+        """Segments pictures.
+
+        Args:
+          image: `[N, H, W, 3]`, normalised by `normalization`; any H and W from 1, or with
+            `strict_sizes` 33, 65, 97, ...
+          train: whether batch statistics and the classifiers of the coarser branches are in use.
+
+        Returns:
+          A `Prediction`; in training with `auxiliary`, `auxiliary["sub4"]` are the logits of
+          the coarsest branch at stride 16 and `auxiliary["sub24"]` of the two coarser at stride 8,
+          with `quarter_logits` `auxiliary["sub124"]` of all three at stride 4.
+
+        Raises:
+          ValueError: the size is refused, or the backbone has no `halve_c3`.
+        """
+        if self.strict_sizes:
+            check_size(image.shape[1:3])
+        _check_backbone(self.backbone)
+        common = {"norm": self.norm, "dtype": self.dtype}
+        guide = self.num_classes if self.auxiliary else None
+
+        features = self.backbone(shrink(image, 2), train=train, halve_c3=True)
+        x = self._pyramid(features["c5"].shape[1:3])(features["c5"], train=train)
+        x = ConvBlock(self._channels(512), 1, **common, name="conv5_4")(x, train=train)
+        fusion = CascadeFeatureFusion(self._channels(256), guide, **common, name="fusion24")
+        x, sub4 = fusion(x, features["c3_1"], train=train)
+
+        fine = image
+        for index, channels in enumerate((64, 64, 128), 1):
+            block = ConvBlock(self._channels(channels), 3, 2, **common, name=f"conv{index}_sub1")
+            fine = block(fine, train=train)
+        fusion = CascadeFeatureFusion(self._channels(256), guide, **common, name="fusion12")
+        x, sub24 = fusion(x, fine, train=train)
+
+        quarter = classifier(self.num_classes)(zoom(x, 2))
+        logits = resize(quarter, image.shape[1:3], align_corners=True)
+        if not train:
+            return Prediction(logits, {})
+        auxiliary = {"sub4": sub4, "sub24": sub24} if self.auxiliary else {}
+        return Prediction(logits, auxiliary | ({"sub124": quarter} if self.quarter_logits else {}))
+
+    def _pyramid(self, size: tuple[int, int]) -> PyramidPooling:
+        """The sum of features of that size and of their averages; it has no parameters."""
+        if self.windows not in ("released", "adaptive"):
+            raise ValueError(f"windows is {self.windows!r}; it must be 'released' or 'adaptive'.")
+        windows = strides = None
+        if self.windows == "released":
+            windows, strides = released_windows(size, self.bins)
+        return PyramidPooling(
+            self.bins,
+            reduce=False,
+            fusion="sum",
+            windows=windows,
+            strides=strides,
+            dtype=self.dtype,
+            name="pyramid_pooling",
+        )
+
+    def _channels(self, full: int) -> int:
+        return round(full * self.width)
+
+
+def released_windows(
+    size: tuple[int, int], bins: Sequence[int]
+) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+    """Returns the windows and strides of the released network's pyramid pooling.
+
+    At 33 x 65 they are the released ones. The release has no other sizes; there the rule that most
+    of them follow holds, windows of `n - (bins - 1) * stride` cells at a stride of `n // bins`. An
+    axis with fewer cells than bins has a bin per cell.
+
+    >>> released_windows((33, 65), (1, 6))
+    (((33, 65), (8, 15)), ((33, 65), (5, 10)))
+
+    Args:
+      size: `(height, width)` of the features.
+      bins: how many windows each scale has along both axes.
+
+    Returns:
+      `(height, width)` of the windows of each scale, and the same of the steps between them.
+    """
+    windows, strides = [], []
+    for number in bins:
+        axes = _RELEASED_WINDOWS.get((tuple(size), number))
+        if axes is None:
+            steps = [max(n // number, 1) for n in size]
+            counts = [min(number, n) for n in size]
+            axes = [
+                (n - (count - 1) * step, step)
+                for n, step, count in zip(size, steps, counts, strict=True)
+            ]
+        kernel, step = zip(*axes, strict=True)
+        windows.append(kernel)
+        strides.append(step)
+    return tuple(windows), tuple(strides)
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raises ValueError, naming the nearest sizes that work, unless both sides are `32 k + 1` for
+    some k from 1: only then every zoom of a coarse branch ends at the size of the finer one."""
+    if all(n % _SIZE_UNIT == 1 and n > 1 for n in size):
+        return
+    nearest = []
+    for n in size:
+        below = max((n - 1) // _SIZE_UNIT, 1) * _SIZE_UNIT + 1
+        nearest.append((below,) if below >= n else (below, below + _SIZE_UNIT))
+    heights, widths = (" or ".join(map(str, sides)) for sides in nearest)
+    raise ValueError(
+        f"the picture is {size[0]} x {size[1]} (height x width), and with strict_sizes both sides "
+        f"must be {_SIZE_UNIT} k + 1; resize or pad it to height {heights} and width {widths}, or "
+        "leave strict_sizes off."
+    )
+
+
+def _check_backbone(backbone: nn.Module) -> None:
+    if "halve_c3" not in inspect.signature(type(backbone).__call__).parameters:
+        raise ValueError(
+            f"{type(backbone).__name__} has no argument halve_c3, so it can not serve two branches "
+            "of ICNet; use a ResNet, MobileNetV2 or EfficientNet-Lite0, or see their __call__."
+        )
