@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.typing import Dtype
 
 from flaxseg.layers import (
@@ -43,8 +42,7 @@ class DeepLabV1(nn.Module):
 
         create_model("deeplabv1", 21, **FIELDS_OF_VIEW["7x7"])
 
-    The first of them ("4x4") was released on 2x2 pools, which is `backbone_options={"pool_window":
-    2}`; the others have 3x3. They have the same parameters.
+    All have the 3x3 pools that the released nets have, the very first ("4x4", on 2x2 pools) aside.
 
     Attributes:
       num_classes: channels of the logits.
@@ -57,8 +55,11 @@ class DeepLabV1(nn.Module):
         LargeFOV. The paper does not mention it, and no other net has it.
       multi_scale: whether the classifier also sees the picture and the first four stages, each
         through a 3x3 and a 1x1 convolution to 128 channels (section 4.1, "MSc").
-      dropout: rate of dropout after fc6, fc7 and the branches of `multi_scale`.
-      auxiliary: whether training also gives the scores at their own stride, as `"scale100"`. The
+      fuse_at_input: whether evaluation runs the branches of `multi_scale` at their own resolution
+        and sums the scores of all at the size of the picture, as the released test nets do; else at
+        the output stride, as in training. The paper does not say; the default is the release's.
+      dropout: rate of dropout after fc6, fc7 and the convolutions of `multi_scale`.
+      auxiliary: whether training also gives the scores at the output stride, as `"scale100"`. The
         release's loss is on them: the weight of `"logits"` is then 0, and labels are resized.
       normalization: what the backbone expects of its input.
       dtype: dtype of the head's computation; the logits are float32.
@@ -71,6 +72,7 @@ class DeepLabV1(nn.Module):
     features: int = 1024
     average_pool: bool = True
     multi_scale: bool = False
+    fuse_at_input: bool = True
     dropout: float = 0.5
     auxiliary: bool = True
     normalization: ImageNormalization = CAFFE
@@ -86,7 +88,7 @@ class DeepLabV1(nn.Module):
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`. They are padded
-            by zeros to the grid of the output stride, see `pad_to_grid`; crops of 8k + 1 pixels
+            by zeros to the grid of the output stride, see `pad_to_grid`; pictures of 8k + 1 pixels
             need none.
           train: whether dropout is in use; needs the rng `"dropout"`.
 
@@ -109,48 +111,67 @@ class DeepLabV1(nn.Module):
             dtype=self.dtype,
             train=train,
         )
-        if self.multi_scale:
-            branches = {"image": image} | {key: features[key] for key in ("c1", "c2", "c3", "c4")}
-            size = x.shape[1:3]
-            outputs = [
-                IntermediateBranch(size, dropout=self.dropout, dtype=self.dtype, name=f"{key}_mlp")(
-                    value, train=train
-                )
-                for key, value in branches.items()
-            ]
-            x = jnp.concatenate([x, *outputs], -1)
         scores = classifier(self.num_classes)(x)
+        if self.multi_scale:
+            grid = scores.shape[1:3]
+            if self.fuse_at_input and not train:
+                grid = None
+                scores = resize(scores, image.shape[1:3], align_corners=True)
+            inputs = {"image": image} | {key: features[key] for key in ("c1", "c2", "c3", "c4")}
+            for key, value in inputs.items():
+                branch = EarlyScores(
+                    self.num_classes,
+                    grid,
+                    dropout=self.dropout,
+                    dtype=self.dtype,
+                    name=f"{key}_mlp",
+                )
+                own = branch(value, train=train)
+                scores += resize(own, scores.shape[1:3], align_corners=True)
         logits = resize(scores, image.shape[1:3], align_corners=True)[:, :height, :width]
         return Prediction(logits, {"scale100": scores} if train and self.auxiliary else {})
 
 
-class IntermediateBranch(nn.Module):
-    """A 3x3 and a 1x1 convolution that bring the picture or an early feature to the classifier.
+class EarlyScores(nn.Module):
+    """What the picture or an early feature adds to the scores: a 3x3 and a 1x1 convolution with
+    ReLU and dropout, and their part of the classifier.
 
-    (Section 4.1.) The 3x3 convolution has the stride that leads to the classifier's grid. On
-    pictures of 8k + 1 pixels this equals a convolution without stride and Caffe's Interp after it,
-    which then takes every n-th cell as it is.
+    The classifier of the concatenated features is the sum of classifiers of each; the bias is in
+    one of them. (Section 4.1; the initial values are the release's, small, so that training goes on
+    from the scores that were there before.)
 
     Attributes:
-      size: `(height, width)` of the classifier's input.
+      num_classes: channels of the scores.
+      grid: `(height, width)` of the scores, reached by the stride of the 3x3 convolution, as in the
+        release's training; None for those of the input.
       features: channels of both convolutions.
-      dropout: rate of dropout after the second.
-      dtype: dtype of the computation; that of the input by default.
+      dropout: rate of dropout after each.
+      dtype: dtype of the two; the scores are float32.
     """
 
-    size: tuple[int, int]
+    num_classes: int
+    grid: tuple[int, int] | None
     features: int = 128
     dropout: float = 0.5
     dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        strides = tuple(
-            max(1, (n - 1) // max(1, m - 1)) for n, m in zip(x.shape[1:3], self.size, strict=True)
-        )
-        for kernel_size, step, name in ((3, strides, "conv1"), (1, 1, "conv2")):
-            conv = AtrousConv(
-                self.features, kernel_size, step, use_bias=True, dtype=self.dtype, name=name
+        strides = (1, 1)
+        if self.grid is not None:
+            strides = tuple(
+                max(1, (n - 1) // max(1, m - 1))
+                for n, m in zip(x.shape[1:3], self.grid, strict=True)
             )
-            x = nn.relu(conv(x))
-        return nn.Dropout(self.dropout)(x, deterministic=not train)
+        for kernel_size, step, name in ((3, strides, "conv1"), (1, 1, "conv2")):
+            x = AtrousConv(
+                self.features,
+                kernel_size,
+                step,
+                use_bias=True,
+                kernel_init=nn.initializers.normal(0.001),
+                dtype=self.dtype,
+                name=name,
+            )(x)
+            x = nn.Dropout(self.dropout)(nn.relu(x), deterministic=not train)
+        return classifier(self.num_classes, use_bias=False)(x)
