@@ -13,6 +13,7 @@ from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import ImageNormalization
 from flaxseg.weights.files import read_tensors
 from flaxseg.weights.name_maps import FLAXSEG, NAME_MAPS, NameMap, family_of
+from flaxseg.weights.name_maps_deeplab import caffe_tensors
 from flaxseg.weights.report import LoadReport, describe_mismatch, listed
 from flaxseg.weights.sources import Source, find_source
 
@@ -68,7 +69,7 @@ def load_backbone(
     notes = _check_preprocessing(model, found)
     part, report = load_weights(
         part,
-        read_tensors(found.path),
+        caffe_tensors(read_tensors(found.path)),
         name_maps=name_maps,
         prefix=prefix,
         source=found.name,

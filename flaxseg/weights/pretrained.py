@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ from flaxseg.weights.name_maps import (
     mobile_deeplabv3_module,
     torchvision_deeplabv3_module,
 )
+from flaxseg.weights.name_maps_deeplab import MEAN, READERS, caffe_tensors
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -131,9 +133,10 @@ def import_model(source: str | os.PathLike, out_dir: str | os.PathLike) -> pathl
 def read_pretrained(source: str | os.PathLike) -> Pretrained:
     """Reads a whole network of another library, recognised by the names of its tensors.
 
-    Two layouts are known: `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number
-    of classes, with or without auxiliary classifier), and `deeplabv3_mobilenet_v2_voc21`, the
-    quantised MobileNetV2 DeepLab of TensorFlow Lite in float (`backbone.features.*`, `head.*`).
+    Known are `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number of classes,
+    with or without auxiliary classifier), `deeplabv3_mobilenet_v2_voc21`, the quantised MobileNetV2
+    DeepLab of TensorFlow Lite in float (`backbone.features.*`, `head.*`), and DeepLab v1 and v2 of
+    Caffe and of two PyTorch ports, see `name_maps_deeplab`.
 
     Args:
       source: a file, a folder with one, or `"hf:owner/repository[/file]"`.
@@ -150,22 +153,28 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
                 f"{os.fspath(source)} is not on a hub; give the path of its weights file."
             ) from error
         raise
-    tensors = read_tensors(found.path)
+    tensors = caffe_tensors(read_tensors(found.path))
     for anchor, read in _ANCHORS.items():
-        ends = [name for name in tensors if name == anchor or name.endswith(f".{anchor}")]
+        ends = [match for name in tensors if (match := re.fullmatch(rf"((?:.*\.)?){anchor}", name))]
         if len(ends) == 1:
-            prefix = ends[0].removesuffix(anchor)
+            prefix = ends[0][1]
             inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             return read(inside, found.name)
     some = ", ".join(sorted(tensors)[:6])
     raise WeightsError(
         f"{found.name} is not a segmentation network of a known layout ({', '.join(_LAYOUTS)}): "
-        f"it holds {len(tensors)} tensors, such as {some}, and none of "
-        f"{' or '.join(_ANCHORS)}. The weights of a backbone alone are loaded by load_backbone."
+        f"it holds {len(tensors)} tensors, such as {some}. "
+        "The weights of a backbone alone are loaded by load_backbone."
     )
 
 
-_LAYOUTS = ("deeplabv3_mobilenet_v2_voc21", "deeplabv3_resnet50", "deeplabv3_resnet101")
+_LAYOUTS = (
+    "deeplabv3_mobilenet_v2_voc21",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "deeplabv1",
+    "deeplabv2",
+)
 
 
 def _read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -209,10 +218,18 @@ def _read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     return _assemble(tensors, source, num_classes, options, name_map)
 
 
-# A tensor that tells the layout, and its reader.
+def _read_deeplab(read, tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    name, options, kernel, name_map, tensors = read(tensors, source)
+    num_classes = _num_classes(tensors, kernel, source)
+    options |= {"normalization": {"mean": MEAN, "std": (1.0, 1.0, 1.0)}}
+    return _assemble(tensors, source, num_classes, options, name_map, name=name)
+
+
+# Pattern of the name of a tensor that tells the layout, and its reader.
 _ANCHORS = {
-    "classifier.0.convs.0.0.weight": _read_torchvision,
-    "head.image_pooling.1.weight": _read_mobile,
+    re.escape("classifier.0.convs.0.0.weight"): _read_torchvision,
+    re.escape("head.image_pooling.1.weight"): _read_mobile,
+    **{anchor: partial(_read_deeplab, read) for anchor, read in READERS},
 }
 
 
@@ -226,10 +243,12 @@ def _num_classes(tensors: Mapping[str, np.ndarray], name: str, source: str) -> i
     return len(classifier)
 
 
-def _assemble(tensors, source, num_classes, options, name_map) -> Pretrained:
+def _assemble(
+    tensors, source, num_classes, options, name_map, *, name: str = "deeplabv3"
+) -> Pretrained:
     from flaxseg.models import create_model
 
-    model = create_model("deeplabv3", num_classes, **options)
+    model = create_model(name, num_classes, **options)
     image = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     variables, report = load_weights(
@@ -241,4 +260,4 @@ def _assemble(tensors, source, num_classes, options, name_map) -> Pretrained:
             f"as {', '.join(report.unused[:6])}; it is another network than its names suggest."
         )
     class_names = VOC_CLASSES if num_classes == len(VOC_CLASSES) else None
-    return Pretrained("deeplabv3", num_classes, options, variables, class_names, report)
+    return Pretrained(name, num_classes, options, variables, class_names, report)
