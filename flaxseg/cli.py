@@ -86,14 +86,14 @@ _IMPORT_EPILOG = """examples:
 """
 
 
-_PRUNE = """Cuts the filters with the smallest L1 norms out of a saved ICNet on a ResNet: what comes out
-has fewer channels in every layer and is to be trained on, with --config.init.model. Layers whose
-outputs are added keep the same channels.
+_PRUNE = """Cuts the filters with the smallest L1 norms out of a saved ICNet on a ResNet. What comes
+out has fewer channels in every layer and is to be trained on, with --config.init.model. Layers
+whose outputs are added keep the same channels.
 """
 
 _PRUNE_EPILOG = """examples:
-  python -m flaxseg prune runs/icnet_full --keep=0.5 --out=models/icnet_half
-  python train.py --config=configs/icnet.py --config.init.model=models/icnet_half --workdir=runs/half
+  python -m flaxseg prune runs/full --keep=0.5 --out=models/half
+  python train.py --config=configs/icnet.py --config.init.model=models/half --workdir=runs/half
 
 The paper keeps 3/4, trains, and then keeps 2/3 of that.
 """
@@ -250,9 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     import_.add_argument("source", metavar="SOURCE", help="weights file, or name on the hub")
     import_.add_argument("--out", required=True, metavar="DIR", help="folder of the saved model")
 
-    prune = command(
-        "prune", _prune, "cut channels out of a trained ICNet", _PRUNE, _PRUNE_EPILOG
-    )
+    prune = command("prune", _prune, "cut channels out of a trained ICNet", _PRUNE, _PRUNE_EPILOG)
     prune.add_argument("model", metavar="DIR", help=model_help)
     prune.add_argument(
         "--keep",

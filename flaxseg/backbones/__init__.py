@@ -11,10 +11,14 @@ from flaxseg.backbones.resnet import (
     ResNet18,
     ResNet34,
     ResNet50,
+    ResNet50Beta,
     ResNet101,
+    ResNet101Beta,
     ResNet152,
+    ResNetBeta,
 )
 from flaxseg.backbones.vgg import VGG, VGG16, VGG16BN
+from flaxseg.backbones.xception import Xception, Xception41, Xception65, Xception71
 
 BACKBONES = {
     "resnet18": ResNet18,
@@ -26,6 +30,11 @@ BACKBONES = {
     "efficientnet_lite0": EfficientNetLite0,
     "vgg16": VGG16,
     "vgg16_bn": VGG16BN,
+    "resnet50_beta": ResNet50Beta,
+    "resnet101_beta": ResNet101Beta,
+    "xception41": Xception41,
+    "xception65": Xception65,
+    "xception71": Xception71,
 }
 
 
@@ -63,8 +72,15 @@ __all__ = [
     "ResNet18",
     "ResNet34",
     "ResNet50",
+    "ResNet50Beta",
     "ResNet101",
+    "ResNet101Beta",
     "ResNet152",
+    "ResNetBeta",
+    "Xception",
+    "Xception41",
+    "Xception65",
+    "Xception71",
     "create_backbone",
     "list_backbones",
 ]

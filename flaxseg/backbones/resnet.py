@@ -9,7 +9,7 @@ Caffe, DeepLabv2                       the same and `dilate_first_unit=True`
 PyTorch, semseg (PSPNet)               `deep_stem=(64, 64, 128), dilate_first_unit=True`
 PyTorch, mmsegmentation ("v1c")        `deep_stem=(32, 32, 64)`
 TensorFlow, DeepLabv3 ("v1")           `stride_unit="last", pool="tf"`
-TensorFlow, DeepLabv3 ("v1 beta")      the same and `deep_stem=(64, 64, 128)`
+TensorFlow, DeepLabv3 ("v1 beta")      `ResNetBeta`: the same and `deep_stem=(64, 64, 128)`
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,9 @@ from flax.typing import Dtype
 from flaxseg.backbones.stages import StrideBudget, block_runner
 from flaxseg.layers.atrous import AtrousConv
 from flaxseg.layers.batch_norm import BatchNorm
-from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
+from flaxseg.layers.image_normalization import IMAGENET, SYMMETRIC, ImageNormalization
 from flaxseg.layers.pooling import global_average_pool, max_pool
+from flaxseg.layers.resize import shrink
 
 
 class BasicBlock(nn.Module):
@@ -41,6 +42,8 @@ class BasicBlock(nn.Module):
       norm: makes the normalisations; called as `norm(name=...)`.
       dtype: dtype of the computation; that of the input by default.
       stride_on: for the signature of `Bottleneck`; there is no 1x1 convolution here.
+      with_branch: whether `(output, branch)` is returned, with what the convolutions gave before
+        the shortcut was added.
     """
 
     features: int
@@ -50,16 +53,20 @@ class BasicBlock(nn.Module):
     norm: type[nn.Module]
     dtype: Dtype | None
     stride_on: str = "3x3"
+    with_branch: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool = False
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         conv = partial(AtrousConv, dtype=self.dtype)
         shortcut = _shortcut(x, self.features, self.strides, conv, self.norm, train)
         y = conv(self.features, 3, self.strides, self.rate, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
         y = conv(self.features, 3, rate=self.next_rate, name="conv2")(y)
         y = self.norm(name="bn2")(y, train=train)
-        return nn.relu(y + shortcut)
+        output = nn.relu(y + shortcut)
+        return (output, y) if self.with_branch else output
 
 
 class Bottleneck(nn.Module):
@@ -74,6 +81,8 @@ class Bottleneck(nn.Module):
       norm: makes the normalisations; called as `norm(name=...)`.
       dtype: dtype of the computation; that of the input by default.
       stride_on: which convolution has the stride: `"3x3"` or the first `"1x1"`.
+      with_branch: whether `(output, branch)` is returned, with what the convolutions gave before
+        the shortcut was added.
     """
 
     features: int
@@ -83,9 +92,12 @@ class Bottleneck(nn.Module):
     norm: type[nn.Module]
     dtype: Dtype | None
     stride_on: str = "3x3"
+    with_branch: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool = False
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         conv = partial(AtrousConv, dtype=self.dtype)
         first, second = (self.strides, 1) if self.stride_on == "1x1" else (1, self.strides)
         shortcut = _shortcut(x, 4 * self.features, self.strides, conv, self.norm, train)
@@ -95,7 +107,8 @@ class Bottleneck(nn.Module):
         y = nn.relu(self.norm(name="bn2")(y, train=train))
         y = conv(4 * self.features, 1, name="conv3")(y)
         y = self.norm(name="bn3")(y, train=train)
-        return nn.relu(y + shortcut)
+        output = nn.relu(y + shortcut)
+        return (output, y) if self.with_branch else output
 
 
 def _shortcut(x, features, strides, conv, norm, train):
@@ -137,6 +150,9 @@ class ResNet(nn.Module):
       multi_grid: factors of the rates of the last stage's units, such as (1, 2, 4) (Chen et al.,
         "Rethinking Atrous Convolution", 2017, section 3.2.1); () for none. The paper's rates 2, 4,
         8 at output stride 16 need `dilate_first_unit` or `stride_unit="last"`.
+      c2_before_addition: whether `"c2"` is what the convolutions of the last unit but one of the
+        first stage give, before addition and ReLU, as the decoder of TensorFlow's DeepLabv3+ takes
+        it.
       batch_norm_epsilon: see `BatchNorm`.
       batch_norm_momentum: see `BatchNorm`.
       batch_norm_axis: mapped axis name, only under `jax.pmap`.
@@ -159,6 +175,7 @@ class ResNet(nn.Module):
     stride_unit: str = "first"
     dilate_first_unit: bool = False
     multi_grid: Sequence[int] = ()
+    c2_before_addition: bool = False
     batch_norm_epsilon: float = 1e-5
     batch_norm_momentum: float = 0.9
     batch_norm_axis: str | None = None
@@ -169,12 +186,17 @@ class ResNet(nn.Module):
     normalization: ClassVar[ImageNormalization] = IMAGENET
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+    def __call__(
+        self, image: jax.Array, *, train: bool = False, halve_c3: bool = False
+    ) -> dict[str, jax.Array]:
         """Returns features by name.
 
         Args:
           image: `[N, H, W, 3]`, normalised by `normalization`.
           train: whether BatchNorm uses the statistics of the batch.
+          halve_c3: whether what the first unit of the second stage gives is `"c3_1"`, and the
+            others go on with it shrunk by two, so that the features after it have twice their
+            stride (ICNet).
 
         Returns:
           `"c1"` (after the stem's convolutions) to `"c5"`: `[N, ceil(H / s), ceil(W / s), C]` with
@@ -205,7 +227,8 @@ class ResNet(nn.Module):
                 else:
                     subsamples = stage > 0 and index == 0
                 if subsamples and self.stride_unit == "last":
-                    features[f"c{stage + 2}"] = x
+                    features.setdefault(f"c{stage + 2}", x)
+                tapped = self.c2_before_addition and stage == 0 and index == max(0, size - 2)
                 strides, rate = budget.take(2 if subsamples else 1)
                 if self.dilate_first_unit and self.stride_unit == "first":
                     rate = budget.rate
@@ -218,9 +241,16 @@ class ResNet(nn.Module):
                     norm=norm,
                     dtype=self.dtype,
                     stride_on=self.stride_on,
+                    with_branch=tapped,
                     name=f"layer{stage + 1}_{index}",
                 )
+                if tapped:
+                    x, features["c2"] = apply(block, x)
+                    continue
                 x = apply(block, x)
+                if halve_c3 and stage == 1 and index == 0:
+                    features["c3_1"] = x
+                    x = shrink(x, 2)
             features.setdefault(f"c{stage + 2}", x)
         if self.num_classes is not None:
             pooled = global_average_pool(x)[:, 0, 0]
@@ -257,8 +287,28 @@ class ResNet(nn.Module):
                 f"multi_grid is {tuple(self.multi_grid)}; it must have one factor for each of the "
                 f"{self.stage_sizes[-1]} units of the last stage, or none."
             )
+        if self.c2_before_addition and self.stage_sizes[0] < 2:
+            raise ValueError(
+                f"c2_before_addition needs at least 2 units in the first stage; stage_sizes is "
+                f"{tuple(self.stage_sizes)}."
+            )
         if self.width <= 0:
             raise ValueError(f"width is {self.width}; it must be more than 0.")
+
+
+class ResNetBeta(ResNet):
+    """The ResNet of TensorFlow's DeepLab release ("resnet_v1_50_beta", "resnet_v1_101_beta").
+
+    Three 3x3 convolutions in place of the 7x7 (Szegedy et al., "Inception-v4", 2016), the stride in
+    the last unit of a stage, `"c2"` before its addition, pictures from -1 to 1.
+    """
+
+    deep_stem: Sequence[int] = (64, 64, 128)
+    pool: str = "tf"
+    stride_unit: str = "last"
+    c2_before_addition: bool = True
+
+    normalization: ClassVar[ImageNormalization] = SYMMETRIC
 
 
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
@@ -266,3 +316,5 @@ ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
 ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3))
 ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3))
 ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3))
+ResNet50Beta = partial(ResNetBeta, stage_sizes=(3, 4, 6, 3))
+ResNet101Beta = partial(ResNetBeta, stage_sizes=(3, 4, 23, 3))

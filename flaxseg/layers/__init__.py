@@ -18,7 +18,14 @@ from flaxseg.layers.image_normalization import (
     normalize,
 )
 from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
-from flaxseg.layers.pooling import global_average_pool, max_pool
+from flaxseg.layers.pooling import (
+    adaptive_average_pool,
+    adaptive_max_pool,
+    average_pool,
+    global_average_pool,
+    max_pool,
+)
+from flaxseg.layers.pyramid_pooling import PyramidPooling
 from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
 
@@ -37,8 +44,12 @@ __all__ = [
     "ImageNormalization",
     "ImagePooling",
     "Padding",
+    "PyramidPooling",
     "SeparableConv",
+    "adaptive_average_pool",
+    "adaptive_max_pool",
     "atrous_conv",
+    "average_pool",
     "classifier",
     "classifier_init",
     "depthwise_conv",

@@ -19,12 +19,14 @@ class AuxiliaryHead(nn.Module):
     Attributes:
       num_classes: channels of the logits.
       dropout: rate of dropout before the classifier, in [0, 1).
+      channel_dropout: whether dropout takes whole channels of a picture and not single elements.
       norm: makes the normalisation; called as `norm(name=...)`.
       dtype: dtype of the block; the logits are float32.
     """
 
     num_classes: int
     dropout: float = 0.1
+    channel_dropout: bool = False
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
 
@@ -33,5 +35,6 @@ class AuxiliaryHead(nn.Module):
         x = ConvBlock(x.shape[-1] // 4, 3, norm=self.norm, dtype=self.dtype, name="block")(
             x, train=train
         )
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        dropped_together = (1, 2) if self.channel_dropout else ()
+        x = nn.Dropout(self.dropout, broadcast_dims=dropped_together)(x, deterministic=not train)
         return classifier(self.num_classes)(x)

@@ -1,9 +1,12 @@
-"""Max pooling with a gradient that is fast everywhere, and global average pooling."""
+"""Max pooling with a gradient that is fast everywhere, average pooling, and both over a fixed
+number of bins (adaptive)."""
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from flaxseg.layers.atrous import Pads, output_size, place, taps
@@ -60,6 +63,117 @@ def global_average_pool(x: jax.Array) -> jax.Array:
     """Returns the float32 mean over height and width, `[N, 1, 1, C]`, in the dtype of `x` `[N, H,
     W, C]`."""
     return x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+
+
+def average_pool(
+    x: jax.Array,
+    window: int | tuple[int, int],
+    *,
+    strides: int | tuple[int, int] | None = None,
+    ceil_mode: bool = False,
+) -> jax.Array:
+    """Takes the mean over windows without padding.
+
+    Args:
+      x: `[N, H, W, C]` floats.
+      window: an int or `(height, width)`; a window larger than the picture covers all of it.
+      strides: steps between windows; those of the window by default.
+      ceil_mode: whether a last window that starts inside the picture but reaches over the border
+        counts, as in Caffe; its mean is that of the cells inside.
+
+    Returns:
+      `[N, H', W', C]` of the dtype of `x`, summed in float32.
+    """
+    window = pair(window, "window")
+    strides = window if strides is None else pair(strides, "strides")
+    rows, columns = (
+        _window_bins(n, k, s, ceil_mode)
+        for n, k, s in zip(x.shape[1:3], window, strides, strict=True)
+    )
+    return _average_over(x, rows, columns)
+
+
+def adaptive_average_pool(x: jax.Array, bins: int | tuple[int, int]) -> jax.Array:
+    """Divides the picture into bins and takes the mean of each, as PyTorch's
+    `AdaptiveAvgPool2d`.
+
+    Bin i of b covers the cells from `floor(i * n / b)` to before `ceil((i + 1) * n / b)`. Where b
+    does not divide n, neighbours share a cell; where b exceeds n, cells repeat.
+
+    Args:
+      x: `[N, H, W, C]` floats, any H and W from 1.
+      bins: an int or `(vertical, horizontal)`.
+
+    Returns:
+      `[N, *bins, C]` of the dtype of `x`, summed in float32.
+    """
+    rows, columns = _adaptive_bins(x.shape[1:3], bins)
+    return _average_over(x, rows, columns)
+
+
+def adaptive_max_pool(x: jax.Array, bins: int | tuple[int, int]) -> jax.Array:
+    """Divides the picture into the bins of `adaptive_average_pool` and takes the maximum of each.
+
+    The gradient goes to the first maximum of a bin in row order, as in PyTorch.
+
+    Args:
+      x: `[N, H, W, C]` floats, any H and W from 1.
+      bins: an int or `(vertical, horizontal)`.
+
+    Returns:
+      `[N, *bins, C]` of the dtype of `x`.
+    """
+    rows, columns = _adaptive_bins(x.shape[1:3], bins)
+    # The first maximum within each row, then the first row that has it.
+    x = jnp.concatenate([_first_maximum(x[:, :, a:b], 2) for a, b in columns], 2)
+    return jnp.concatenate([_first_maximum(x[:, a:b], 1) for a, b in rows], 1)
+
+
+_Bins = tuple[tuple[int, int], ...]
+
+
+def _adaptive_bins(size: tuple[int, int], bins: int | tuple[int, int]) -> tuple[_Bins, _Bins]:
+    """The cells `[start, end)` of each bin along both axes."""
+    rows, columns = (
+        tuple((i * n // b, -(-(i + 1) * n // b)) for i in range(b))
+        for n, b in zip(size, pair(bins, "bins"), strict=True)
+    )
+    return rows, columns
+
+
+def _window_bins(n: int, window: int, stride: int, ceil_mode: bool) -> _Bins:
+    steps = max(n - window, 0) / stride
+    count = (math.ceil(steps) if ceil_mode else math.floor(steps)) + 1
+    # A window that starts at or after the border would hold no cell.
+    count = min(count, (n - 1) // stride + 1)
+    return tuple((i * stride, min(i * stride + window, n)) for i in range(count))
+
+
+def _average_over(x: jax.Array, rows: _Bins, columns: _Bins) -> jax.Array:
+    """Means over rectangles, as two matrix products: one pass over `x` however the bins overlap,
+    and a gradient without scatter."""
+    products = {
+        "precision": lax.Precision.HIGHEST,
+        "preferred_element_type": jnp.promote_types(x.dtype, jnp.float32),
+    }
+    y = jnp.einsum("bw,nhwc->nhbc", _averaging_matrix(x.shape[2], columns, x.dtype), x, **products)
+    y = jnp.einsum("ah,nhbc->nabc", _averaging_matrix(x.shape[1], rows, y.dtype), y, **products)
+    cells = np.outer([b - a for a, b in rows], [b - a for a, b in columns])
+    return (y / cells[..., None].astype(np.float32)).astype(x.dtype)
+
+
+def _averaging_matrix(n: int, bins: _Bins, dtype) -> np.ndarray:
+    """`[bins, n]` ones where a cell is in a bin: exact in any float type, so it is the sum that is
+    divided."""
+    cell = np.arange(n)
+    return np.stack([(cell >= a) & (cell < b) for a, b in bins]).astype(dtype)
+
+
+def _first_maximum(x: jax.Array, axis: int) -> jax.Array:
+    """The maximum along an axis, which is kept; its gradient goes to the first cell that has it."""
+    index = lax.expand_dims(lax.argmax(x, axis, jnp.int32), (axis,))
+    first = lax.broadcasted_iota(jnp.int32, x.shape, axis) == index
+    return jnp.where(first, x, 0).sum(axis, keepdims=True)
 
 
 def _ceil_padding(n: int, window: int, stride: int, pads: tuple[int, int]) -> tuple[int, int]:

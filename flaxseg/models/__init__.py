@@ -10,16 +10,27 @@ from flax.typing import Dtype
 
 from flaxseg.backbones import create_backbone
 from flaxseg.layers import BatchNorm, ImageNormalization
-from flaxseg.models.deeplab import DeepLabV3, DeepLabV3Plus, aspp_rates
+from flaxseg.models.deeplab import (
+    DeepLabV3,
+    DeepLabV3Cascade,
+    DeepLabV3Plus,
+    aspp_rates,
+    cascade_rates,
+)
 from flaxseg.models.deeplab_v1 import DeepLabV1
 from flaxseg.models.deeplab_v2 import DeepLabV2
+from flaxseg.models.icnet import ICNet
 from flaxseg.models.prediction import Prediction
+from flaxseg.models.pspnet import PSPNet
 
 MODELS = {
     "deeplabv1": DeepLabV1,
     "deeplabv2": DeepLabV2,
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
+    "deeplabv3_cascade": DeepLabV3Cascade,
+    "pspnet": PSPNet,
+    "icnet": ICNet,
 }
 
 
@@ -97,7 +108,9 @@ def create_model(
         "axis_name": batch_norm_axis,
     }
     if isinstance(backbone, str):
-        defaults = getattr(model, "default_backbone_options", {}).get(backbone, {})
+        defaults = dict(getattr(model, "default_backbone_options", {}).get(backbone, {}))
+        if "width" in defaults:  # that of the head and of the backbone are one
+            defaults["width"] = options.get("width", model.width)
         backbone = create_backbone(
             backbone,
             output_stride=output_stride,
@@ -138,9 +151,13 @@ __all__ = [
     "DeepLabV1",
     "DeepLabV2",
     "DeepLabV3",
+    "DeepLabV3Cascade",
     "DeepLabV3Plus",
+    "ICNet",
+    "PSPNet",
     "Prediction",
     "aspp_rates",
+    "cascade_rates",
     "create_model",
     "list_models",
 ]

@@ -2,6 +2,11 @@
 
 Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017 (v3), and
 "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", 2018 (v3+).
+
+Multi-grid is an option of the backbone, `backbone_options={"multi_grid": (1, 2, 4),
+"dilate_first_unit": True}`. The nets of TensorFlow's release are those with the backbones
+`resnet50_beta`, `resnet101_beta`, `xception41`, `xception65`, `xception71`, and, without atrous
+branches (`rates=()`) and decoder, `mobilenet_v2`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from flaxseg.backbones.resnet import Bottleneck
 from flaxseg.layers import (
     ASPP,
     IMAGENET,
@@ -32,6 +38,12 @@ def aspp_rates(output_stride: int) -> tuple[int, int, int]:
     return tuple(rate * 16 // output_stride for rate in (6, 12, 18))
 
 
+def cascade_rates(output_stride: int) -> tuple[int, int, int]:
+    """Returns the rates of block5 to block7, each twice that of the block before it: (4, 8, 16) at
+    output stride 16, doubled at 8 (section 3.2 and figure 3 of v3)."""
+    return tuple(32 // output_stride * 2**block for block in (1, 2, 3))
+
+
 class DeepLabV3(nn.Module):
     """ASPP on dilated features, a classifier, bilinear upsampling.
 
@@ -42,6 +54,7 @@ class DeepLabV3(nn.Module):
         MobileNetV2 models).
       features: channels of the ASPP.
       separable: whether the ASPP's branches are depthwise-separable.
+      image_pooling: whether the ASPP has an image-level branch.
       head_conv: whether a 3x3 convolution block stands between ASPP and classifier, as in
         torchvision. The paper and the TensorFlow release have none, which is the default.
       dropout: rate of dropout after the ASPP. 0.1 as in the TensorFlow release; torchvision has
@@ -58,6 +71,7 @@ class DeepLabV3(nn.Module):
     rates: Sequence[int] = (6, 12, 18)
     features: int = 256
     separable: bool = False
+    image_pooling: bool = True
     head_conv: bool = False
     dropout: float = 0.1
     auxiliary: bool = False
@@ -86,7 +100,13 @@ class DeepLabV3(nn.Module):
         common = {"norm": self.norm, "dtype": self.dtype}
         features = self.backbone(image, train=train)
         x = ASPP(
-            self.rates, self.features, self.separable, dropout=self.dropout, **common, name="aspp"
+            self.rates,
+            self.features,
+            self.separable,
+            self.image_pooling,
+            self.dropout,
+            **common,
+            name="aspp",
         )(features["c5"], train=train)
         if self.head_conv:
             x = ConvBlock(self.features, 3, **common, name="head")(x, train=train)
@@ -99,19 +119,85 @@ class DeepLabV3(nn.Module):
         return Prediction(logits, auxiliary if train else {})
 
 
-class DeepLabV3Plus(nn.Module):
-    """DeepLabv3's encoder and a decoder that refines its features with those at stride 4.
+class DeepLabV3Cascade(nn.Module):
+    """Copies of the ResNet's last block, each at twice the rate of the one before it, in place of
+    the ASPP (v3, section 3.2).
 
     Attributes:
       num_classes: channels of the logits.
-      backbone: a module that returns features with `"c2"` and `"c5"` (and `"c4"` for the auxiliary
-        head). Of a ResNet, `"c2"` is the output of its first stage, as in most ports; the release
-        taps it inside of the stage's second unit.
+      backbone: a module that returns features with `"c5"`.
+      rates: of each further block, see `cascade_rates`; as many blocks as rates.
+      multi_grid: factors of the rate for the units of a block; (1, 2, 1) is the paper's best with
+        three further blocks (table 3). The backbone's own last block has an attribute of the same
+        name.
+      features: channels inside of a unit; its output has four times as many.
+      dropout: rate of dropout before the classifier; the paper names none.
+      align_corners: convention of the upsampling.
+      normalization: what the backbone expects of its input.
+      norm: makes every normalisation of the head; called as `norm(name=...)`.
+      dtype: dtype of the head's computation; the logits are float32.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    rates: Sequence[int] = (4, 8, 16)
+    multi_grid: Sequence[int] = (1, 2, 1)
+    features: int = 512
+    dropout: float = 0.0
+    align_corners: bool = True
+    normalization: ImageNormalization = IMAGENET
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Dtype | None = None
+
+    default_backbone: ClassVar[str] = "resnet50"
+    default_output_stride: ClassVar[int] = 16
+    default_rates = staticmethod(cascade_rates)
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
+        """Segments pictures; arguments and result as for `DeepLabV3`, without auxiliary logits."""
+        x = self.backbone(image, train=train)["c5"]
+        for block, rate in enumerate(self.rates, 5):
+            for unit, factor in enumerate(self.multi_grid):
+                x = Bottleneck(
+                    self.features,
+                    strides=1,
+                    rate=rate * factor,
+                    next_rate=rate * factor,
+                    norm=self.norm,
+                    dtype=self.dtype,
+                    name=f"block{block}_{unit}",
+                )(x, train=train)
+        if self.dropout:
+            x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        logits = classifier(self.num_classes)(x)
+        return Prediction(resize(logits, image.shape[1:3], align_corners=self.align_corners))
+
+
+class DeepLabV3Plus(nn.Module):
+    """DeepLabv3's encoder and a decoder that refines its features with those at stride 4.
+
+    The paper's decoder (section 3.1): the encoder's output at the size of the low-level features,
+    concatenated with them after a 1x1 convolution to 48 channels, two 3x3 convolutions of 256.
+    Tables 1 and 2 vary it by the attributes below.
+
+    Attributes:
+      num_classes: channels of the logits.
+      backbone: a module that returns features with `"c5"` and the low levels (and `"c4"` for the
+        auxiliary head). Of a ResNet, `"c2"` is the output of its first stage, as in most ports;
+        the release's is `c2_before_addition` of the backbone, which `resnet101_beta` has.
       rates: dilation of the ASPP's branches, see `aspp_rates`.
-      features: channels of the ASPP and of the decoder.
-      low_level_features: channels that `"c2"` is reduced to (the paper's table 1).
-      decoder_convs: how many 3x3 convolutions the decoder has (the paper's table 2).
+      features: channels of the ASPP, and of the decoder by default.
+      low_levels: names of the low-level features, coarse to fine. With ("c3", "c2") the decoder is
+        run for each in turn (the paper's table 2, "Conv2, Conv3", no better).
+      low_level_features: channels that low-level features are reduced to (the paper's table 1:
+        48 is best of 8 to 64).
+      decoder_convs: how many convolutions the decoder has (the paper's table 2: 2 is best).
+      decoder_features: their channels; those of the ASPP by default.
+      decoder_kernel_size: their size, 3 or 1 (the paper's table 2).
       separable: whether ASPP and decoder are depthwise-separable, the paper's final form.
+      image_pooling: whether the ASPP has an image-level branch; the paper's best network for
+        Cityscapes has none (table 7).
       dropout: rate of dropout after the ASPP.
       auxiliary: whether an `AuxiliaryHead` on `"c4"` is trained too.
       align_corners: convention of both upsamplings; True as in the release.
@@ -124,9 +210,13 @@ class DeepLabV3Plus(nn.Module):
     backbone: nn.Module
     rates: Sequence[int] = (6, 12, 18)
     features: int = 256
+    low_levels: Sequence[str] = ("c2",)
     low_level_features: int = 48
     decoder_convs: int = 2
+    decoder_features: int | None = None
+    decoder_kernel_size: int = 3
     separable: bool = True
+    image_pooling: bool = True
     dropout: float = 0.1
     auxiliary: bool = False
     align_corners: bool = True
@@ -144,16 +234,29 @@ class DeepLabV3Plus(nn.Module):
         common = {"norm": self.norm, "dtype": self.dtype}
         features = self.backbone(image, train=train)
         x = ASPP(
-            self.rates, self.features, self.separable, dropout=self.dropout, **common, name="aspp"
+            self.rates,
+            self.features,
+            self.separable,
+            self.image_pooling,
+            self.dropout,
+            **common,
+            name="aspp",
         )(features["c5"], train=train)
-        low_level = ConvBlock(self.low_level_features, 1, **common, name="low_level")(
-            features["c2"], train=train
-        )
-        x = resize(x, low_level.shape[1:3], align_corners=self.align_corners)
-        x = jnp.concatenate([x, low_level], -1)
         block = SeparableConv if self.separable else ConvBlock
-        for index in range(self.decoder_convs):
-            x = block(self.features, 3, **common, name=f"decoder{index}")(x, train=train)
+        for level in self.low_levels:
+            scope = "" if level == self.low_levels[-1] else f"{level}_"
+            low_level = ConvBlock(self.low_level_features, 1, **common, name=f"{scope}low_level")(
+                features[level], train=train
+            )
+            x = resize(x, low_level.shape[1:3], align_corners=self.align_corners)
+            x = jnp.concatenate([x, low_level], -1)
+            for index in range(self.decoder_convs):
+                x = block(
+                    self.decoder_features or self.features,
+                    self.decoder_kernel_size,
+                    **common,
+                    name=f"{scope}decoder{index}",
+                )(x, train=train)
         logits = classifier(self.num_classes)(x)
         auxiliary = {}
         if self.auxiliary and (train or self.is_initializing()):

@@ -4,7 +4,7 @@ Zhao et al., "ICNet for Real-Time Semantic Segmentation on High-Resolution Image
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import flax.linen as nn
@@ -30,6 +30,13 @@ _SIZE_UNIT = 32
 # The pooling windows of the released network that do not follow its rule, as ((kernel, stride) of
 # the rows, of the columns), by the size of the features and the number of bins.
 _RELEASED_WINDOWS = {((33, 65), 3): ((13, 10), (25, 20))}
+# The released ResNet: PSPNet's with the stride of a stage on the first 1x1 convolution.
+_RESNET = {
+    "deep_stem": (64, 64, 128),
+    "stride_on": "1x1",
+    "dilate_first_unit": True,
+    "width": 0.5,
+}
 
 
 class ICNet(nn.Module):
@@ -45,7 +52,8 @@ class ICNet(nn.Module):
       num_classes: channels of the logits.
       backbone: a module that with `halve_c3=True` returns features with `"c3_1"` and, after they
         were shrunk by two, `"c5"`.
-      width: channels of the head over those of the network before compression.
+      width: channels of the head over those of the network before compression. `create_model`
+        gives it to a ResNet too; other backbones have the channels that they have.
       bins: of the pyramid pooling.
       windows: of the pyramid pooling: `"released"`, see `released_windows`, or `"adaptive"`, as in
         PSPNet. At 33 x 65, the features of a 1025 x 2049 picture, they differ for 3 and 6 bins.
@@ -75,7 +83,11 @@ class ICNet(nn.Module):
     dtype: Dtype | None = None
 
     default_backbone: ClassVar[str] = "resnet50"
+    # Counted on the half picture and without the shrinking: of the whole picture it is 32.
     default_output_stride: ClassVar[int] = 8
+    default_backbone_options: ClassVar[Mapping[str, Mapping]] = dict.fromkeys(
+        ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _RESNET
+    )
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:

@@ -82,8 +82,8 @@ def make_train_step(
 
     Raises:
       ConfigError: for a value out of range; from `step_fn`, as it is traced, when the batch does
-        not divide, an auxiliary output has no weight or a weight no output, the state has moving averages and `ema_decay`
-        is 0 or the other way round, or model and axis name do not fit.
+        not divide, an auxiliary output has no weight or a weight no output, the state has moving
+        averages and `ema_decay` is 0 or the other way round, or model and axis name do not fit.
     """
     if accumulate_steps < 1:
         raise ConfigError(f"accumulate_steps {accumulate_steps} must be at least 1.")

@@ -62,7 +62,7 @@ def caffe_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     result = dict(tensors)
     blobs: dict[str, dict[int, np.ndarray]] = {}
     for name in tensors:
-        if match := re.fullmatch(r"(\w+)[./]([012])", name):
+        if match := re.fullmatch(r"(\w+)[./](\d)", name):
             blobs.setdefault(match[1], {})[int(match[2])] = result.pop(name)
             continue
         layer, _, leaf = name.rpartition("/")
@@ -74,6 +74,9 @@ def caffe_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
                 value = value.transpose(3, 2, 0, 1)
             result[f"{layer.replace('/', '.')}.{leaf}"] = value
     for layer, values in blobs.items():
+        if len(values) > 3:  # not a layer of Caffe's own
+            result |= {f"{layer}.{blob}": value for blob, value in values.items()}
+            continue
         if 2 in values and values[2].size == 1:
             factor = float(values[2].item())
             factor = 1.0 / factor if factor else 0.0  # Caffe's own rule for a net without training

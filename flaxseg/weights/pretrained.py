@@ -23,6 +23,7 @@ from flaxseg.weights.name_maps import (
     torchvision_deeplabv3_module,
 )
 from flaxseg.weights.name_maps_deeplab import MEAN, READERS, caffe_tensors
+from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, ICNET_MEAN, icnet_tensors
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -135,8 +136,11 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
 
     Known are `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number of classes,
     with or without auxiliary classifier), `deeplabv3_mobilenet_v2_voc21`, the quantised MobileNetV2
-    DeepLab of TensorFlow Lite in float (`backbone.features.*`, `head.*`), and DeepLab v1 and v2 of
-    Caffe and of two PyTorch ports, see `name_maps_deeplab`.
+    DeepLab of TensorFlow Lite in float (`backbone.features.*`, `head.*`), DeepLab v1 and v2 of
+    Caffe and of two PyTorch ports (see `name_maps_deeplab`), and the released ICNet with its Caffe
+    names, with or without merged BatchNorm, or those of meetps' pytorch-semseg (see
+    `name_maps_icnet`). Tensors of other layers in an ICNet file are left out and named in the
+    report.
 
     Args:
       source: a file, a folder with one, or `"hf:owner/repository[/file]"`.
@@ -153,13 +157,19 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
                 f"{os.fspath(source)} is not on a hub; give the path of its weights file."
             ) from error
         raise
-    tensors = caffe_tensors(read_tensors(found.path))
-    for anchor, read in _ANCHORS.items():
-        ends = [match for name in tensors if (match := re.fullmatch(rf"((?:.*\.)?){anchor}", name))]
-        if len(ends) == 1:
-            prefix = ends[0][1]
-            inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            return read(inside, found.name)
+    tensors = read_tensors(found.path)
+    anchors = {re.escape(name): read for name, read in _ANCHORS.items()} | _ANCHOR_PATTERNS
+    # As they are, or as a converted Caffe net.
+    for named in (tensors, caffe_tensors(tensors)):
+        for anchor, read in anchors.items():
+            pattern = re.compile(rf"((?:.*\.)?){anchor}")
+            ends = [match for name in named if (match := pattern.fullmatch(name))]
+            if len(ends) == 1:
+                prefix = ends[0][1]
+                inside = {
+                    k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)
+                }
+                return read(inside, found.name)
     some = ", ".join(sorted(tensors)[:6])
     raise WeightsError(
         f"{found.name} is not a segmentation network of a known layout ({', '.join(_LAYOUTS)}): "
@@ -174,6 +184,7 @@ _LAYOUTS = (
     "deeplabv3_resnet101",
     "deeplabv1",
     "deeplabv2",
+    "icnet",
 )
 
 
@@ -225,12 +236,35 @@ def _read_deeplab(read, tensors: Mapping[str, np.ndarray], source: str) -> Pretr
     return _assemble(tensors, source, num_classes, options, name_map, name=name)
 
 
-# Pattern of the name of a tensor that tells the layout, and its reader.
+def _read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    tensors = icnet_tensors(tensors, source)
+    num_classes = _num_classes(tensors, "conv6_cls.weight", source)
+    stem = tensors.get("conv1_2_3x3.weight")
+    options = {
+        "backbone": "resnet50",
+        "width": 0.5 if stem is None else len(stem) / 64,
+        "auxiliary": "sub4_out.weight" in tensors,
+        "normalization": {"mean": ICNET_MEAN, "std": (1.0, 1.0, 1.0)},
+    }
+    # The released file has more than the network: what training needed.
+    return _assemble(
+        tensors, source, num_classes, options, CAFFE_ICNET, name="icnet", allow_unused=True
+    )
+
+
+# A tensor that tells the layout, and its reader.
 _ANCHORS = {
-    re.escape("classifier.0.convs.0.0.weight"): _read_torchvision,
-    re.escape("head.image_pooling.1.weight"): _read_mobile,
-    **{anchor: partial(_read_deeplab, read) for anchor, read in READERS},
+    "classifier.0.convs.0.0.weight": _read_torchvision,
+    "head.image_pooling.1.weight": _read_mobile,
+    **{
+        f"conv1_sub1{separator}{array}": _read_icnet
+        for separator in "./"
+        for array in ("weight", "weights", "0")
+    },
+    "convbnrelu1_sub1.cbr_unit.0.weight": _read_icnet,
 }
+# The same where a part of the name is any word.
+_ANCHOR_PATTERNS = {pattern: partial(_read_deeplab, read) for pattern, read in READERS}
 
 
 def _num_classes(tensors: Mapping[str, np.ndarray], name: str, source: str) -> int:
@@ -244,7 +278,7 @@ def _num_classes(tensors: Mapping[str, np.ndarray], name: str, source: str) -> i
 
 
 def _assemble(
-    tensors, source, num_classes, options, name_map, *, name: str = "deeplabv3"
+    tensors, source, num_classes, options, name_map, *, name="deeplabv3", allow_unused=False
 ) -> Pretrained:
     from flaxseg.models import create_model
 
@@ -254,7 +288,7 @@ def _assemble(
     variables, report = load_weights(
         shapes, tensors, name_maps=[name_map], prefix="", source=source
     )
-    if report.unused:
+    if report.unused and not allow_unused:
         raise WeightsError(
             f"{source} has {len(report.unused)} tensors that the network has no place for, such "
             f"as {', '.join(report.unused[:6])}; it is another network than its names suggest."

@@ -7,6 +7,7 @@ projection, and both convolutions of a fusion. The ICNet paper does not say how;
 norm is the sum over all layers that write it.
 """
 
+import collections
 import dataclasses
 import fractions
 import os
@@ -125,12 +126,12 @@ def icnet_channels(variables: Mapping) -> tuple[Channels, ...]:
             "the backbone is not a ResNet; only ICNet on a ResNet can be pruned, where every "
             "convolution is dense."
         )
-    writers: dict[str, list[tuple[str, str]]] = {}
-    readers: dict[str, list[str]] = {}
+    writers: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    readers: dict[str, list[str]] = collections.defaultdict(list)
 
     def layer(conv: str, norm: str, source: str, target: str) -> str:
-        readers.setdefault(source, []).append(conv)
-        writers.setdefault(target, []).append((conv, norm))
+        readers[source].append(conv)
+        writers[target].append((conv, norm))
         return target
 
     x = "image"
@@ -149,7 +150,7 @@ def icnet_channels(variables: Mapping) -> tuple[Channels, ...]:
             readers[x].append(f"{fusion}/classifier")
         layer(f"{fusion}/high_conv", f"{fusion}/high_bn", high, fusion)
         x = layer(f"{fusion}/low_conv", f"{fusion}/low_bn", x, fusion)
-    readers.setdefault(x, []).append("classifier")
+    readers[x].append("classifier")
     return tuple(Channels(tuple(writers[name]), tuple(readers[name])) for name in writers)
 
 

@@ -1,8 +1,8 @@
 """ICNet in PyTorch, written from the specification sheet: what `ICNet` is compared with.
 
 Every layer has the name that it has in the released network definition. Convolutions are bias-free
-and have a BatchNorm, `<name>_bn` here; only conv6_cls has a bias. Channels are those of the released
-network (`width` 0.5) or multiples of them. Pictures must be 32 k + 1 pixels a side.
+and have a BatchNorm, `<name>_bn` here; only conv6_cls has a bias. Channels are those of the
+released network (`width` 0.5) or multiples of them. Pictures must be 32 k + 1 pixels a side.
 """
 
 import torch
@@ -50,6 +50,7 @@ def pyramid(x, adaptive=False):
 class ICNet(nn.Module):
     def __init__(self, num_classes, width=0.5):
         super().__init__()
+
         def conv(name, channels, features, size, stride=1, rate=1):
             channels = channels if channels == 3 else int(channels * width * 2)
             features = int(features * width * 2)
@@ -63,7 +64,12 @@ class ICNet(nn.Module):
         conv("conv1_2_3x3", 32, 32, 3)
         conv("conv1_3_3x3", 32, 64, 3)
         channels = 64
-        for stage, units, inner, rate in ((2, 3, 32, 1), (3, 4, 64, 1), (4, 6, 128, 2), (5, 3, 256, 4)):
+        for stage, units, inner, rate in (
+            (2, 3, 32, 1),
+            (3, 4, 64, 1),
+            (4, 6, 128, 2),
+            (5, 3, 256, 4),
+        ):
             for unit in range(1, units + 1):
                 name = f"conv{stage}_{unit}"
                 stride = 2 if name == "conv3_1" else 1
