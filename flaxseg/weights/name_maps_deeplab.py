@@ -32,7 +32,7 @@ from flaxseg.weights.name_maps import (
 MEAN = (122.675, 116.669, 104.008)
 
 # Tensors of which each file has one, with the word for the classes in between.
-CAFFE_RESNET_ANCHOR = r"fc1_(?!\w*_c[1-9]\.)\w+\.weight"
+CAFFE_RESNET_ANCHOR = r"fc1_(?!\w*_(?:c[1-9]|res0\d+)\.)\w+\.weight"
 CAFFE_VGG_ANCHOR = r"fc8_(?!\w*_[2-9]\.)\w+\.weight"
 KAZUTO_ANCHOR = r"aspp\.c0\.weight"
 ISHT7_ANCHOR = r"layer5\.conv2d_list\.0\.weight"
