@@ -19,7 +19,7 @@ The part after the colon: `variant` is large (default, LargeFOV), 7x7, 4x4, 4x4_
 data        backbone             hardware    mIoU expected
 voc         vgg16                1 x 12 GB   62.25 % large, 64.38 % 7x7, 59.80 % 4x4, 63.41 %
                                              4x4_large, 64.21 % msc; without CRF (paper: Chen et al.
-                                             2015, arXiv 1412.7062, tables 1 and 2)
+                                             2015, arXiv 1412.7062)
 cityscapes  vgg16                1 x 12 GB   none published
 ade20k      vgg16                1 x 12 GB   none published
 camvid      efficientnet_lite0   2 CPU cores not measured yet

@@ -11,8 +11,8 @@
 
 INIT.npz (or .safetensors, .pth) is a Caffe ResNet-101 with its names, `res2a_branch2a` and so on,
 for blue, green, red: the release's, trained on COCO, or ImageNet's, with which 2 to 3 points are
-lost. VGG16.npz is Caffe's ILSVRC classifier, `conv1_1.weight` to `fc7.bias`; fc6 and fc7 are thinned
-out to 3x3 and 1024 channels.
+lost. VGG16.npz is Caffe's ILSVRC classifier, `conv1_1.weight` to `fc7.bias`; fc6 and fc7 are
+thinned out to 3x3 and 1024 channels.
 
 The part after the colon: `variant` is resnet101 (default, ASPP-L at scales 1, 0.75 and 0.5),
 resnet101_large_fov, vgg16_large_fov, vgg16_aspp_s or vgg16_aspp_l; `data` is voc (default),
@@ -22,10 +22,10 @@ data        backbone             hardware    mIoU expected
 voc         resnet101            1 x 16 GB   76.35 % ASPP-L, 75.54 % LargeFOV
             vgg16                1 x 12 GB   65.76 % LargeFOV, 66.98 % ASPP-S, 68.96 % ASPP-L;
                                              all without CRF (paper: Chen et al. 2016, arXiv
-                                             1606.00915, tables 3 and 4)
-cityscapes  resnet101            1 x 24 GB   71.0 % ASPP-L, 69.2 % LargeFOV (paper, table 7, with
-                                             augmentation, one scale)
-            vgg16                1 x 16 GB   64.89 % ASPP-L, 62.97 % LargeFOV (paper, table 7)
+                                             1606.00915)
+cityscapes  resnet101            1 x 24 GB   70.4 % ASPP-L, 69.2 % LargeFOV, 71.0 % ASPP-L with
+                                             augmentation (paper)
+            vgg16                1 x 16 GB   64.89 % ASPP-L, 62.97 % LargeFOV (paper)
 ade20k      resnet101, vgg16     1 x 16 GB   none published
 camvid      efficientnet_lite0   2 CPU cores not measured yet
 shapes      resnet18             2 CPU cores not measured yet; from random weights

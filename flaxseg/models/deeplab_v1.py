@@ -22,8 +22,8 @@ from flaxseg.layers import (
 )
 from flaxseg.models.prediction import Prediction
 
-# The nets of the paper's table 2 as attributes of `DeepLabV1`: kernel and rate of fc6, and so its
-# field of view. Parameters with VGG16 and 21 classes: 134,346,581; 65,140,565 twice; 20,505,429.
+# The nets of the paper's study of the field of view as attributes of `DeepLabV1`.
+# Parameters with VGG16 and 21 classes: 134,346,581; 65,140,565 twice; 20,505,429.
 FIELDS_OF_VIEW: Mapping[str, Mapping[str, Any]] = {
     "7x7": {"kernel_size": 7, "rate": 4, "features": 4096, "average_pool": False},
     "4x4": {"kernel_size": 4, "rate": 4, "features": 4096, "average_pool": False},
@@ -54,7 +54,7 @@ class DeepLabV1(nn.Module):
       average_pool: whether a 3x3 average pool of stride 1 stands before fc6, as in the releases of
         LargeFOV. The paper does not mention it, and no other net has it.
       multi_scale: whether the classifier also sees the picture and the first four stages, each
-        through a 3x3 and a 1x1 convolution to 128 channels (section 4.1, "MSc").
+        through a 3x3 and a 1x1 convolution to 128 channels (section 4.3, "MSc").
       fuse_at_input: whether evaluation runs the branches of `multi_scale` at their own resolution
         and sums the scores of all at the size of the picture, as the released test nets do; else at
         the output stride, as in training. The paper does not say; the default is the release's.
@@ -137,7 +137,7 @@ class EarlyScores(nn.Module):
     ReLU and dropout, and their part of the classifier.
 
     The classifier of the concatenated features is the sum of classifiers of each; the bias is in
-    one of them. (Section 4.1; the initial values are the release's, small, so that training goes on
+    one of them. (Section 4.3; the initial values are the release's, small, so that training goes on
     from the scores that were there before.)
 
     Attributes:

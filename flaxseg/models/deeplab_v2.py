@@ -26,7 +26,7 @@ from flaxseg.layers import (
 from flaxseg.models.deeplab_v1 import VGG_OPTIONS
 from flaxseg.models.prediction import Prediction
 
-# The rates of section 4.1.2: one large field of view, and ASPP with small and large rates.
+# The rates of section 4.1: one large field of view, and ASPP with small and large rates.
 RATES: Mapping[str, tuple[int, ...]] = {
     "large_fov": (12,),
     "aspp_s": (2, 4, 8, 12),
@@ -48,9 +48,9 @@ class DeepLabV2(nn.Module):
       backbone: a module with an `output_stride` that returns features with `"c5"`.
       rates: dilation of each branch of the ASPP, see `RATES`.
       fc_features: channels of fc6 and fc7 in each branch; 0 where the branches are classifiers.
-        By default the paper's: 1024 on `VGG`, else 0 (sections 4.1.2 and 4.2).
+        By default the paper's: 1024 on `VGG`, else 0 (section 4.1).
       scales: of the picture, the first 1; (1.0, 0.75, 0.5) for the paper's MSC with ResNet-101
-        (section 4.1.1), which is used in training and evaluation alike.
+        (section 4.1), which is used in training and evaluation alike.
       dropout: rate of dropout after fc6 and fc7.
       auxiliary: whether training also gives the scores that the release has its losses on, see
         `__call__`. The weight of `"logits"` is then 0, and labels are resized.
@@ -136,7 +136,7 @@ class DeepLabV2(nn.Module):
 class SummedASPP(nn.Module):
     """Atrous spatial pyramid pooling of version 2: a classifier at each rate, and their sum.
 
-    (Section 3.2, figure 7; there is neither BatchNorm nor an image-level branch.)
+    (Section 3.2; there is neither BatchNorm nor an image-level branch.)
 
     Attributes:
       num_classes: channels of the scores.

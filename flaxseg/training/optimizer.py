@@ -60,8 +60,8 @@ def make_optimizer(
       head_lr_multiplier: rate of the head over that of the rest; >= 0.
       bias_lr_multiplier: rate of the biases of convolutions and dense layers, over that of their
         kernels; >= 0. Not of normalisations.
-      head: what is head, in the form of `frozen`; by default all that is not under the top-level key
-        "backbone".
+      head: what is head, in the form of `frozen`; by default all that is not under the top-level
+        key "backbone".
       grad_clip_norm: largest global norm of the gradient, > 0; 0 switches clipping off.
       frozen: what is not trained at all, see `is_frozen`. Give the same to `make_train_step`.
 
@@ -99,10 +99,9 @@ def make_optimizer(
     if head:
         in_head = _matching(params, head, "head")
     else:
-        in_head = {k: jax.tree.map(lambda _: k != "backbone", v) for k, v in params.items()}
-    multipliers = _multipliers(
-        kinds, trained, dict(in_head), head_lr_multiplier, bias_lr_multiplier
-    )
+        in_backbone = frozen_parameters(params, ["backbone"] if "backbone" in params else [])
+        in_head = jax.tree.map(lambda is_backbone: not is_backbone, in_backbone)
+    multipliers = _multipliers(kinds, trained, in_head, head_lr_multiplier, bias_lr_multiplier)
     decay = optax.add_decayed_weights(weight_decay, mask=decayed) if weight_decay else None
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
     moments = {

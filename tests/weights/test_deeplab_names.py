@@ -248,3 +248,52 @@ def test_another_number_of_branches_is_refused(tmp_path):
     tensors = tensors_of(KAZUTO, "deeplabv2", 3, backbone="resnet50", rates=(1, 2))
     with pytest.raises(WeightsError, match="has 2 branches"):
         read_pretrained(save(tmp_path / "a.safetensors", tensors))
+
+
+@pytest.fixture(scope="module")
+def small_vgg(tmp_path_factory):
+    """A Caffe VGG16 with fc6 and fc7 of 7x7 and 16 channels, and of how it is saved."""
+    shapes = shapes_of(flaxseg.backbones.create_backbone("vgg16", fc_features=(16, 16)))
+    tensors = torch_tensors(shapes, NAME_MAPS["vgg16"][2])
+    # As Caffe's classifier has it: a matrix.
+    tensors["fc6.weight"] = tensors["fc6.weight"].reshape(16, -1)
+    return tensors, save(tmp_path_factory.mktemp("vgg") / "net.safetensors", tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "taps"),
+    [
+        ("deeplabv1", {"features": 8}, (0, 3, 6)),
+        ("deeplabv1", {"features": 8, "kernel_size": 4, "rate": 4}, (0, 2, 4, 6)),
+        ("deeplabv1", {"features": 8, "kernel_size": 7, "rate": 4}, range(7)),
+        ("deeplabv2", {"backbone": "vgg16", "fc_features": 8, "rates": (6, 12)}, (0, 3, 6)),
+    ],
+)
+def test_fully_connected_layers_of_vgg_are_thinned_out_for_the_head(small_vgg, name, options, taps):
+    tensors, path = small_vgg
+    model = flaxseg.create_model(name, 3, **options)
+    variables, report = load_backbone(model, shapes_of(model), path)
+    fc6 = tensors["fc6.weight"].reshape(16, 512, 7, 7)
+    head = variables["params"]
+    pairs = [("fc6", "fc7")]
+    if name == "deeplabv2":
+        head, pairs = head["aspp"], [("fc6_1", "fc7_1"), ("fc6_2", "fc7_2")]
+    for ours6, ours7 in pairs:
+        for i, row in enumerate(taps):
+            for j, column in enumerate(taps):
+                wanted = fc6[::2, :, row, column].T
+                np.testing.assert_array_equal(head[ours6]["kernel"][i, j], wanted)
+        np.testing.assert_array_equal(head[ours6]["bias"], tensors["fc6.bias"][::2])
+        fc7 = tensors["fc7.weight"][::2, ::2, 0, 0].T
+        np.testing.assert_array_equal(head[ours7]["kernel"][0, 0], fc7)
+        np.testing.assert_array_equal(head[ours7]["bias"], tensors["fc7.bias"][::2])
+    assert not report.unused
+    assert "fc6 [7, 7, 512, 16] was taken as" in str(report)
+
+
+def test_larger_fully_connected_layers_stay_fresh(small_vgg):
+    model = flaxseg.create_model("deeplabv1", 3, features=32)
+    shapes = shapes_of(model)
+    variables, report = load_backbone(model, shapes, small_vgg[1])
+    assert variables["params"]["fc6"] == shapes["params"]["fc6"]
+    assert "fc6.weight" in report.unused
