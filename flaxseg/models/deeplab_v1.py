@@ -46,8 +46,8 @@ class DeepLabV1(nn.Module):
 
     Attributes:
       num_classes: channels of the logits.
-      backbone: a module with an `output_stride` that returns features with `"c5"`, and `"c1"` to
-        `"c4"` for `multi_scale`.
+      backbone: a module that returns features with `"c5"`, and `"c1"` to `"c4"` for `multi_scale`.
+        Pictures are padded for its `output_stride`, or for 32 where it tells none.
       kernel_size: of fc6.
       rate: dilation of fc6; the field of view is `rate * (kernel_size - 1) + 1` cells.
       features: channels of fc6 and fc7.
@@ -97,7 +97,7 @@ class DeepLabV1(nn.Module):
           the output stride.
         """
         height, width = image.shape[1:3]
-        image = pad_to_grid(image, self.backbone.output_stride)
+        image = pad_to_grid(image, getattr(self.backbone, "output_stride", 32))
         features = self.backbone(image, train=train)
         x = features["c5"]
         if self.average_pool:

@@ -45,7 +45,8 @@ class DeepLabV2(nn.Module):
 
     Attributes:
       num_classes: channels of the logits.
-      backbone: a module with an `output_stride` that returns features with `"c5"`.
+      backbone: a module that returns features with `"c5"`. Pictures are padded for its
+        `output_stride`, or for 32 where it tells none.
       rates: dilation of each branch of the ASPP, see `RATES`.
       fc_features: channels of fc6 and fc7 in each branch; 0 where the branches are classifiers.
         By default the paper's: 1024 on `VGG`, else 0 (section 4.1).
@@ -99,7 +100,7 @@ class DeepLabV2(nn.Module):
         """
         self._check()
         height, width = image.shape[1:3]
-        image = pad_to_grid(image, _grid(self.scales, self.backbone.output_stride))
+        image = pad_to_grid(image, _grid(self.scales, getattr(self.backbone, "output_stride", 32)))
         fc_features = self.fc_features
         if fc_features is None:
             fc_features = 1024 if isinstance(self.backbone, VGG) else 0

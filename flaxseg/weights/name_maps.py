@@ -210,8 +210,8 @@ def caffe_vgg_module(path: str) -> str:
     return path
 
 
-class CaffeNames(NameMap):
-    """Names of Caffe's nets, whose BatchNorm is two layers: `bn...` with the statistics and
+class CaffeResNetNames(NameMap):
+    """Names of Caffe's ResNets, whose BatchNorm is two layers: `bn...` with the statistics and
     `scale...` with the parameters."""
 
     def tensor_name(self, path: str) -> str:
@@ -270,7 +270,7 @@ CAFFE_VGG16 = NameMap(
 
 
 def _caffe_resnet_map(numbered: bool) -> NameMap:
-    return CaffeNames(
+    return CaffeResNetNames(
         f"Caffe ResNet-{'101' if numbered else '50'}",
         caffe_resnet_module(numbered),
         r"(conv1|res\d)",

@@ -23,7 +23,7 @@ from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import CAFFE
 from flaxseg.weights.name_maps import (
     NAME_MAPS,
-    CaffeNames,
+    CaffeResNetNames,
     NameMap,
     caffe_resnet_module,
     caffe_vgg_module,
@@ -159,7 +159,7 @@ def read_deeplab_v2(tensors: Mapping[str, np.ndarray], source: str):
         word = _word(tensors, r"fc1_(\w+?)(_c0)?\.weight")
         several = f"fc1_{word}_c0.weight" in tensors
         layout, head = "Caffe", f"fc1_{word}_c{{}}" if several else f"fc1_{word}"
-        unit, names = r"res4(\w+)_branch2a", CaffeNames
+        unit, names = r"res4(\w+)_branch2a", CaffeResNetNames
         body = caffe_resnet_module("res4b1_branch2a.weight" in tensors)
     units = {m[1] for name in tensors if (m := re.match(unit, name))}
     depths = {6: 50, 23: 101, 36: 152}

@@ -24,7 +24,7 @@ from flaxseg.training.state import create_state
 from flaxseg.training.step import make_train_step
 from flaxseg.weights import NameMap, load_weights
 from flaxseg.weights.load import flatten
-from flaxseg.weights.name_maps import CaffeNames, caffe_resnet_module
+from flaxseg.weights.name_maps import CaffeResNetNames, caffe_resnet_module
 from flaxseg.weights.name_maps_deeplab import deeplab_resnet_module, deeplab_vgg_module
 
 TOLERANCE = 1e-4
@@ -233,7 +233,7 @@ def test_vgg_with_aspp_equals_the_transcription():
 def resnet_pair():
     """A narrow residual net at three scales, its variables, and the transcription of it."""
     model = narrow_v2(scales=THREE)
-    names = CaffeNames(
+    names = CaffeResNetNames(
         "Caffe",
         deeplab_resnet_module(caffe_resnet_module(numbered=False), "fc1_voc12_c{}"),
         bgr=("backbone/conv1",),

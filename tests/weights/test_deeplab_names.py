@@ -15,7 +15,7 @@ import flaxseg
 from flaxseg.errors import WeightsError
 from flaxseg.weights import NAME_MAPS, NameMap, load_backbone, load_pretrained, read_pretrained
 from flaxseg.weights.load import flatten
-from flaxseg.weights.name_maps import CaffeNames, caffe_resnet_module
+from flaxseg.weights.name_maps import CaffeResNetNames, caffe_resnet_module
 from flaxseg.weights.name_maps_deeplab import (
     MEAN,
     caffe_tensors,
@@ -31,7 +31,9 @@ POOLS = ("data", "pool1", "pool2", "pool3", "pool4")
 
 
 def resnet_names(numbered=True, head="fc1_voc12_c{}"):
-    return CaffeNames("Caffe", deeplab_resnet_module(caffe_resnet_module(numbered), head), bgr=BGR)
+    return CaffeResNetNames(
+        "Caffe", deeplab_resnet_module(caffe_resnet_module(numbered), head), bgr=BGR
+    )
 
 
 def tensors_of(name_map, name, num_classes=21, **options):
@@ -218,7 +220,7 @@ def test_other_tensors_stay_as_they_are():
 
 
 def test_caffe_resnet_as_a_backbone_wants_caffe_pictures(tmp_path):
-    names = CaffeNames("Caffe", caffe_resnet_module(numbered=False), bgr=("conv1",))
+    names = CaffeResNetNames("Caffe", caffe_resnet_module(numbered=False), bgr=("conv1",))
     tensors = torch_tensors(shapes_of(flaxseg.backbones.create_backbone("resnet50")), names)
     tensors |= {"fc1000.weight": np.zeros((1000, 2048)), "fc1000.bias": np.zeros(1000)}
     path = save(tmp_path / "net.safetensors", tensors)
