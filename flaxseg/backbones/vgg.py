@@ -16,6 +16,7 @@ from flax.typing import Dtype
 from flaxseg.backbones.stages import StrideBudget
 from flaxseg.layers.atrous import AtrousConv
 from flaxseg.layers.batch_norm import BatchNorm
+from flaxseg.layers.fully_connected import fully_connected
 from flaxseg.layers.image_normalization import CAFFE, ImageNormalization
 from flaxseg.layers.padding import Padding
 from flaxseg.layers.pooling import max_pool
@@ -109,7 +110,16 @@ class VGG(nn.Module):
             features[f"c{stage}"] = x
         fc_features = self.fc_features or (() if self.num_classes is None else (4096, 4096))
         if fc_features:
-            x = self._fully_connected(x, fc_features, self.fc_rate or budget.rate, train)
+            x = fully_connected(
+                x,
+                fc_features,
+                kernel_size=self.fc_kernel_size,
+                rate=self.fc_rate or budget.rate,
+                padding=self.fc_padding,
+                dropout=self.dropout,
+                dtype=self.dtype,
+                train=train,
+            )
             features["fc7"] = x
         if self.num_classes is not None:
             features["logits"] = AtrousConv(self.num_classes, 1, use_bias=True, name="classifier")(
@@ -150,18 +160,6 @@ class VGG(nn.Module):
             padding=((before, after), (before, after)),
             ceil_mode=self.ceil_mode,
         )
-
-    def _fully_connected(
-        self, x: jax.Array, features: Sequence[int], rate: int, train: bool
-    ) -> jax.Array:
-        """fc6 and fc7, each with ReLU and dropout."""
-        conv = partial(AtrousConv, use_bias=True, dtype=self.dtype)
-        x = conv(features[0], self.fc_kernel_size, rate=rate, padding=self.fc_padding, name="fc6")(
-            x
-        )
-        x = nn.Dropout(self.dropout)(nn.relu(x), deterministic=not train)
-        x = conv(features[1], 1, name="fc7")(x)
-        return nn.Dropout(self.dropout)(nn.relu(x), deterministic=not train)
 
 
 VGG16 = VGG

@@ -14,6 +14,7 @@ from flaxseg.layers.cascade_feature_fusion import CascadeFeatureFusion
 from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
+from flaxseg.layers.fully_connected import fully_connected
 from flaxseg.layers.image_normalization import (
     CAFFE,
     EFFICIENTNET_LITE,
@@ -23,7 +24,7 @@ from flaxseg.layers.image_normalization import (
     normalize,
 )
 from flaxseg.layers.local_response_norm import local_response_norm
-from flaxseg.layers.padding import Padding, explicit_padding
+from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
 from flaxseg.layers.pooling import (
     adaptive_average_pool,
     adaptive_max_pool,
@@ -74,10 +75,12 @@ __all__ = [
     "crop_offset",
     "depthwise_conv",
     "explicit_padding",
+    "fully_connected",
     "global_average_pool",
     "local_response_norm",
     "max_pool",
     "normalize",
+    "pad_to_grid",
     "preferred_form",
     "receptive_field",
     "resize",

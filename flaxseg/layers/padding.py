@@ -4,6 +4,9 @@ take."""
 import operator
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
+
 Padding = str | int | Sequence[tuple[int, int]]
 
 
@@ -68,3 +71,20 @@ def explicit_padding(
             f"padding is {padding!r}; as a pair of pairs it must be ((top, bottom), (left, right))."
         ) from None
     return (top, bottom), (left, right)
+
+
+def pad_to_grid(image: jax.Array, stride: int) -> jax.Array:
+    """Returns pictures with zeros at the bottom and at the right, up to the next `stride * k + 1`
+    pixels a side.
+
+    On such a picture, a network of centred windows has its cell i exactly at pixel `stride * i`,
+    the last one included, whether its pools round up or down; and resizing with aligned corners
+    by the stride leads back to the pixels. DeepLab's releases pad pictures so, with the mean
+    colour, which is zero after normalisation.
+
+    Args:
+      image: `[N, H, W, C]`, H and W from 1.
+      stride: of the grid in pixels, at least 1.
+    """
+    bottom, right = (-(n - 1) % stride for n in image.shape[1:3])
+    return jnp.pad(image, ((0, 0), (0, bottom), (0, right), (0, 0)))

@@ -17,12 +17,16 @@ from flaxseg.models.deeplab import (
     aspp_rates,
     cascade_rates,
 )
+from flaxseg.models.deeplab_v1 import DeepLabV1
+from flaxseg.models.deeplab_v2 import DeepLabV2
 from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
 from flaxseg.models.icnet import ICNet
 from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
 
 MODELS = {
+    "deeplabv1": DeepLabV1,
+    "deeplabv2": DeepLabV2,
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
     "deeplabv3_cascade": DeepLabV3Cascade,
@@ -152,6 +156,8 @@ def create_model(
 __all__ = [
     "FCN",
     "MODELS",
+    "DeepLabV1",
+    "DeepLabV2",
     "DeepLabV3",
     "DeepLabV3Cascade",
     "DeepLabV3Plus",

@@ -105,10 +105,11 @@ def default_config() -> config_dict.ConfigDict:
         b2=0.999,
         weight_decay=1e-4,
         decay_bn_and_bias=False,
-        head_lr_multiplier=1.0,  # of everything that is not backbone
+        head_lr_multiplier=1.0,  # of the head
+        head="",  # paths of what is head, comma separated; "": everything that is not backbone
         bias_lr_multiplier=1.0,
+        frozen="",  # paths of what is not trained, comma separated, such as backbone/layer1_*
         grad_clip_norm=0.0,  # of the global gradient norm
-        frozen="",  # what is not trained: backbone, backbone/layer1_*, ...; comma separated
         accumulate_steps=1,  # micro-batches that each batch is cut into, when memory is short
         ema_decay=0.0,  # of the averaged parameters that are evaluated and exported
     )
@@ -150,6 +151,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean "x"?` for the known name nearest to `name`, or "" where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """The names in a field that holds several, comma separated."""
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
 def field_names(config: Mapping[str, Any]) -> list[str]:
@@ -195,7 +201,7 @@ def check_resumable(
       ConfigError: listing each field that differs with both values, unless it is one of
         `FREE_FIELDS` or is named in `allow_change`.
     """
-    allowed = [name.strip() for name in allow_change.split(",") if name.strip()]
+    allowed = names_in(allow_change)
     if "all" in allowed:
         return
     changes = [
@@ -404,7 +410,7 @@ def _name_problems(config: config_dict.ConfigDict) -> list[str]:
             data.dataset_info(config.data.name)
         except DataError as error:  # says what there is, and how to get what is well known
             problems.append(str(error))
-    for name in filter(None, (part.strip() for part in config.allow_change.split(","))):
+    for name in names_in(config.allow_change):
         if name != "all" and name not in fields and name not in config and name != DATA_FIELD:
             problems.append(
                 f"allow_change names {name!r}, which is no field.{did_you_mean(name, fields)}"

@@ -34,6 +34,7 @@ from flaxseg.training.config import (
     DATA_FIELD,
     check_resumable,
     config_to_dict,
+    names_in,
     validate_config,
 )
 from flaxseg.training.logging import MetricsFile, TensorBoard
@@ -165,7 +166,8 @@ def _open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> _Run:
     optimizer = config.optimizer.to_dict()
     for name in ("learning_rate", "accumulate_steps", "ema_decay"):
         del optimizer[name]
-    optimizer["frozen"] = _names(config.optimizer.frozen)
+    for name in ("head", "frozen"):
+        optimizer[name] = names_in(optimizer[name])
     return _Run(
         config=config,
         identity=identity,
@@ -423,13 +425,8 @@ def _step_function(run: _Run) -> Any:
         align_corners=loss.align_corners,
         accumulate_steps=optimizer.accumulate_steps,
         ema_decay=optimizer.ema_decay,
-        frozen=_names(optimizer.frozen),
+        frozen=names_in(optimizer.frozen),
     )
-
-
-def _names(field: str) -> tuple[str, ...]:
-    """The entries of a comma-separated field."""
-    return tuple(name.strip() for name in field.split(",") if name.strip())
 
 
 def _augmentation(run: _Run) -> data.Augmentation:

@@ -33,6 +33,7 @@ def make_optimizer(
     decay_bn_and_bias: bool = False,
     head_lr_multiplier: float = 1.0,
     bias_lr_multiplier: float = 1.0,
+    head: Sequence[str] = (),
     grad_clip_norm: float = 0.0,
     frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
@@ -47,8 +48,7 @@ def make_optimizer(
     multipliers.
 
     Args:
-      params: the parameters, or their shapes; everything not under the top-level key "backbone" is
-        head.
+      params: the parameters, or their shapes.
       name: one of `OPTIMIZERS`.
       momentum: of ``sgd``, in ``[0, 1)``.
       nesterov: of ``sgd``.
@@ -57,9 +57,11 @@ def make_optimizer(
       eps: of ``adam`` and ``adamw``, > 0.
       weight_decay: >= 0; of kernels, and of the scales and biases only with `decay_bn_and_bias`.
       decay_bn_and_bias: decay the parameters of normalisations, and biases, too.
-      head_lr_multiplier: rate of all that is not backbone, over the rate of the backbone; >= 0.
+      head_lr_multiplier: rate of the head over that of the rest; >= 0.
       bias_lr_multiplier: rate of the biases of convolutions and dense layers, over that of their
         kernels; >= 0. Not of normalisations.
+      head: what is head, in the form of `frozen`; by default all that is not under the top-level
+        key "backbone".
       grad_clip_norm: largest global norm of the gradient, > 0; 0 switches clipping off.
       frozen: what is not trained at all, see `is_frozen`. Give the same to `make_train_step`.
 
@@ -69,7 +71,7 @@ def make_optimizer(
 
     Raises:
       ConfigError: for an unknown name, for all values out of range at once, and for an entry of
-        `frozen` that fits no parameter.
+        `frozen` or `head` that fits no parameter.
 
     Examples:
       >>> params = {"backbone": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2))}}
@@ -94,7 +96,12 @@ def make_optimizer(
     kinds = parameter_kinds(params)
     trained = jax.tree.map(lambda is_fixed: not is_fixed, fixed)
     decayed = jax.tree.map(lambda kind: decay_bn_and_bias or kind == "weight", kinds)
-    multipliers = _multipliers(kinds, trained, head_lr_multiplier, bias_lr_multiplier)
+    if head:
+        in_head = _matching(params, head, "head")
+    else:
+        in_backbone = frozen_parameters(params, ["backbone"] if "backbone" in params else [])
+        in_head = jax.tree.map(lambda is_backbone: not is_backbone, in_backbone)
+    multipliers = _multipliers(kinds, trained, in_head, head_lr_multiplier, bias_lr_multiplier)
     decay = optax.add_decayed_weights(weight_decay, mask=decayed) if weight_decay else None
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
     moments = {
@@ -151,31 +158,33 @@ def frozen_parameters(params: Mapping, frozen: Sequence[str]) -> dict:
     Raises:
       ConfigError: when an entry fits no parameter.
     """
+    return _matching(params, frozen, "frozen")
+
+
+def _matching(params: Mapping, entries: Sequence[str], name: str) -> dict:
+    """A tree like `params` with True where an entry fits; ConfigError for one that fits nothing."""
     paths = traverse_util.flatten_dict(params, sep="/")
     modules = sorted({path.rsplit("/", 1)[0] for path in paths} | {p.split("/")[0] for p in paths})
-    for entry in frozen:
+    for entry in entries:
         if not any(is_frozen(path, [entry]) for path in paths):
             near = difflib.get_close_matches(entry, modules, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"frozen has {entry!r}, which fits no parameter; the model's parts are "
+                f"{name} has {entry!r}, which fits no parameter; the model's parts are "
                 f"{sorted({p.split('/')[0] for p in paths})}.{hint}"
             )
-    return traverse_util.unflatten_dict({path: is_frozen(path, frozen) for path in paths}, sep="/")
+    return traverse_util.unflatten_dict({path: is_frozen(path, entries) for path in paths}, sep="/")
 
 
-def _multipliers(kinds: dict, trained: dict, head: float, bias: float) -> dict:
+def _multipliers(kinds: dict, trained: dict, in_head: dict, head: float, bias: float) -> dict:
     """The rate of each parameter over the base rate, as a tree of floats."""
 
-    def multiplier(path: tuple[str, ...], kind: str, is_trained: bool) -> float:
+    def multiplier(kind: str, is_trained: bool, is_head: bool) -> float:
         if not is_trained:
             return 0.0
-        return (1.0 if path[0] == "backbone" else head) * (bias if kind == "bias" else 1.0)
+        return float((head if is_head else 1.0) * (bias if kind == "bias" else 1.0))
 
-    kinds, trained = traverse_util.flatten_dict(kinds), traverse_util.flatten_dict(trained)
-    return traverse_util.unflatten_dict(
-        {path: float(multiplier(path, kinds[path], trained[path])) for path in kinds}
-    )
+    return jax.tree.map(multiplier, kinds, trained, in_head)
 
 
 def _scale_each(factors: dict) -> optax.GradientTransformation | None:

@@ -12,7 +12,9 @@ import numpy as np
 from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import ImageNormalization
 from flaxseg.weights.files import read_tensors
+from flaxseg.weights.fully_connected import load_fully_connected
 from flaxseg.weights.name_maps import FLAXSEG, NAME_MAPS, NameMap, family_of
+from flaxseg.weights.name_maps_deeplab import caffe_tensors
 from flaxseg.weights.report import LoadReport, describe_mismatch, listed
 from flaxseg.weights.sources import Source, find_source
 
@@ -53,7 +55,8 @@ def load_backbone(
 
     Returns:
       New variables and a report. Tensors of the file that the backbone has no place for, such as a
-      classifier, are listed there as unused.
+      classifier, are listed there as unused. A head with fc6 and fc7 takes those of VGG16, see
+      `fully_connected.load_fully_connected`.
 
     Raises:
       WeightsError: the source can not be had or read; its names are not recognised; a tensor of the
@@ -66,9 +69,10 @@ def load_backbone(
         raise WeightsError("the variables have no 'backbone' among their params to load into.")
     part = {key: value["backbone"] for key, value in variables.items() if "backbone" in value}
     notes = _check_preprocessing(model, found)
+    tensors = caffe_tensors(read_tensors(found.path))
     part, report = load_weights(
         part,
-        read_tensors(found.path),
+        tensors,
         name_maps=name_maps,
         prefix=prefix,
         source=found.name,
@@ -78,7 +82,7 @@ def load_backbone(
     merged = dict(variables)
     for key, value in part.items():
         merged[key] = {**variables[key], "backbone": value}
-    return merged, report
+    return load_fully_connected(merged, tensors, report)
 
 
 def load_weights(

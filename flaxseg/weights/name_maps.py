@@ -317,6 +317,44 @@ def _timm_xception_module(entry_blocks: int, middle_blocks: int) -> Callable[[st
     return module
 
 
+class CaffeResNetNames(NameMap):
+    """Names of Caffe's ResNets, whose BatchNorm is two layers: `bn...` with the statistics and
+    `scale...` with the parameters."""
+
+    def tensor_name(self, path: str) -> str:
+        """Returns their name of our variable; see `NameMap`."""
+        name = super().tensor_name(path)
+        if name.startswith("bn") and path.endswith(("/scale", "/bias")):
+            return "scale" + name.removeprefix("bn")
+        return name
+
+
+def caffe_resnet_module(numbered: bool) -> Callable[[str], str]:
+    """Caffe's names of a ResNet of bottlenecks: `res2a_branch2a` is `layer1_0/conv1`.
+
+    Args:
+      numbered: whether the units of the third and fourth stage after the first are `b1`, `b2` and
+        so on, as in ResNet-101 and 152, and not letters, as in ResNet-50.
+    """
+
+    def module(path: str) -> str:
+        fixed = {"conv1": "conv1", "bn1": "bn_conv1", "classifier": "fc1000"}
+        if path in fixed:
+            return fixed[path]
+        place = re.fullmatch(r"layer(\d)_(\d+)/(downsample_|)(conv|bn)(\d?)", path)
+        if place is None:
+            raise KeyError(path)
+        stage, unit, kind = int(place[1]) + 1, int(place[2]), place[4]
+        if numbered and stage in (3, 4) and unit:
+            letter = f"b{unit}"
+        else:
+            letter = "abcdefghijklmnopqrstuvwxyz"[unit]
+        branch = "1" if place[3] else f"2{'abc'[int(place[5]) - 1]}"
+        return f"{'res' if kind == 'conv' else 'bn'}{stage}{letter}_branch{branch}"
+
+    return module
+
+
 def _xception_maps(depth: int, entry_blocks: int, middle_blocks: int) -> tuple[NameMap, ...]:
     return (
         NameMap(
@@ -358,6 +396,17 @@ CAFFE_ALEXNET = NameMap(
     normalization=CAFFE,
 )
 
+
+def _caffe_resnet_map(numbered: bool) -> NameMap:
+    return CaffeResNetNames(
+        f"Caffe ResNet-{'101' if numbered else '50'}",
+        caffe_resnet_module(numbered),
+        r"(conv1|res\d)",
+        bgr=("conv1",),
+        normalization=CAFFE,
+    )
+
+
 _TIMM_BODY = r"(conv_stem|bn1|blocks)\."
 
 NAME_MAPS: dict[str, tuple[NameMap, ...]] = {
@@ -371,6 +420,8 @@ NAME_MAPS: dict[str, tuple[NameMap, ...]] = {
             )
         ),
         _slim("resnet_v1", slim_resnet_module, r"(conv1|block\d)"),
+        _caffe_resnet_map(numbered=True),
+        _caffe_resnet_map(numbered=False),
         FLAXSEG,
     ),
     "mobilenet_v2": (

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from flaxseg.weights.name_maps import (
     slim_deeplab_module,
     torchvision_deeplabv3_module,
 )
+from flaxseg.weights.name_maps_deeplab import MEAN, READERS, caffe_tensors
 from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn
 from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, icnet_tensors
 from flaxseg.weights.name_maps_pspnet import (
@@ -161,6 +163,7 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
       TensorFlow port or of meetps' pytorch-semseg (see `icnet_tensors`), with its mean as the
       model's normalisation. Tensors of other layers, which the released file has from training, are
       left out and named in the report;
+    * DeepLab v1 and v2 of Caffe and of two PyTorch ports (see `name_maps_deeplab`);
     * `fcn_resnet50` and `fcn_resnet101` of torchvision;
     * the released FCNs with their Caffe names, from Caffe or from a port (see
       `name_maps_fcn.caffe_fcn`).
@@ -187,17 +190,23 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
             ) from error
         raise
     tensors = read_tensors(found.path)
-    for anchor, read in _ANCHORS.items():
-        ends = [name for name in tensors if name == anchor or name.endswith(f".{anchor}")]
-        if len(ends) == 1:
-            prefix = ends[0].removesuffix(anchor)
-            inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            return read(inside, found.name)
+    anchors = {re.escape(name): read for name, read in _ANCHORS.items()} | _ANCHOR_PATTERNS
+    # As they are, or as a converted Caffe net.
+    for named in (tensors, caffe_tensors(tensors)):
+        for anchor, read in anchors.items():
+            pattern = re.compile(rf"((?:.*\.)?){anchor}")
+            ends = [match for name in named if (match := pattern.fullmatch(name))]
+            if len(ends) == 1:
+                prefix = ends[0][1]
+                inside = {
+                    k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)
+                }
+                return read(inside, found.name)
     some = ", ".join(sorted(tensors)[:6])
     raise WeightsError(
         f"{found.name} is not a segmentation network of a known layout ({', '.join(_LAYOUTS)}): "
-        f"it holds {len(tensors)} tensors, such as {some}, and none of "
-        f"{', '.join(_ANCHORS)}. The weights of a backbone alone are loaded by load_backbone."
+        f"it holds {len(tensors)} tensors, such as {some}. "
+        "The weights of a backbone alone are loaded by load_backbone."
     )
 
 
@@ -205,6 +214,8 @@ _LAYOUTS = (
     "deeplabv3_mobilenet_v2_voc21",
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
+    "deeplabv1",
+    "deeplabv2",
     "semseg's, mmsegmentation's or Caffe's PSPNet",
     "TensorFlow's DeepLab",
     "fcn_resnet50",
@@ -280,6 +291,13 @@ def _read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
         tensors = {**tensors, "head.project.0.weight": np.concatenate([branch, pooling], 1)}
     name_map = NameMap("deeplabv3_mobilenet_v2_voc21", mobile_deeplabv3_module)
     return _assemble(tensors, source, num_classes, options, name_map)
+
+
+def _read_deeplab(read, tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    name, options, kernel, name_map, tensors = read(tensors, source)
+    num_classes = _num_classes(tensors, kernel, source)
+    options |= {"normalization": {"mean": MEAN, "std": (1.0, 1.0, 1.0)}}
+    return _assemble(tensors, source, num_classes, options, name_map, name=name)
 
 
 def _read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -420,6 +438,8 @@ _ANCHORS = {
     },
     "convbnrelu1_sub1.cbr_unit.0.weight": _read_icnet,
 }
+# The same where a part of the name is any word.
+_ANCHOR_PATTERNS = {pattern: partial(_read_deeplab, read) for pattern, read in READERS}
 
 
 def _num_classes(tensors: Mapping[str, np.ndarray], name: str, source: str) -> int:

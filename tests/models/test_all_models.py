@@ -42,7 +42,12 @@ OTHER_FORMS = {
     "pspnet": ({"pooling": "max", "reduce": False},),
 }
 # How a model is made small, where it is not by `features`.
-SMALL = {"icnet": {"width": 0.125}, "fcn": {}, "fcn8s": {}}
+SMALL = {
+    "icnet": {"width": 0.125},
+    "fcn": {},
+    "fcn8s": {},
+    "deeplabv2": {"fc_features": 16, "rates": (1, 2)},
+}
 # The other FCNs are FCN-8s with fewer skips or another backbone; see test_fcn.py.
 NAMES = [
     name
@@ -227,8 +232,9 @@ def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, bac
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name != "icnet" and has(name, "auxiliary")]
-)  # whose outputs are those of its branches; see test_icnet.py
+    "name",
+    [n for n in NAMES if n not in ("deeplabv1", "deeplabv2", "icnet") and has(n, "auxiliary")],
+)  # whose outputs are no heads of their own; see their tests
 def test_auxiliary_logits_are_there_in_training_only(name):
     model = make(name, "resnet", 4, auxiliary=True)
     variables = initial(model)

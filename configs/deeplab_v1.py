@@ -1,0 +1,134 @@
+"""DeepLab v1: VGG16 with atrous fully connected layers.
+
+    python train.py --config=configs/deeplab_v1.py --config.init.backbone=VGG16.npz \
+        --workdir=runs/large_fov
+    python train.py --config=configs/deeplab_v1.py:variant=msc --workdir=runs/msc
+    python train.py --config=configs/deeplab_v1.py:data=camvid \
+        --config.data.manual_dir=CAMVID --config.init.backbone=WEIGHTS.safetensors \
+        --workdir=runs/camvid
+    python train.py --config=configs/deeplab_v1.py:data=shapes --workdir=runs/shapes
+
+VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its names, `conv1_1.weight` to
+`fc7.bias`, for blue, green, red; fc6 and fc7 are thinned out to the size at hand. The second
+command starts from the result of the first (`config.init.model`, by default runs/large_fov) and,
+as the release, trains only the classifier and the branches that are new.
+
+The part after the colon: `variant` is large (default, LargeFOV), 7x7, 4x4, 4x4_large or msc
+(LargeFOV with MSc); `data` is voc (default), cityscapes, ade20k, camvid or shapes.
+
+data        backbone             hardware    mIoU expected
+voc         vgg16                1 x 12 GB   62.25 % large, 64.38 % 7x7, 59.80 % 4x4, 63.41 %
+                                             4x4_large, 64.21 % msc; without CRF (paper: Chen et al.
+                                             2015, arXiv 1412.7062)
+cityscapes  vgg16                1 x 12 GB   none published
+ade20k      vgg16                1 x 12 GB   none published
+camvid      efficientnet_lite0   2 CPU cores not measured yet
+shapes      resnet18             2 CPU cores not measured yet; from random weights
+
+The recipe on VOC is that of the released solver: 6k steps of 20 crops, mirrored only, a tenth of
+the rate every 2k steps, ten times the rate for the classifier, twice for biases, and the loss at
+the output stride, on every eighth pixel of the labels.
+"""
+
+from ml_collections import config_dict
+
+from flaxseg.models.deeplab_v1 import FIELDS_OF_VIEW
+from flaxseg.training import recipes
+from flaxseg.training.config import default_config
+
+_VARIANTS = {
+    **{name: FIELDS_OF_VIEW[name] for name in ("large", "7x7", "4x4", "4x4_large")},
+    "msc": {**FIELDS_OF_VIEW["large"], "multi_scale": True},
+}
+
+
+def get_config(argument: str = "") -> config_dict.ConfigDict:
+    """The recipe for `variant=...,data=...`."""
+    chosen = recipes.parse_recipe_argument(
+        argument, "configs/deeplab_v1.py", variant=_VARIANTS, data=_DATA
+    )
+    config = default_config()
+    config.model.name = "deeplabv1"
+    config.model.output_stride = 8
+    recipes.set_options(config, **_VARIANTS[chosen["variant"]], dropout=0.5)
+    with config.unlocked():
+        config.loss.auxiliary_weights.update(logits=0.0, scale100=1.0)
+    config.loss.resize_labels = True
+    config.loss.align_corners = True
+    _DATA[chosen["data"]](config)
+    if chosen["variant"] == "msc" and config.model.backbone == "vgg16":
+        config.init.backbone = ""
+        config.init.model = "runs/large_fov"
+        config.init.reinit_head = True
+        config.optimizer.frozen = "backbone,fc6,fc7"
+        config.optimizer.head_lr_multiplier = 1.0
+    return config
+
+
+def _released_solver(config: config_dict.ConfigDict) -> None:
+    config.model.backbone = "vgg16"
+    config.init.backbone = "VGG16.npz"  # Caffe's ILSVRC net; give its path
+    config.data.scale = (1.0, 1.0)
+    config.steps = 6000
+    config.batch_size = 20
+    config.schedule.name = "step"
+    config.schedule.step_milestones = (2000, 4000)
+    config.schedule.step_factor = 0.1
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.head = "classifier"
+    config.optimizer.head_lr_multiplier = 10.0
+    config.optimizer.bias_lr_multiplier = 2.0
+    config.eval.every_steps = 1000
+    config.checkpoint.every_steps = 500
+    config.log.every_steps = 50
+
+
+def _voc(config: config_dict.ConfigDict) -> None:
+    recipes.voc(config, crop=321)
+    _released_solver(config)
+
+
+def _cityscapes(config: config_dict.ConfigDict) -> None:
+    recipes.cityscapes(config, crop=505)
+    _released_solver(config)
+
+
+def _ade20k(config: config_dict.ConfigDict) -> None:
+    recipes.ade20k(config, crop=321)
+    _released_solver(config)
+    config.data.scale = (0.5, 1.0)  # pictures are of up to thousands of pixels
+    config.steps = 40_000
+    config.schedule.step_milestones = (13_000, 26_000)
+
+
+def _camvid(config: config_dict.ConfigDict) -> None:
+    recipes.camvid(config, crop=257)
+    config.model.output_stride = 16
+    recipes.set_options(config, rate=3, kernel_size=3, features=256)  # for crops of 17 cells
+    config.steps = 600
+    config.batch_size = 8
+    config.optimizer.head_lr_multiplier = 10.0
+    config.eval.every_steps = 300
+    config.checkpoint.every_steps = 100
+
+
+def _shapes(config: config_dict.ConfigDict) -> None:
+    recipes.shapes(config, crop=97)
+    recipes.set_options(config, rate=2, kernel_size=3, features=128, dropout=0.1)
+    config.steps = 1200
+    config.batch_size = 8
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 2e-3
+    config.schedule.warmup_steps = 30
+    config.eval.every_steps = 400
+    config.checkpoint.every_steps = 200
+
+
+_DATA = {
+    "voc": _voc,
+    "cityscapes": _cityscapes,
+    "ade20k": _ade20k,
+    "camvid": _camvid,
+    "shapes": _shapes,
+}

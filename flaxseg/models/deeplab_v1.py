@@ -1,0 +1,177 @@
+"""DeepLab, version 1.
+
+Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs",
+2015.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+from flax.typing import Dtype
+
+from flaxseg.layers import (
+    CAFFE,
+    AtrousConv,
+    ImageNormalization,
+    classifier,
+    fully_connected,
+    pad_to_grid,
+    resize,
+)
+from flaxseg.models.prediction import Prediction
+
+# The nets of the paper's study of the field of view as attributes of `DeepLabV1`.
+# Parameters with VGG16 and 21 classes: 134,346,581; 65,140,565 twice; 20,505,429.
+FIELDS_OF_VIEW: Mapping[str, Mapping[str, Any]] = {
+    "7x7": {"kernel_size": 7, "rate": 4, "features": 4096, "average_pool": False},
+    "4x4": {"kernel_size": 4, "rate": 4, "features": 4096, "average_pool": False},
+    "4x4_large": {"kernel_size": 4, "rate": 8, "features": 4096, "average_pool": False},
+    "large": {"kernel_size": 3, "rate": 12, "features": 1024, "average_pool": True},
+}
+# DeepLab's own form of VGG16: 3x3 pools, whose windows are not dilated.
+VGG_OPTIONS = {"pool_window": 3, "dilated_pools": False}
+
+
+class DeepLabV1(nn.Module):
+    """VGG16 at output stride 8, its fully connected layers as atrous convolutions, bilinear
+    upsampling.
+
+    The default is DeepLab-LargeFOV; `FIELDS_OF_VIEW` has the other nets:
+
+        create_model("deeplabv1", 21, **FIELDS_OF_VIEW["7x7"])
+
+    All have the 3x3 pools that the released nets have, the very first ("4x4", on 2x2 pools) aside.
+
+    Attributes:
+      num_classes: channels of the logits.
+      backbone: a module that returns features with `"c5"`, and `"c1"` to `"c4"` for `multi_scale`.
+        Pictures are padded for its `output_stride`, or for 32 where it tells none.
+      kernel_size: of fc6.
+      rate: dilation of fc6; the field of view is `rate * (kernel_size - 1) + 1` cells.
+      features: channels of fc6 and fc7.
+      average_pool: whether a 3x3 average pool of stride 1 stands before fc6, as in the releases of
+        LargeFOV. The paper does not mention it, and no other net has it.
+      multi_scale: whether the classifier also sees the picture and the first four stages, each
+        through a 3x3 and a 1x1 convolution to 128 channels (section 4.3, "MSc").
+      fuse_at_input: whether evaluation runs the branches of `multi_scale` at their own resolution
+        and sums the scores of all at the size of the picture, as the released test nets do; else at
+        the output stride, as in training. The paper does not say; the default is the release's.
+      dropout: rate of dropout after fc6, fc7 and the convolutions of `multi_scale`.
+      auxiliary: whether training also gives the scores at the output stride, as `"scale100"`. The
+        release's loss is on them: the weight of `"logits"` is then 0, and labels are resized.
+      normalization: what the backbone expects of its input.
+      dtype: dtype of the head's computation; the logits are float32.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    kernel_size: int = 3
+    rate: int = 12
+    features: int = 1024
+    average_pool: bool = True
+    multi_scale: bool = False
+    fuse_at_input: bool = True
+    dropout: float = 0.5
+    auxiliary: bool = True
+    normalization: ImageNormalization = CAFFE
+    dtype: Dtype | None = None
+
+    default_backbone: ClassVar[str] = "vgg16"
+    default_output_stride: ClassVar[int] = 8
+    default_backbone_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {"vgg16": VGG_OPTIONS}
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
+        """Segments pictures.
+
+        Args:
+          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`. They are padded
+            by zeros to the grid of the output stride, see `pad_to_grid`; pictures of 8k + 1 pixels
+            need none.
+          train: whether dropout is in use; needs the rng `"dropout"`.
+
+        Returns:
+          A `Prediction`; in training with `auxiliary`, `auxiliary["scale100"]` are the scores at
+          the output stride.
+        """
+        height, width = image.shape[1:3]
+        image = pad_to_grid(image, getattr(self.backbone, "output_stride", 32))
+        features = self.backbone(image, train=train)
+        x = features["c5"]
+        if self.average_pool:
+            x = nn.avg_pool(x, (3, 3), padding="SAME")
+        x = fully_connected(
+            x,
+            (self.features, self.features),
+            kernel_size=self.kernel_size,
+            rate=self.rate,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            train=train,
+        )
+        scores = classifier(self.num_classes)(x)
+        if self.multi_scale:
+            grid = scores.shape[1:3]
+            if self.fuse_at_input and not train:
+                grid = None
+                scores = resize(scores, image.shape[1:3], align_corners=True)
+            inputs = {"image": image} | {key: features[key] for key in ("c1", "c2", "c3", "c4")}
+            for key, value in inputs.items():
+                branch = EarlyScores(
+                    self.num_classes,
+                    grid,
+                    dropout=self.dropout,
+                    dtype=self.dtype,
+                    name=f"{key}_mlp",
+                )
+                own = branch(value, train=train)
+                scores += resize(own, scores.shape[1:3], align_corners=True)
+        logits = resize(scores, image.shape[1:3], align_corners=True)[:, :height, :width]
+        return Prediction(logits, {"scale100": scores} if train and self.auxiliary else {})
+
+
+class EarlyScores(nn.Module):
+    """What the picture or an early feature adds to the scores: a 3x3 and a 1x1 convolution with
+    ReLU and dropout, and their part of the classifier.
+
+    The classifier of the concatenated features is the sum of classifiers of each; the bias is in
+    one of them. (Section 4.3; the initial values are the release's, small, so that training goes on
+    from the scores that were there before.)
+
+    Attributes:
+      num_classes: channels of the scores.
+      grid: `(height, width)` of the scores, reached by the stride of the 3x3 convolution, as in the
+        release's training; None for those of the input.
+      features: channels of both convolutions.
+      dropout: rate of dropout after each.
+      dtype: dtype of the two; the scores are float32.
+    """
+
+    num_classes: int
+    grid: tuple[int, int] | None
+    features: int = 128
+    dropout: float = 0.5
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        strides = (1, 1)
+        if self.grid is not None:
+            strides = tuple(
+                max(1, (n - 1) // max(1, m - 1))
+                for n, m in zip(x.shape[1:3], self.grid, strict=True)
+            )
+        for kernel_size, step, name in ((3, strides, "conv1"), (1, 1, "conv2")):
+            x = AtrousConv(
+                self.features,
+                kernel_size,
+                step,
+                use_bias=True,
+                kernel_init=nn.initializers.normal(0.001),
+                dtype=self.dtype,
+                name=name,
+            )(x)
+            x = nn.Dropout(self.dropout)(nn.relu(x), deterministic=not train)
+        return classifier(self.num_classes, use_bias=False)(x)
