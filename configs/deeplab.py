@@ -142,24 +142,12 @@ def _camvid(config: config_dict.ConfigDict, variant: str) -> None:
     if "decoder_convs" in config.model.options:
         config.model.options.decoder_convs = 1  # as the PyTorch peer has it
     config.model.options.rates = (2, 4, 8) if variant == "cascade" else (3, 6, 9)
-    config.steps = 600
-    config.batch_size = 8
-    config.optimizer.head_lr_multiplier = 10.0  # 0.1, where the backbone has 0.01
-    config.eval.every_steps = 300
-    config.checkpoint.every_steps = 100
 
 
 def _shapes(config: config_dict.ConfigDict, variant: str) -> None:
     recipes.shapes(config, crop=97)
-    config.model.options.features = 32 if variant == "cascade" else 128
+    config.model.options.features = 32 if variant == "cascade" else 64
     config.model.options.rates = (1, 2, 3)
-    config.steps = 1200
-    config.batch_size = 8
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
-    config.schedule.warmup_steps = 30
-    config.eval.every_steps = 400
-    config.checkpoint.every_steps = 200
 
 
 _DATA = {

@@ -152,24 +152,12 @@ def _camvid(config: config_dict.ConfigDict, variant: str) -> None:
     """Heads on a small backbone, all at once, with the mean loss."""
     del variant
     recipes.camvid(config, crop=256)
-    config.steps = 600
-    config.batch_size = 8
-    config.optimizer.head_lr_multiplier = 10.0
-    config.eval.every_steps = 300
-    config.checkpoint.every_steps = 100
 
 
 def _shapes(config: config_dict.ConfigDict, variant: str) -> None:
     del variant
     recipes.shapes(config, crop=97)
     config.init.backbone = ""
-    config.steps = 1200
-    config.batch_size = 8
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
-    config.schedule.warmup_steps = 30
-    config.eval.every_steps = 400
-    config.checkpoint.every_steps = 200
 
 
 _DATA = {

@@ -101,22 +101,10 @@ def _on_resnet50(config: config_dict.ConfigDict) -> None:
 
 def _camvid(config: config_dict.ConfigDict) -> None:
     recipes.camvid(config, crop=257)
-    config.steps = 600
-    config.batch_size = 8
-    config.optimizer.head_lr_multiplier = 10.0
-    config.eval.every_steps = 300
-    config.checkpoint.every_steps = 100
 
 
 def _shapes(config: config_dict.ConfigDict) -> None:
     recipes.shapes(config, crop=97)
-    config.steps = 1200
-    config.batch_size = 8
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
-    config.schedule.warmup_steps = 30
-    config.eval.every_steps = 400
-    config.checkpoint.every_steps = 200
 
 
 _DATA = {

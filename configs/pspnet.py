@@ -58,7 +58,6 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     )
     config.loss.auxiliary_weight = 0.4
     config.optimizer.decay_bn_and_bias = True
-    config.optimizer.head_lr_multiplier = 10.0  # 0.1, where the backbone has 0.01
     _DATA[chosen["data"]](config)
     _VARIANTS[chosen["variant"]](config)
     return config
@@ -100,23 +99,12 @@ def _camvid(config: config_dict.ConfigDict) -> None:
     recipes.camvid(config, crop=256)
     config.model.output_stride = 16
     config.model.options.features = 128
-    config.steps = 600
-    config.batch_size = 8
-    config.eval.every_steps = 300
-    config.checkpoint.every_steps = 100
 
 
 def _shapes(config: config_dict.ConfigDict) -> None:
     recipes.shapes(config, crop=97)
-    config.model.options.features = 128
+    config.model.options.features = 64
     config.optimizer.head_lr_multiplier = 1.0
-    config.steps = 1200
-    config.batch_size = 8
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
-    config.schedule.warmup_steps = 30
-    config.eval.every_steps = 400
-    config.checkpoint.every_steps = 200
 
 
 _DATA = {

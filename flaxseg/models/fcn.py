@@ -127,13 +127,13 @@ class FCN(nn.Module):
                 score += skip[:, rows, columns]
                 stride //= 2
             else:
-                score = resize(score, skip.shape[1:3], align_corners=False) + skip
+                score = resize(score, skip.shape[1:3], align_corners=None) + skip
         if padded:
             form = self.learned_upsampling if self.learned_last_upsampling else "none"
             up = BilinearDeconv(self.kernel_size, stride, form, name="upscore")
             score = up(score, offset=self.offsets[-1], size=image.shape[1:3])
         else:
-            score = resize(score, image.shape[1:3], align_corners=False)
+            score = resize(score, image.shape[1:3], align_corners=None)
         return Prediction(score, {})
 
     def _is_padded(self) -> bool:

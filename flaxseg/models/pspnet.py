@@ -57,7 +57,9 @@ class PSPNet(nn.Module):
         elements, as in the Caffe release.
       auxiliary: whether an `AuxiliaryHead` on `"c4"`, the fourth stage, is trained too (section
         3.3; the paper's weight of its loss is 0.4).
-      align_corners: convention of all upsamplings; True as in both releases.
+      align_corners: convention of all upsamplings; True as in both releases, which demand sides of
+        `8 k + 1`; at other sizes the logits stay over the pixels they were computed at, see
+        `resize`.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
       dtype: dtype of the head's computation; the logits are float32.
@@ -124,5 +126,7 @@ class PSPNet(nn.Module):
                 name="auxiliary_head",
             )
             auxiliary["c4"] = head(features["c4"], train=train)
-        logits = resize(logits, image.shape[1:3], align_corners=self.align_corners)
+        # None is True for the sizes of the releases, and right for others too.
+        convention = None if self.align_corners else False
+        logits = resize(logits, image.shape[1:3], align_corners=convention)
         return Prediction(logits, auxiliary if train else {})

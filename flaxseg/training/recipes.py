@@ -106,8 +106,8 @@ def ade20k(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
 
 
 def camvid(config: config_dict.ConfigDict, *, crop: int = 256) -> None:
-    """CamVid (367 training pictures of 360x480 pixels, 11 classes), with a small backbone for a
-    computer without accelerator.
+    """CamVid (367 training pictures of 360x480 pixels, 11 classes) on a small backbone, for a
+    computer without accelerator: 600 steps of 8 crops with SGD, rate 0.01 and in the head 0.1.
 
     Args:
       config: changed in place.
@@ -121,10 +121,17 @@ def camvid(config: config_dict.ConfigDict, *, crop: int = 256) -> None:
     # TensorFlow's padding, with which the weights were trained, shifts features by an amount that
     # depends on the size, so crops and whole images would differ.
     set_options(config, backbone_options={"padding": "torch"})
+    config.steps = 600
+    config.batch_size = 8
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.head_lr_multiplier = 10.0
+    config.eval.every_steps = 300
+    config.checkpoint.every_steps = 100
 
 
 def shapes(config: config_dict.ConfigDict, *, crop: int = 97) -> None:
-    """The generated shapes, with a small network that learns from nothing in minutes on two cores.
+    """The generated shapes with a network of one block a stage, which learns from nothing in
+    minutes on two cores.
 
     Args:
       config: changed in place.
@@ -134,4 +141,17 @@ def shapes(config: config_dict.ConfigDict, *, crop: int = 97) -> None:
     config.data.crop_size = (crop, crop)
     config.data.scale = (1.0, 1.5)
     config.model.backbone = "resnet18"
-    set_options(config, backbone_options={"stage_sizes": (1, 1, 1, 1)})
+    set_options(
+        config,
+        backbone_options={"stage_sizes": (1, 1, 1, 1), "width": 0.5, "deep_stem": (16, 16, 32)},
+    )
+    config.init.backbone = ""
+    config.steps = 4000
+    config.batch_size = 4  # more steps are worth more here than larger batches
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.head_lr_multiplier = 1.0
+    config.schedule.warmup_steps = 100
+    config.eval.every_steps = 1000
+    config.checkpoint.every_steps = 500
+    config.log.every_steps = 100
