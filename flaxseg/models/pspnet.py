@@ -57,9 +57,9 @@ class PSPNet(nn.Module):
         elements, as in the Caffe release.
       auxiliary: whether an `AuxiliaryHead` on `"c4"`, the fourth stage, is trained too (section
         3.3; the paper's weight of its loss is 0.4).
-      align_corners: convention of all upsamplings; True as in both releases, which demand sides of
-        `8 k + 1`; at other sizes the logits stay over the pixels they were computed at, see
-        `resize`.
+      align_corners: convention of all upsamplings; False as in mmsegmentation, True as in both
+        releases, which demand sides of `8 k + 1`; at other sizes True keeps the logits over the
+        pixels they were computed at, as None of `resize` does.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
       dtype: dtype of the head's computation; the logits are float32.

@@ -1,5 +1,6 @@
 """Puts weights from other libraries, or from a saved model, into the variables of a model."""
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,10 @@ _STD_TOLERANCE = 0.02
 _RECOGNISED = 0.5
 # PyTorch's count of training steps; of no use here.
 _BOOKKEEPING = "num_batches_tracked"
+
+
+class _UnknownNamesError(WeightsError):
+    """No naming scheme fits."""
 
 
 def load_backbone(
@@ -69,16 +74,23 @@ def load_backbone(
         raise WeightsError("the variables have no 'backbone' among their params to load into.")
     part = {key: value["backbone"] for key, value in variables.items() if "backbone" in value}
     notes = _check_preprocessing(model, found)
-    tensors = caffe_tensors(read_tensors(found.path))
-    part, report = load_weights(
+    tensors = read_tensors(found.path)
+    load = functools.partial(
+        load_weights,
         part,
-        tensors,
         name_maps=name_maps,
         prefix=prefix,
         source=found.name,
         notes=notes,
         normalization=getattr(model, "normalization", None),
     )
+    try:
+        part, report = load(tensors)
+    except _UnknownNamesError:
+        given, tensors = tensors, caffe_tensors(tensors)
+        if tensors.keys() == given.keys():
+            raise
+        part, report = load(tensors)
     merged = dict(variables)
     for key, value in part.items():
         merged[key] = {**variables[key], "backbone": value}
@@ -294,7 +306,7 @@ def _recognise(
             f"{m.name}: {_some(sorted(_names(m, flat).values()))}" for m in name_maps
         )
         behind = "" if prefix is None else f" behind the prefix {prefix!r}"
-        raise WeightsError(
+        raise _UnknownNamesError(
             f"the names in {source} are not recognised{behind}. It holds {len(tensors)} tensors, "
             f"such as {_some(sorted(tensors))}. Expected were names as in {expected}."
         )

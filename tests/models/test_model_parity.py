@@ -79,7 +79,9 @@ def reference_module():
 def test_deeplabv3plus_equals_the_transcription_of_the_paper(separable):
     reference = reference_module()
     torchvision = peers.import_torchvision()
-    model = flaxseg.create_model("deeplabv3plus", 5, backbone="resnet18", separable=separable)
+    model = flaxseg.create_model(
+        "deeplabv3plus", 5, backbone="resnet18", separable=separable, align_corners=True
+    )
     flat = flatten(shapes_of(model))
     body = unflatten({k.replace("/backbone", ""): v for k, v in flat.items() if "/backbone" in k})
     head = unflatten({k: v for k, v in flat.items() if "/backbone" not in k})

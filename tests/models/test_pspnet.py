@@ -172,7 +172,7 @@ def test_published_weights_give_the_logits_of_the_transcription(tmp_path, layout
     net = peers.load_state(net, tensors)
     path = write_published(tensors, layout, reference, tmp_path)
     model, variables = load_pretrained(path, **overrides)
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 63, 66, 3)).astype(np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 57, 65, 3)).astype(np.uint8)
     if layout == "caffe":
         their_image = pixels[..., ::-1] - np.float32([103.939, 116.779, 123.68])
     else:
