@@ -20,7 +20,7 @@ from flaxseg.data.preparation import (
     read_manifest,
     verify_prepared,
 )
-from flaxseg.data.records import Record, Records, open_split
+from flaxseg.data.records import Record, Records, open_split, split_names
 
 __all__ = [
     "IGNORE_LABEL",
@@ -38,6 +38,7 @@ __all__ = [
     "open_split",
     "prepare",
     "read_manifest",
+    "split_names",
     "train_batches",
     "verify_prepared",
 ]

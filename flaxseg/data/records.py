@@ -1,7 +1,7 @@
 """Random access to the decoded records of a prepared split."""
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import SupportsIndex, TypedDict, overload
 
 import numpy as np
@@ -30,7 +30,7 @@ class Records(Sequence):
 
     Attributes:
       info: facts of the data set.
-      split: name of the split.
+      split: the split, or parts of splits, as given to `open_split`.
       fingerprint: digest of the data set's records and of what their labels mean.
     """
 
@@ -118,7 +118,8 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
 
     Args:
       name: of the data set.
-      split: one of `dataset_info(name).splits`.
+      split: one of `dataset_info(name).splits`, or parts of them as TFDS writes them:
+        `"train[:4]"`, `"train[10%:]"`, `"train+val"`.
       data_dir: the folder of all prepared data sets; `default_data_dir()` if None or "".
 
     Returns:
@@ -128,13 +129,37 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
       DataError: unknown data set or split; not prepared (the message says how); or damaged files.
     """
     info = catalog.dataset_info(name)
-    if split not in info.splits:
-        raise DataError(
-            f"data set {name!r} has no split {split!r}; its splits: {', '.join(info.splits)}"
-        )
+    for part in split_names(split):
+        if part not in info.splits:
+            raise DataError(
+                f"data set {name!r} has no split {part!r}; its splits: {', '.join(info.splits)}"
+            )
     manifest = read_manifest(name, data_dir)
     folder = prepared_dir(info, as_data_dir(data_dir)).resolve()
-    return Records(info, split, folder, manifest.splits[split], manifest.fingerprint)
+    length = manifest.splits.get(split)
+    if length is None:
+        length = _length_of_parts(folder, split, manifest.splits)
+    return Records(info, split, folder, length, manifest.fingerprint)
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """Returns the names in a split or in parts of splits: train and val of `"train[:4]+val"`."""
+    return tuple(part.partition("[")[0].strip() for part in split.split("+"))
+
+
+def _length_of_parts(folder: pathlib.Path, split: str, sizes: Mapping[str, int]) -> int:
+    try:
+        length = tfds.builder_from_directory(folder).info.splits[split].num_examples
+        if length > 0:
+            return length
+        reason = "there is no record in it"
+    except ValueError as error:  # TFDS can not read it, or it goes beyond the end
+        reason = str(error).split("\n")[0]
+    known = ", ".join(f"{name} ({size} records)" for name, size in sizes.items())
+    raise DataError(
+        f"{split!r} is no part of a split: {reason}. Write one as 'train[:100]', 'train[10%:]' or "
+        f"'train+val'. There are {known}."
+    )
 
 
 def _open_source(folder: pathlib.Path, split: str) -> Sequence[dict[str, bytes]]:

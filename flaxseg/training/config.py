@@ -395,15 +395,17 @@ def _name_problems(config: config_dict.ConfigDict) -> list[str]:
     }
     if config.model.backbone:
         choices["model.backbone"] = tuple(backbones.list_backbones())
+    fields = _flatten(config)
+    given = {name: (fields[name],) for name in choices}
     if config.data.name in data.list_datasets():
         splits = tuple(data.dataset_info(config.data.name).splits)
-        choices |= {"data.train_split": splits, "data.eval_split": splits}
-    fields = _flatten(config)
+        for name in ("data.train_split", "data.eval_split"):
+            choices[name], given[name] = splits, data.split_names(fields[name])
     problems = [
-        f"{name} is {fields[name]!r}; it must be one of {', '.join(known)}."
-        f"{did_you_mean(fields[name], known)}"
+        f"{name} is {value!r}; it must be one of {', '.join(known)}.{did_you_mean(value, known)}"
         for name, known in choices.items()
-        if fields[name] not in known
+        for value in given[name]
+        if value not in known
     ]
     if config.data.name not in data.list_datasets():
         try:

@@ -36,6 +36,21 @@ def test_indices_and_slices(camvid_dir):
             records[index]
 
 
+def test_parts_of_splits(camvid_dir):
+    def names(split):
+        return [record["id"] for record in flaxseg.data.open_split("camvid", split, camvid_dir)]
+
+    train, val = names("train"), names("val")
+    assert names("train[:2]") == train[:2]
+    assert names("train[5:]+val") == train[5:] + val
+    assert len(flaxseg.data.open_split("camvid", "train[:50%]", camvid_dir)) in (3, 4)
+    with pytest.raises(DataError, match="no split 'trai'; its splits: train, val, test"):
+        names("train+trai[:2]")
+    for wrong in ("train[:2", "train[:8]", "train[3:3]", "train[a:]"):
+        with pytest.raises(DataError, match=r"no part of a split: .*train\[:100\]'.*n \(7 rec"):
+            names(wrong)
+
+
 def test_records_travel_to_other_processes_and_threads(camvid_dir):
     records = flaxseg.data.open_split("camvid", "val", camvid_dir)
     wanted = [r["image"] for r in records]
