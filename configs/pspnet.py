@@ -72,6 +72,7 @@ def _published(config: config_dict.ConfigDict, steps: int) -> None:
     config.init.backbone = "timm/resnet50s.gluon_in1k"
     config.steps = steps
     config.batch_size = 16
+    config.optimizer.head_lr_multiplier = 10.0
     config.data.rotate = 10.0
     config.data.blur = 0.5
     config.eval.every_steps = 5000
@@ -104,7 +105,6 @@ def _camvid(config: config_dict.ConfigDict) -> None:
 def _shapes(config: config_dict.ConfigDict) -> None:
     recipes.shapes(config, crop=97)
     config.model.options.features = 64
-    config.optimizer.head_lr_multiplier = 1.0
 
 
 _DATA = {

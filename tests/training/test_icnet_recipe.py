@@ -38,7 +38,8 @@ def test_every_recipe_makes_a_model_and_its_crops_fit_the_branches(get_config, d
         **config.model.options.to_dict(),
     )
     assert model.width == width
-    assert getattr(model.backbone, "width", width) == width
+    if data not in ("camvid", "shapes"):  # small backbones of their own
+        assert model.backbone.width == width
     image = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
     prediction, _ = jax.eval_shape(
         lambda key, image: model.init_with_output(

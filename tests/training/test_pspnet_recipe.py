@@ -63,7 +63,7 @@ def test_every_recipe_makes_a_network(get_config, data, variant):
     assert "auxiliary_head" in params
     assert ("pyramid_pooling" in params) == (variant != "baseline")
     head = params["head"]["conv"]["kernel"].shape
-    channels = {"camvid": 320, "shapes": 512}.get(data, 2048)
+    channels = {"camvid": 320, "shapes": 256}.get(data, 2048)
     assert head[2] == channels * (1 if variant == "baseline" else 2)
     if data == "ade20k" and variant == "semseg":
         auxiliary = sum(p.size for p in jax.tree.leaves(params["auxiliary_head"]))
