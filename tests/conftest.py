@@ -5,6 +5,11 @@ import importlib.util
 import os
 import pathlib
 
+# The tests compile much and compute little: a third of their time is LLVM's optimization. Programs
+# that tests start, and the newer Python's run of CI, have it.
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+
 import jax
 import pytest
 
