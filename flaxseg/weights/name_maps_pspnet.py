@@ -95,8 +95,7 @@ class CaffeNames(NameMap):
     """Blobs of the author's Caffe nets by `<layer>.<blob>`.
 
     Those of a convolution are `weight` and `bias`; of a BN layer, which is named
-    `<convolution>/bn`, `slope`, `bias`, `mean` and `variance`, each `[1, C, 1, 1]` or `[C]`. The
-    first convolution reads blue, green, red.
+    `<convolution>/bn`, `slope`, `bias`, `mean` and `variance`, each `[1, C, 1, 1]` or `[C]`.
     """
 
     def tensor_name(self, path: str) -> str:
@@ -105,12 +104,9 @@ class CaffeNames(NameMap):
         return f"{self.module('/'.join(module))}.{blobs.get(leaf, leaf)}"
 
     def convert(self, path: str, tensor: np.ndarray) -> np.ndarray:
-        if not path.endswith("/kernel"):
-            return tensor.reshape(-1)
-        kernel = super().convert(path, tensor)
-        return kernel[:, :, ::-1] if path.endswith("backbone/conv1_1/kernel") else kernel
+        return super().convert(path, tensor if path.endswith("/kernel") else tensor.reshape(-1))
 
 
 SEMSEG_PSPNET = NameMap("semseg pspnet", semseg_module)
 MMSEGMENTATION_PSPNET = NameMap("mmsegmentation pspnet", mmsegmentation_module)
-CAFFE_PSPNET = CaffeNames("Caffe pspnet", caffe_module)
+CAFFE_PSPNET = CaffeNames("Caffe pspnet", caffe_module, bgr=("backbone/conv1_1",))
