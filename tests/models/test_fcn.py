@@ -200,8 +200,8 @@ def test_every_parameter_is_trained(name, learned):
         return jax.grad(loss)(variables)
 
     for path, value in jax.tree_util.tree_leaves_with_path(gradient(variables)):
-        assert bool(jnp.isfinite(value).all()), jax.tree_util.keystr(path)
-        assert bool(jnp.any(value != 0)), jax.tree_util.keystr(path)
+        assert bool(np.isfinite(value).all()), jax.tree_util.keystr(path)
+        assert bool(np.any(value != 0)), jax.tree_util.keystr(path)
 
 
 def test_late_fusion_averages_the_scores_of_two_networks():
@@ -231,8 +231,8 @@ def test_early_fusion_reads_depth_in_the_first_convolution(channels):
     image = np.random.default_rng(0).normal(size=(1, 33, 33, channels)).astype(np.float32)
     apply = jax.jit(model.apply)
     logits = apply(variables, image).logits
-    image[..., -1] += 1
-    assert bool(jnp.any(apply(variables, image).logits != logits))
+    deeper = image + np.eye(channels, dtype=np.float32)[-1]
+    assert bool(np.any(apply(variables, deeper).logits != logits))
 
 
 def test_depth_begins_as_the_mean_of_the_colours():

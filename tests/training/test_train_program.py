@@ -23,7 +23,6 @@ def environment(tmp_path_factory, repository):
         **os.environ,
         "PYTHONPATH": str(repository),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

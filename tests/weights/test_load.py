@@ -387,4 +387,4 @@ def test_loaded_variables_run(resnet18_tensors):
     backbone = create_backbone("resnet18")
     variables, _ = load_weights(shapes_of(backbone), resnet18_tensors)
     features = jax.jit(backbone.apply)(variables, picture(1, 9, 9))
-    assert bool(jnp.isfinite(features["c5"]).all())
+    assert bool(np.isfinite(features["c5"]).all())
