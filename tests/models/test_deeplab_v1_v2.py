@@ -390,8 +390,16 @@ def test_any_size(name, size):
     assert prediction.auxiliary == {}
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("v1", jnp.bfloat16),
+        ("v1-msc", jnp.float32),
+        ("v2-vgg", jnp.float32),
+        ("v2-resnet", jnp.float32),
+        ("v2-resnet", jnp.bfloat16),
+    ],
+)
 def test_every_parameter_gets_a_finite_gradient(name, dtype):
     model = MODELS[name](2, dtype=dtype)
     variables, image = initial(model), picture(1, 49, 33)

@@ -397,11 +397,11 @@ def test_four_pictures_are_learned_by_heart(shared_dir):
     )
     state = create_state(model, tx, 0, label.shape[1:])
     step = jax.jit(
-        make_train_step(model, tx, schedule=lambda step: 2e-3, auxiliary_weight=0.4),
+        make_train_step(model, tx, schedule=lambda step: 4e-3, auxiliary_weight=0.4),
         donate_argnums=0,
     )
     batch = {"image": pixels, "label": label}
-    for _ in range(300):
+    for _ in range(150):
         state, metrics = step(state, batch)
     logits = jax.jit(model.apply)(state.variables(), normalize(pixels, model.normalization)).logits
     matrix = ConfusionMatrix(11)
