@@ -62,6 +62,11 @@ def set_options(config: config_dict.ConfigDict, **options: object) -> None:
             config.model.options[name] = value
 
 
+# Square roots of how rare the classes of CamVid are in the training labels: the median of the
+# classes' shares of all pixels over the class's share. In a short training the small classes are
+# not learned without them.
+_CAMVID_WEIGHTS = (0.9, 0.75, 3.6, 0.65, 1.7, 1.2, 3.3, 3.4, 1.5, 4.5, 6.7)
+
 # Each of the functions below sets what a data set asks for whatever the system: its name and
 # splits, the usual crop, the padding that gives all images of the evaluation one size.
 
@@ -107,7 +112,8 @@ def ade20k(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
 
 def camvid(config: config_dict.ConfigDict, *, crop: int = 256) -> None:
     """CamVid (367 training pictures of 360x480 pixels, 11 classes) on a small backbone, for a
-    computer without accelerator: 600 steps of 8 crops with SGD, rate 0.01 and in the head 0.1.
+    computer without accelerator: 600 steps of 8 crops with SGD, rate 0.01 and in the head 0.1, and
+    a loss that weighs rare classes more.
 
     Args:
       config: changed in place.
@@ -125,6 +131,7 @@ def camvid(config: config_dict.ConfigDict, *, crop: int = 256) -> None:
     config.batch_size = 8
     config.optimizer.learning_rate = 0.01
     config.optimizer.head_lr_multiplier = 10.0
+    config.loss.class_weights = _CAMVID_WEIGHTS
     config.eval.every_steps = 300
     config.checkpoint.every_steps = 100
 
