@@ -1,4 +1,4 @@
-# make demo    train, evaluate and look at a DeepLab, from nothing, in some ten minutes on two cores
+# make demo    train, evaluate and look at a DeepLab, from nothing, in some five minutes on two cores
 # make test    the test suite, in an environment of its own
 # make lint    what the tests do not see
 PYTHON ?= python3
