@@ -185,7 +185,7 @@ def test_a_few_steps_learn_a_picture(name):
     image = np.eye(3, dtype=np.float32)[label] * 2 - 1
     losses, step = [], make_train_step(model)
     rate = 0.1 if name == "icnet" else 0.3  # three losses are summed
-    for _ in range(12):
+    for _ in range(20):
         loss, statistics, gradient = step(variables, image, label)
         params = jax.tree.map(lambda p, g: p - rate * g, variables["params"], gradient)
         variables = {"params": params, "batch_stats": statistics}
