@@ -8,17 +8,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
-import flaxseg
 from flaxseg import data
-from flaxseg.errors import ConfigError, FlaxsegError, NonFiniteLossError
+from flaxseg.errors import FlaxsegError, NonFiniteLossError
 from flaxseg.evaluation import (
     SegmentationMetrics,
     evaluate,
@@ -26,26 +22,28 @@ from flaxseg.evaluation import (
     save_picture,
     side_by_side,
 )
-from flaxseg.models import create_model
 from flaxseg.saved_model import save_model
-from flaxseg.training.checkpoint import Checkpoints, Meta, best_entry
+from flaxseg.training.checkpoint import Meta, best_entry
 from flaxseg.training.compilation import CompilationWatch
 from flaxseg.training.config import (
-    DATA_FIELD,
-    check_resumable,
     config_to_dict,
     names_in,
     validate_config,
 )
 from flaxseg.training.logging import MetricsFile, TensorBoard
-from flaxseg.training.optimizer import make_optimizer
-from flaxseg.training.parallel import Parallel, make_parallel
 from flaxseg.training.prefetch import Prefetch, decode_iterator_state, encode_iterator_state
-from flaxseg.training.progress import Progress, format_seconds
+from flaxseg.training.progress import format_seconds
+from flaxseg.training.run import (
+    Position,
+    Run,
+    environment,
+    model_options,
+    open_run,
+    start_or_resume,
+)
 from flaxseg.training.run_directory import RunDirectory
-from flaxseg.training.schedules import Schedule, make_schedule
 from flaxseg.training.signals import StopRequest, stop_on_signals
-from flaxseg.training.state import TrainState, create_state
+from flaxseg.training.state import TrainState
 from flaxseg.training.step import make_train_step
 from flaxseg.training.window import Window
 
@@ -69,33 +67,6 @@ class TrainingResult:
     history: list[dict[str, Any]]
     best: Mapping[str, Any] | None
     model: pathlib.Path
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What stays the same from the first step to the last."""
-
-    config: config_dict.ConfigDict
-    identity: dict[str, Any]  # the config and the data, as a checkpoint holds them
-    directory: RunDirectory
-    info: data.DatasetInfo
-    model: nn.Module
-    tx: optax.GradientTransformation
-    schedule: Schedule
-    parallel: Parallel
-    records: Sequence[data.Record]  # to evaluate on
-    checkpoints: Checkpoints
-    progress: Progress
-
-
-@dataclasses.dataclass
-class _Position:
-    """How far a run is."""
-
-    step: int
-    state: TrainState
-    iterator_state: str
-    history: list[dict[str, Any]]
 
 
 class _StoppedError(Exception):
@@ -132,10 +103,10 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(directory.lock())
-        run = _open_run(config, directory)
+        run = open_run(config, directory)
         stack.callback(run.progress.close)
         stack.callback(run.checkpoints.close)
-        position = _start_or_resume(run)
+        position = start_or_resume(run)
         if jax.process_index() == 0:
             directory.write_config(config_to_dict(config))
         stop = stack.enter_context(stop_on_signals())
@@ -151,168 +122,10 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
         )
 
 
-# Opening
-
-
-def _open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> _Run:
-    """Make all that the config describes; nothing is read from a checkpoint yet."""
-    info = data.dataset_info(config.data.name)
-    manifest = data.read_manifest(config.data.name, config.data.dir)
-    identity = config_to_dict(config)
-    section, field = DATA_FIELD.split(".")
-    identity[section][field] = manifest.fingerprint
-    parallel = make_parallel(config.parallel)
-    model, shapes = _create_model(config, info.num_classes, parallel)
-    optimizer = config.optimizer.to_dict()
-    for name in ("learning_rate", "accumulate_steps", "ema_decay"):
-        del optimizer[name]
-    for name in ("head", "frozen"):
-        optimizer[name] = names_in(optimizer[name])
-    return _Run(
-        config=config,
-        identity=identity,
-        directory=directory,
-        info=info,
-        model=model,
-        tx=make_optimizer(shapes["params"], **optimizer),
-        schedule=make_schedule(
-            learning_rate=config.optimizer.learning_rate,
-            steps=config.steps,
-            **config.schedule.to_dict(),
-        ),
-        parallel=parallel,
-        records=data.open_split(config.data.name, config.data.eval_split, config.data.dir),
-        checkpoints=Checkpoints(
-            directory.checkpoints,
-            keep_last=config.checkpoint.keep_last,
-            keep_best=config.checkpoint.keep_best,
-        ),
-        progress=Progress(config.steps, enabled=jax.process_index() == 0),
-    )
-
-
-def _create_model(
-    config: config_dict.ConfigDict, num_classes: int, parallel: Parallel
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The model to train and the shapes of its variables; ConfigError if there is no such model."""
-    try:
-        model = create_model(
-            config.model.name,
-            num_classes=num_classes,
-            batch_norm_axis=parallel.batch_norm_axis,
-            frozen_batch_norm=config.model.frozen_batch_norm,
-            remat=config.remat,
-            **_model_options(config),
-        )
-        return model, _shapes(model, config.data.crop_size)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.model can not be made: {error}") from error
-
-
-def _model_options(config: config_dict.ConfigDict) -> dict[str, Any]:
-    """The arguments of `create_model` that its parameters and its results depend on."""
-    options = {
-        "backbone": config.model.backbone,
-        "output_stride": config.model.output_stride,
-        "dtype": jnp.dtype(config.dtype),
-        **config.model.options.to_dict(),
-    }
-    if config.loss.auxiliary_weight or config.loss.auxiliary_weights:
-        options["auxiliary"] = True
-    return options
-
-
-def _shapes(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
-    """Shapes of the model's variables; nothing is computed."""
-    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)
-
-
-def _start_or_resume(run: _Run) -> _Position:
-    """The newest good checkpoint of the run, or its beginning."""
-    config = run.config
-    ema = config.optimizer.ema_decay > 0
-    state = create_state(run.model, run.tx, config.seed, tuple(config.data.crop_size), ema=ema)
-    step = config.checkpoint.restore_step
-    restored = run.checkpoints.restore(state, step if step >= 0 else None)
-    if restored is not None:
-        check_resumable(
-            restored.meta.config,
-            run.identity,
-            allow_change=config.allow_change,
-            workdir=str(run.directory.path),
-        )
-        _warn_of_other_environment(restored.meta.environment)
-        run.progress.say(f"going on from step {restored.step} in {run.directory.path}")
-        return _Position(
-            restored.step,
-            run.parallel.put_state(restored.state),
-            restored.meta.iterator_state,
-            list(restored.meta.history),
-        )
-    if config.init.backbone or config.init.model:
-        variables = _load_weights(run, state.variables())
-        state = create_state(
-            run.model,
-            run.tx,
-            config.seed,
-            tuple(config.data.crop_size),
-            ema=ema,
-            variables=variables,
-        )
-    run.progress.say(f"a new run in {run.directory.path}: {_describe(run, state)}")
-    return _Position(0, run.parallel.put_state(state), "", [])
-
-
-def _load_weights(run: _Run, variables: dict[str, Any]) -> dict[str, Any]:
-    """Replace random values by those of `init.backbone` or `init.model`; says what was loaded."""
-    from flaxseg import weights
-
-    init = run.config.init
-    if init.model:
-        variables, report = weights.load_into(variables, init.model, reinit_head=init.reinit_head)
-    else:
-        variables, report = weights.load_backbone(run.model, variables, init.backbone)
-    run.progress.say(str(report))
-    return variables
-
-
-def _describe(run: _Run, state: TrainState) -> str:
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    devices = run.parallel.device_count
-    kind = jax.devices()[0].device_kind
-    return (
-        f"{run.config.model.name} on {run.config.model.backbone}, {count / 1e6:.1f} M parameters, "
-        f"{run.info.name} with {run.info.num_classes} classes, {run.config.steps} steps of "
-        f"{run.config.batch_size} images on {devices} x {kind}"
-    )
-
-
-def _environment(parallel: Parallel) -> dict[str, Any]:
-    """What bit-equal results depend on beside the config."""
-    return {
-        "flaxseg": flaxseg.__version__,
-        "jax": jax.__version__,
-        "devices": parallel.device_count,
-        "device_kind": jax.devices()[0].device_kind,
-    }
-
-
-def _warn_of_other_environment(saved: Mapping[str, Any]) -> None:
-    here = _environment(make_parallel())
-    changed = [f"{k}: was {saved.get(k)}, is {v}" for k, v in here.items() if saved.get(k) != v]
-    if changed:
-        _log.warning(
-            "the run goes on in another environment (%s); it is the same run, but its results are "
-            "equal only up to rounding.",
-            "; ".join(changed),
-        )
-
-
 # Training
 
 
-def _train(run: _Run, position: _Position, stop: StopRequest) -> None:
+def _train(run: Run, position: Position, stop: StopRequest) -> None:
     """All steps from `position` to the last, or to the stop; `position` is moved along."""
     with contextlib.ExitStack() as stack:
         logs = _Logs(run, position.step)
@@ -347,7 +160,7 @@ def _train(run: _Run, position: _Position, stop: StopRequest) -> None:
 
 
 def _run_steps(
-    run: _Run, position: _Position, batches: Prefetch, logs: "_Logs", stop: StopRequest
+    run: Run, position: Position, batches: Prefetch, logs: "_Logs", stop: StopRequest
 ) -> None:
     """The loop itself. The host is one step ahead of the device and fetches at log points only."""
     config = run.config
@@ -409,7 +222,7 @@ def _run_steps(
     watch.close()
 
 
-def _step_function(run: _Run) -> Any:
+def _step_function(run: Run) -> Any:
     """One step of the run, not yet compiled."""
     loss, optimizer = run.config.loss, run.config.optimizer
     return make_train_step(
@@ -429,7 +242,7 @@ def _step_function(run: _Run) -> Any:
     )
 
 
-def _augmentation(run: _Run) -> data.Augmentation:
+def _augmentation(run: Run) -> data.Augmentation:
     settings = run.config.data
     return data.Augmentation(
         scale=tuple(settings.scale),
@@ -447,17 +260,17 @@ def _is_due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def _is_evaluation_due(run: _Run, step: int) -> bool:
+def _is_evaluation_due(run: Run, step: int) -> bool:
     return step == run.config.steps or _is_due(step, run.config.eval.every_steps)
 
 
-def _is_evaluation_missing(run: _Run, position: _Position) -> bool:
+def _is_evaluation_missing(run: Run, position: Position) -> bool:
     """Whether the run was stopped in the evaluation of the step it is at."""
     done = any(entry["step"] == position.step for entry in position.history)
     return position.step > 0 and _is_evaluation_due(run, position.step) and not done
 
 
-def _stopped(run: _Run, position: _Position) -> bool:
+def _stopped(run: Run, position: Position) -> bool:
     """Whether something is left to do."""
     return position.step < run.config.steps or _is_evaluation_missing(run, position)
 
@@ -469,7 +282,7 @@ def _is_stop_agreed(stop: StopRequest, *, at_report: bool) -> bool:
     return at_report and bool(multihost_utils.process_allgather(np.array(bool(stop))).any())
 
 
-def _check_finite(state: TrainState, window: Window, run: _Run) -> None:
+def _check_finite(state: TrainState, window: Window, run: Run) -> None:
     """Raises NonFiniteLossError if a step since the last check was not applied."""
     first_bad = int(jax.device_get(state.first_bad_step.addressable_data(0)))
     if first_bad < 0:
@@ -523,25 +336,25 @@ def _explain_memory(config: config_dict.ConfigDict) -> Iterator[None]:
 # Saving and evaluating
 
 
-def _save(run: _Run, position: _Position) -> None:
+def _save(run: Run, position: Position) -> None:
     """Begin a checkpoint of this moment."""
     state = run.parallel.get_state(position.state)
     meta = Meta(
         config=run.identity,
         iterator_state=position.iterator_state,
         history=[dict(entry) for entry in position.history],
-        environment=_environment(run.parallel),
+        environment=environment(run.parallel),
     )
     run.checkpoints.save(position.step, state, meta)
 
 
-def _evaluate_and_save(run: _Run, position: _Position, logs: "_Logs", stop: StopRequest) -> None:
+def _evaluate_and_save(run: Run, position: Position, logs: "_Logs", stop: StopRequest) -> None:
     """The evaluation that a stopped run still owes, and a checkpoint that knows of it."""
     _evaluate(run, position, logs, stop)
     _save(run, position)
 
 
-def _evaluate(run: _Run, position: _Position, logs: "_Logs", stop: StopRequest) -> None:
+def _evaluate(run: Run, position: Position, logs: "_Logs", stop: StopRequest) -> None:
     """Evaluate, draw, note the result in the history, and export the model if it is the best."""
     config, began = run.config, time.perf_counter()
     variables = position.state.eval_variables()
@@ -604,7 +417,7 @@ def _spread(length: int, count: int) -> list[int]:
     return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
-def _remember(position: _Position, metrics: SegmentationMetrics) -> None:
+def _remember(position: Position, metrics: SegmentationMetrics) -> None:
     """Add an evaluation to the history; confusion matrices only of the last and the best one."""
     numbers = metrics.to_dict()
     entry = {
@@ -624,7 +437,7 @@ def _remember(position: _Position, metrics: SegmentationMetrics) -> None:
             old.pop("matrix", None)
 
 
-def _export(run: _Run, position: _Position, variables: Mapping[str, Any]) -> None:
+def _export(run: Run, position: Position, variables: Mapping[str, Any]) -> None:
     """Write the model for everybody to use."""
     entry = position.history[-1]
     save_model(
@@ -632,7 +445,7 @@ def _export(run: _Run, position: _Position, variables: Mapping[str, Any]) -> Non
         variables,
         name=run.config.model.name,
         num_classes=run.info.num_classes,
-        options=_model_options(run.config),
+        options=model_options(run.config),
         class_names=run.info.class_names,
         class_colors=run.info.class_colors,
         extra={
@@ -651,7 +464,7 @@ def _export(run: _Run, position: _Position, variables: Mapping[str, Any]) -> Non
 class _Logs:
     """Where the numbers and pictures of a run go; only the first process writes."""
 
-    def __init__(self, run: _Run, from_step: int):
+    def __init__(self, run: Run, from_step: int):
         self._run = run
         self._metrics = self._board = None
         if jax.process_index() == 0:
@@ -701,7 +514,7 @@ class _Logs:
             self._board.close()
 
 
-def _say_end(run: _Run, position: _Position, stop: StopRequest) -> None:
+def _say_end(run: Run, position: Position, stop: StopRequest) -> None:
     """The last words: the table of the best evaluation, and where things are."""
     if _stopped(run, position):
         run.progress.say(

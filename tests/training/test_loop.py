@@ -14,7 +14,7 @@ from PIL import Image
 
 import flaxseg
 from flaxseg.errors import CheckpointError, ConfigError, NonFiniteLossError
-from flaxseg.training import default_config, loop, train_and_evaluate
+from flaxseg.training import default_config, loop, run, train_and_evaluate
 from flaxseg.training.checkpoint import Checkpoints
 from flaxseg.training.compilation import CompilationWatch
 
@@ -61,14 +61,14 @@ class StopAfter:
     """Sends this process a signal once `step` steps were given to the device."""
 
     def __init__(self, monkeypatch, step, number=signal.SIGTERM):
-        advance = loop.Progress.advance
+        advance = run.Progress.advance
 
         def advance_and_stop(progress, done):
             advance(progress, done)
             if done == step:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(loop.Progress, "advance", advance_and_stop)
+        monkeypatch.setattr(run.Progress, "advance", advance_and_stop)
 
 
 def test_a_run_from_start_to_end(config, tmp_path, capsys):
@@ -183,13 +183,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     )
     ids = [list(map(str, next(batches)["id"])) for _ in range(5)]
     batches.close()
-    make_schedule = loop.make_schedule
+    make_schedule = run.make_schedule
 
     def explode(**arguments):
         schedule = make_schedule(**arguments)
         return lambda step: jax.numpy.where(step == 4, jax.numpy.inf, schedule(step))
 
-    monkeypatch.setattr(loop, "make_schedule", explode)
+    monkeypatch.setattr(run, "make_schedule", explode)
     with pytest.raises(NonFiniteLossError) as info:
         train_and_evaluate(config, str(tmp_path))
     message = str(info.value)
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     assert info.value.exit_code == 3
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 4
     # The last checkpoint is that of a run which never met the bad step.
-    monkeypatch.setattr(loop, "make_schedule", make_schedule)
+    monkeypatch.setattr(run, "make_schedule", make_schedule)
     train_and_evaluate(config, str(tmp_path))
     train_and_evaluate(config, str(tmp_path.with_name("whole")))
     assert final_state(tmp_path)[0] == final_state(tmp_path.with_name("whole"))[0]

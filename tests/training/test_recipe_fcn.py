@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import flaxseg
+from flaxseg.data import list_datasets
 from flaxseg.training.config import validate_config
 
 VARIANTS = ("32s", "16s", "8s", "8s_atonce", "alexnet", "resnet")
@@ -24,7 +25,8 @@ def get_config(repository):
 def check(config):
     """Validates all but the data set, which not every version can prepare."""
     config = config.copy_and_resolve_references()
-    config.data.name, config.data.train_split, config.data.eval_split = "shapes", "train", "val"
+    if config.data.name not in list_datasets():
+        config.data.name, config.data.train_split, config.data.eval_split = "shapes", "train", "val"
     validate_config(config)
 
 
