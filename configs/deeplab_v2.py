@@ -125,7 +125,7 @@ def _ade20k(config: config_dict.ConfigDict) -> None:
 def _camvid(config: config_dict.ConfigDict) -> None:
     recipes.camvid(config, crop=257)
     config.model.output_stride = 16
-    config.optimizer.head_lr_multiplier = 1.0  # no BatchNorm in the head
+    config.optimizer.head_lr_multiplier = 0.1  # no BatchNorm in the head
     recipes.set_options(config, rates=(3, 6, 9, 12), scales=(1.0,), fc_features=0)
 
 

@@ -152,7 +152,7 @@ def _camvid(config: config_dict.ConfigDict, variant: str) -> None:
     """Heads on a small backbone, all at once, with the mean loss."""
     recipes.camvid(config, crop=256)
     if variant != "resnet":
-        config.optimizer.head_lr_multiplier = 1.0  # scores without a BatchNorm before them
+        config.optimizer.head_lr_multiplier = 0.1  # scores without a BatchNorm before them
 
 
 def _shapes(config: config_dict.ConfigDict, variant: str) -> None:
