@@ -141,7 +141,12 @@ def _camvid(config: config_dict.ConfigDict, variant: str) -> None:
     recipes.camvid(config, crop=256)
     if "decoder_convs" in config.model.options:
         config.model.options.decoder_convs = 1  # as the PyTorch peer has it
-    config.model.options.rates = (2, 4, 8) if variant == "cascade" else (3, 6, 9)
+    config.model.options.rates = (3, 6, 9)
+    if variant == "cascade":
+        config.model.options.rates = (2, 4, 8)
+        config.model.options.features = 128
+        # Three more stages of residual blocks diverge at ten times the backbone's rate.
+        config.optimizer.head_lr_multiplier = 1.0
 
 
 def _shapes(config: config_dict.ConfigDict, variant: str) -> None:
