@@ -27,7 +27,7 @@ cityscapes  resnet101            1 x 24 GB   70.4 % ASPP-L, 69.2 % LargeFOV, 71.
                                              augmentation (paper)
             vgg16                1 x 16 GB   64.89 % ASPP-L, 62.97 % LargeFOV (paper)
 ade20k      resnet101, vgg16     1 x 16 GB   none published
-camvid      efficientnet_lite0   2 CPU cores not measured yet
+camvid      efficientnet_lite0   2 CPU cores 40.5 % measured after 300 steps
 shapes      resnet18             2 CPU cores not measured yet; from random weights
 
 The recipe on VOC is that of the released solvers: 20k steps of 10 crops, poly, ten times the rate
