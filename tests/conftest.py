@@ -6,8 +6,8 @@ import os
 import pathlib
 
 # The tests compile much and compute little: a third of their time is LLVM's optimization. The run
-# on the newer Python in CI has it. (Leaving out XLA's fusion emitters saves as much again and gives
-# wrong gradients in jaxlib 0.10.)
+# on the newer Python in CI has it. (Leaving out XLA's fusion emitters saves more and gives wrong
+# gradients in jaxlib 0.10.)
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
