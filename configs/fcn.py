@@ -151,7 +151,9 @@ def _ade20k(config: config_dict.ConfigDict, variant: str) -> None:
 def _camvid(config: config_dict.ConfigDict, variant: str) -> None:
     """Heads on a small backbone, all at once, with the mean loss."""
     recipes.camvid(config, crop=256)
-    if variant != "resnet":
+    if variant == "resnet":
+        config.model.output_stride = 16
+    else:
         config.optimizer.head_lr_multiplier = 0.1  # scores without a BatchNorm before them
 
 
