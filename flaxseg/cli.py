@@ -188,6 +188,17 @@ def _parser() -> argparse.ArgumentParser:
     data_dir_help = "folder of the prepared data sets (default: $FLAXSEG_DATA, or 'data')"
     manual_dir_help = "folder with the published files, if the set is not prepared yet"
 
+    def output_stride(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--output_stride",
+            "--output-stride",
+            type=int,
+            choices=(8, 16, 32),
+            metavar="N",
+            help="compute features at this stride, 8, 16 or 32, in place of that of the training: "
+            "the smaller, the finer, slower, and often better",
+        )
+
     evaluate = command(
         "evaluate", _evaluate, "measure a model on a data set", _EVALUATE, _EVALUATE_EPILOG
     )
@@ -215,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         help="put all images on a canvas of this size (DeepLab's 513 513 for VOC): one compilation "
         "where sizes vary; default: each image at its own size",
     )
+    output_stride(evaluate)
     evaluate.add_argument("--out", metavar="DIR", help="folder for metrics.json and pictures")
     evaluate.add_argument(
         "--num_pictures",
@@ -243,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
         "sizes to compile, but classes can change, mostly near that border; 513 is DeepLab's "
         "canvas for pictures up to 513 x 513 (default: 1, off)",
     )
+    output_stride(predict)
 
     import_ = command(
         "import", _import, "convert a network of another library", _IMPORT, _IMPORT_EPILOG
@@ -290,6 +303,12 @@ def _at_least(minimum: int):
 # evaluate
 
 
+def _load_model(args: argparse.Namespace) -> tuple:
+    """The model and variables that `--model` and `--output_stride` name."""
+    overrides = {"output_stride": args.output_stride} if args.output_stride else {}
+    return flaxseg.load_model(args.model, **overrides)
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     import jax
 
@@ -304,7 +323,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     split = args.split or info.eval_split
     records = data.open_split(args.data, split, args.data_dir)
     out = _output_folder(args.out) if args.out else None
-    model, variables = flaxseg.load_model(args.model)
+    model, variables = _load_model(args)
     devices = jax.local_devices()
     per_device = 1 if devices[0].platform == "cpu" else 8
     pictures = _PicturesToKeep(args.num_pictures if out else 0, info.num_classes)
@@ -337,6 +356,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         "split": split,
         "images": len(records),
         "pad_to": args.pad_to,
+        "output_stride": args.output_stride,
         "seconds": round(seconds, 3),
         **metrics.to_dict(info.class_names),
     }
@@ -454,7 +474,7 @@ def _predict(args: argparse.Namespace) -> int:
     card = flaxseg.read_model_card(args.model)
     tasks = plan_pictures(args.pictures, args.out)
     _output_folder(args.out)
-    model, variables = flaxseg.load_model(args.model)
+    model, variables = _load_model(args)
     failed = []
     with _Bar(len(tasks), "predicting", "picture") as bar:
         results = predict_pictures(

@@ -134,7 +134,8 @@ def load_model(directory: PathLike, **overrides: Any) -> tuple[nn.Module, dict]:
       directory: a folder written by `save_model`, or the working directory of a training run (its
         `model` folder is taken).
       **overrides: options of `create_model` to use in place of the saved ones, for example
-        `dtype=jnp.bfloat16`.
+        `dtype=jnp.bfloat16`. With another `output_stride`, saved rates and windows are scaled to
+        it, see `flaxseg.models.at_output_stride`.
 
     Returns:
       The model and its variables, on the default device.
@@ -403,7 +404,10 @@ def from_json(value: Any) -> Any:
 def _load(
     folder: pathlib.Path, card: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[nn.Module, dict]:
-    options = {key: from_json(value) for key, value in card["options"].items()} | dict(overrides)
+    options = {key: from_json(value) for key, value in card["options"].items()}
+    if overrides.get("output_stride"):
+        options = _at_output_stride(card["model"], options, overrides, folder)
+    options |= overrides
     if isinstance(options.get("dtype"), str):
         options["dtype"] = jnp.dtype(options["dtype"])
     model = _create(card["model"], card["num_classes"], options, str(folder / CARD_FILE))
@@ -466,6 +470,22 @@ def _create(name: str, num_classes: int, options: Mapping[str, Any], source: str
         raise WeightsError(
             f"{source}: can not make {_describe(name, num_classes, options)}: {error}"
         ) from error
+
+
+def _at_output_stride(
+    name: str, options: Mapping[str, Any], overrides: Mapping[str, Any], folder: pathlib.Path
+) -> dict[str, Any]:
+    """The saved options at the output stride that is asked for; those given with it are not
+    scaled."""
+    from flaxseg.models import MODELS, at_output_stride
+
+    if name not in MODELS:  # `_create` says so
+        return dict(options)
+    given = {key: None for key in overrides if key != "output_stride"}
+    try:
+        return at_output_stride(name, {**options, **given}, overrides["output_stride"])
+    except ValueError as error:
+        raise WeightsError(f"{folder}: {error}") from error
 
 
 def _expected_tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:

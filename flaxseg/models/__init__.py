@@ -1,8 +1,9 @@
 """The systems, one paper a file, and `create_model`, which builds them by name."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -153,6 +154,46 @@ def create_model(
     )
 
 
+def at_output_stride(name: str, options: Mapping[str, Any], output_stride: int) -> dict[str, Any]:
+    """The options of the same network with its features at another output stride.
+
+    Rates of dilation and windows of pooling count cells of features; they are scaled so that they
+    reach as far in the picture. The parameters stay the same: a network that was trained at 16 is
+    evaluated at 8 (Chen et al., "Rethinking Atrous Convolution", 2017, section 4).
+
+    >>> at_output_stride("deeplabv3", {"output_stride": 16, "rates": (3, 6, 9)}, 8)
+    {'output_stride': 8, 'rates': (6, 12, 18)}
+
+    Args:
+      name: one of `list_models()`.
+      options: keyword arguments of `create_model`; what is left out has the model's default.
+      output_stride: the new one.
+
+    Returns:
+      All options, the new ones among them.
+
+    Raises:
+      ValueError: a rate or window would not be a whole number of cells.
+    """
+    model = MODELS[name]
+    before = options.get("output_stride") or model.default_output_stride
+    changed = {"output_stride": output_stride}
+    for option in getattr(model, "cell_options", ()):
+        # A default that goes by the output stride by itself is None or absent.
+        value = options.get(option, getattr(model, option, None))
+        if value is None or (option not in options and hasattr(model, "default_rates")):
+            continue
+        cells = value if isinstance(value, Sequence) else (value,)
+        if any(cell * before % output_stride for cell in cells):
+            raise ValueError(
+                f"{option}={value} at output stride {before} has no whole numbers at "
+                f"{output_stride}; give {option} for that."
+            )
+        scaled = tuple(cell * before // output_stride for cell in cells)
+        changed[option] = scaled if isinstance(value, Sequence) else scaled[0]
+    return {**options, **changed}
+
+
 __all__ = [
     "FCN",
     "MODELS",
@@ -171,6 +212,7 @@ __all__ = [
     "PSPNet",
     "Prediction",
     "aspp_rates",
+    "at_output_stride",
     "cascade_rates",
     "create_model",
     "list_models",

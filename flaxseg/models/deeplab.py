@@ -84,6 +84,7 @@ class DeepLabV3(nn.Module):
 
     default_backbone: ClassVar[str] = "resnet50"
     default_output_stride: ClassVar[int] = 16
+    cell_options: ClassVar[tuple[str, ...]] = ("rates",)
     default_rates = staticmethod(aspp_rates)
 
     @nn.compact
@@ -153,6 +154,7 @@ class DeepLabV3Cascade(nn.Module):
 
     default_backbone: ClassVar[str] = "resnet50"
     default_output_stride: ClassVar[int] = 16
+    cell_options: ClassVar[tuple[str, ...]] = ("rates",)
     default_rates = staticmethod(cascade_rates)
 
     @nn.compact
@@ -228,6 +230,7 @@ class DeepLabV3Plus(nn.Module):
 
     default_backbone: ClassVar[str] = "resnet50"
     default_output_stride: ClassVar[int] = 16
+    cell_options: ClassVar[tuple[str, ...]] = ("rates",)
     default_rates = staticmethod(aspp_rates)
 
     @nn.compact

@@ -80,6 +80,7 @@ class DeepLabV1(nn.Module):
 
     default_backbone: ClassVar[str] = "vgg16"
     default_output_stride: ClassVar[int] = 8
+    cell_options: ClassVar[tuple[str, ...]] = ("rate",)
     default_backbone_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {"vgg16": VGG_OPTIONS}
 
     @nn.compact

@@ -74,6 +74,7 @@ class DeepLabV2(nn.Module):
 
     default_backbone: ClassVar[str] = "resnet101"
     default_output_stride: ClassVar[int] = 8
+    cell_options: ClassVar[tuple[str, ...]] = ("rates",)
     default_backbone_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vgg16": VGG_OPTIONS,
         "resnet50": RESNET_OPTIONS,

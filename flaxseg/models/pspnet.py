@@ -82,6 +82,7 @@ class PSPNet(nn.Module):
 
     default_backbone: ClassVar[str] = "resnet50"
     default_output_stride: ClassVar[int] = 8
+    cell_options: ClassVar[tuple[str, ...]] = ("windows",)
     default_backbone_options: ClassVar[Mapping[str, Mapping[str, Any]]] = dict.fromkeys(
         ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _RESNET
     )
