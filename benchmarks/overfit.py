@@ -4,12 +4,13 @@
 
 A network that is wired as it should be, with a loss and an inference that fit to it, learns four
 pictures by heart. What it can say about them is bounded by the stride of its scores: scores fitted
-freely to these four labels, at the pictures' own size, reach a mIoU of 0.97 at stride 4, 0.90 at 8,
-0.82 at 16 (`--bounds` measures it). So most systems get the middle quarter of each picture,
-enlarged to the whole's size; `--whole` gives the pictures as they are.
+freely to these four labels reach a mIoU of 0.97 at stride 4, 0.90 at 8, 0.82 at 16 (`--bounds`
+measures it). So the pictures here are the middle quarters of four pictures of CamVid, enlarged to
+the size of the whole; `--whole` takes the pictures as they are.
 
-CAMVID is the published folder, WEIGHTS a file of EfficientNet-Lite0's ImageNet weights; everything
-else is that of the recipes for CamVid, less their augmentation and dropout, with AdamW. Prints a line of a table for each system.
+CAMVID is the published folder, WEIGHTS a file of EfficientNet-Lite0's ImageNet weights. The rest
+is that of the recipes for CamVid, less their augmentation and dropout, with AdamW. Prints a line
+of a table for each system.
 """
 
 import argparse
