@@ -175,6 +175,8 @@ def main() -> None:
             begin = time.monotonic()
             config = make_config(system, size, folder, options)
             result = train_and_evaluate(config, folder / system)
+            if result.stopped_by:
+                sys.exit(f"stopped by {result.stopped_by}")
             last = result.history[-1]
             print(
                 f"| `{system}` | {config.model.output_stride} | {options.steps} "
