@@ -109,6 +109,12 @@ def make_train_step(
 
     described = _DEFAULT_OUTPUTS if outputs is None else dict(outputs)
     _check_used(described, label_smoothing=label_smoothing, class_weights=class_weights)
+    derived = [name for name, own in described.items() if own.weight and own.target != "label"]
+    if sample_rate < 1 and derived:
+        raise ConfigError(
+            f"sample_rate is {sample_rate}, and the targets of {', '.join(derived)} are made from "
+            "whole labels; set it to 1."
+        )
     terms = {
         name: own.terms(
             label_smoothing=label_smoothing, class_weights=class_weights, ignore_label=ignore_label
