@@ -23,6 +23,12 @@ from flaxseg.layers.image_normalization import (
     ImageNormalization,
     normalize,
 )
+from flaxseg.layers.large_kernel import (
+    BoundaryRefinement,
+    GlobalConvolution,
+    LineConv,
+    line_conv,
+)
 from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
 from flaxseg.layers.pooling import (
@@ -54,11 +60,14 @@ __all__ = [
     "AuxiliaryHead",
     "BatchNorm",
     "BilinearDeconv",
+    "BoundaryRefinement",
     "CascadeFeatureFusion",
     "ConvBlock",
     "DepthwiseConv",
+    "GlobalConvolution",
     "ImageNormalization",
     "ImagePooling",
+    "LineConv",
     "Padding",
     "PyramidPooling",
     "ReceptiveField",
@@ -77,6 +86,7 @@ __all__ = [
     "explicit_padding",
     "fully_connected",
     "global_average_pool",
+    "line_conv",
     "local_response_norm",
     "max_pool",
     "normalize",

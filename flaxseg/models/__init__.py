@@ -21,6 +21,7 @@ from flaxseg.models.deeplab import (
 from flaxseg.models.deeplab_v1 import DeepLabV1
 from flaxseg.models.deeplab_v2 import DeepLabV2
 from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
+from flaxseg.models.gcn import GCN
 from flaxseg.models.icnet import ICNet
 from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
@@ -39,6 +40,7 @@ MODELS = {
     "fcn": DilatedFCN,
     "pspnet": PSPNet,
     "icnet": ICNet,
+    "gcn": GCN,
 }
 
 
