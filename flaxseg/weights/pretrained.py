@@ -27,6 +27,7 @@ from flaxseg.weights.name_maps import (
 )
 from flaxseg.weights.name_maps_deeplab import MEAN, READERS, caffe_tensors
 from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn
+from flaxseg.weights.name_maps_gcn import PORT_GCN
 from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, icnet_tensors
 from flaxseg.weights.name_maps_pspnet import (
     CAFFE_PSPNET,
@@ -163,6 +164,8 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
       TensorFlow port or of meetps' pytorch-semseg (see `icnet_tensors`), with its mean as the
       model's normalisation. Tensors of other layers, which the released file has from training, are
       left out and named in the report;
+    * GCN on a ResNet, of the widespread PyTorch port and its forks (`gcm1.conv_l1`, `brm9`), with
+      deconvolutions or with bilinear upsampling, whose corners are taken to be aligned;
     * DeepLab v1 and v2 of Caffe and of two PyTorch ports (see `name_maps_deeplab`);
     * `fcn_resnet50` and `fcn_resnet101` of torchvision;
     * the released FCNs with their Caffe names, from Caffe or from a port (see
@@ -226,6 +229,7 @@ _LAYOUTS = (
     "fcn8s_atonce",
     "fcn_alexnet",
     "Caffe's ICNet",
+    "ports of GCN",
 )
 
 
@@ -359,10 +363,21 @@ def _bottleneck_resnet(tensors: Mapping[str, np.ndarray], unit: str, source: str
     depths = {6: 50, 23: 101, 36: 152}
     if len(units) not in depths:
         raise WeightsError(
-            f"{source} is a PSPNet on a backbone with {len(units)} units in its third stage; "
+            f"{source} is a network on a backbone with {len(units)} units in its third stage; "
             "known are resnet50 (6), resnet101 (23) and resnet152 (36)."
         )
     return f"resnet{depths[len(units)]}"
+
+
+def _read_gcn(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    num_classes = _num_classes(tensors, "gcm1.conv_l1.weight", source)
+    options = {
+        "backbone": _bottleneck_resnet(tensors, r"layer3\.(\d+)\.", source),
+        "kernel_size": tensors["gcm1.conv_l1.weight"].shape[2],
+        "upsampling": "dense" if "deconv1.weight" in tensors else "resize",
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    return _assemble(tensors, source, num_classes, options, PORT_GCN, name="gcn")
 
 
 def _read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -437,6 +452,7 @@ _ANCHORS = {
         for array in ("weight", "weights", "0")
     },
     "convbnrelu1_sub1.cbr_unit.0.weight": _read_icnet,
+    "gcm1.conv_l1.weight": _read_gcn,
 }
 # The same where a part of the name is any word.
 _ANCHOR_PATTERNS = {pattern: partial(_read_deeplab, read) for pattern, read in READERS}
