@@ -11,6 +11,7 @@ from flaxseg.layers.bilinear_deconv import (
     transposed_conv,
 )
 from flaxseg.layers.cascade_feature_fusion import CascadeFeatureFusion
+from flaxseg.layers.channel_attention import ChannelAttention
 from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
@@ -47,6 +48,7 @@ from flaxseg.layers.receptive_field import (
     shift_and_stitch,
     without_strides,
 )
+from flaxseg.layers.refinement_residual import RefinementResidual
 from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
 
@@ -62,6 +64,7 @@ __all__ = [
     "BilinearDeconv",
     "BoundaryRefinement",
     "CascadeFeatureFusion",
+    "ChannelAttention",
     "ConvBlock",
     "DepthwiseConv",
     "GlobalConvolution",
@@ -71,6 +74,7 @@ __all__ = [
     "Padding",
     "PyramidPooling",
     "ReceptiveField",
+    "RefinementResidual",
     "SeparableConv",
     "Window",
     "adaptive_average_pool",

@@ -20,6 +20,7 @@ from flaxseg.models.deeplab import (
 )
 from flaxseg.models.deeplab_v1 import DeepLabV1
 from flaxseg.models.deeplab_v2 import DeepLabV2
+from flaxseg.models.dfn import DFN
 from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
 from flaxseg.models.gcn import GCN
 from flaxseg.models.icnet import ICNet
@@ -41,6 +42,7 @@ MODELS = {
     "pspnet": PSPNet,
     "icnet": ICNet,
     "gcn": GCN,
+    "dfn": DFN,
 }
 
 

@@ -26,6 +26,7 @@ from flaxseg.weights.name_maps import (
     torchvision_deeplabv3_module,
 )
 from flaxseg.weights.name_maps_deeplab import MEAN, READERS, caffe_tensors
+from flaxseg.weights.name_maps_dfn import IDLE, TORCHSEG_DFN
 from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn
 from flaxseg.weights.name_maps_gcn import PORT_GCN
 from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, icnet_tensors
@@ -166,6 +167,7 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
       left out and named in the report;
     * GCN on a ResNet, of the widespread PyTorch port and its forks (`gcm1.conv_l1`, `brm9`), with
       deconvolutions or with bilinear upsampling, whose corners are taken to be aligned;
+    * DFN on ResNet-50 or 101 of the first author's code, TorchSeg (`smooth_pre_rrbs.0.conv_1x1`);
     * DeepLab v1 and v2 of Caffe and of two PyTorch ports (see `name_maps_deeplab`);
     * `fcn_resnet50` and `fcn_resnet101` of torchvision;
     * the released FCNs with their Caffe names, from Caffe or from a port (see
@@ -230,6 +232,7 @@ _LAYOUTS = (
     "fcn_alexnet",
     "Caffe's ICNet",
     "ports of GCN",
+    "TorchSeg's DFN",
 )
 
 
@@ -380,6 +383,16 @@ def _read_gcn(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     return _assemble(tensors, source, num_classes, options, PORT_GCN, name="gcn")
 
 
+def _read_dfn(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    options = {
+        "backbone": _bottleneck_resnet(tensors, r"backbone\.layer3\.(\d+)\.", source),
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = _num_classes(tensors, "smooth_heads.3.conv.weight", source)
+    used = {name: value for name, value in tensors.items() if not name.startswith(IDLE)}
+    return _assemble(used, source, num_classes, options, TORCHSEG_DFN, name="dfn")
+
+
 def _read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     tensors = {
         name: tensor
@@ -453,6 +466,7 @@ _ANCHORS = {
     },
     "convbnrelu1_sub1.cbr_unit.0.weight": _read_icnet,
     "gcm1.conv_l1.weight": _read_gcn,
+    "smooth_pre_rrbs.0.conv_1x1.weight": _read_dfn,
 }
 # The same where a part of the name is any word.
 _ANCHOR_PATTERNS = {pattern: partial(_read_deeplab, read) for pattern, read in READERS}

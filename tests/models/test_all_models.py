@@ -53,6 +53,7 @@ SMALL = {
     "fcn8s": {},
     "deeplabv2": {"fc_features": 16, "rates": (1, 2)},
     "gcn": {"kernel_size": 3},
+    "dfn": {"features": 16, "border_features": 4},
 }
 # The other FCNs are FCN-8s with fewer skips or another backbone; see test_fcn.py.
 NAMES = [
