@@ -355,7 +355,7 @@ def test_outputs_have_weights_by_name_or_that_of_all_auxiliary_ones():
     np.testing.assert_allclose(half, (none + whole) / 2, rtol=1e-6)
     assert abs(whole - none) > 0.1
     assert first_loss(model, logits=1.0, auxiliary=0.5) == half
-    assert first_loss(model, logits=1.0, auxiliary=1.0, stride2=0.5) == half
+    assert first_loss(model, logits=1.0, auxiliary=0.0, stride2=0.5) == half
     np.testing.assert_allclose(
         train(model, batches(1))[1][0]["loss"], none + 0.4 * (whole - none), rtol=1e-6
     )
