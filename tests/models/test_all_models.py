@@ -131,6 +131,9 @@ def make_train_step(model):
             total = 0.0
             for logits in (prediction.logits, *prediction.auxiliary.values()):
                 target = jax.image.resize(label, logits.shape[:3], "nearest")
+                if logits.shape[3] == 1:  # whether there is something: the logit of a sigmoid
+                    logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
+                    target = jnp.minimum(target, 1)
                 log_probs = jax.nn.log_softmax(logits)
                 total -= jnp.take_along_axis(log_probs, target[..., None], -1).mean()
             return total, updates["batch_stats"]
