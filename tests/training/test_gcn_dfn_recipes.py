@@ -1,5 +1,4 @@
-"""The recipes of GCN and DFN: each makes a network with a loss for every output, and DFN's border
-network learns borders."""
+"""The recipes of GCN and DFN: each makes a network with a loss for every output."""
 
 import functools
 import importlib.util
@@ -12,8 +11,12 @@ from random_weights import shapes_of
 
 import flaxseg
 from flaxseg.data import list_datasets
+from flaxseg.errors import ConfigError
 from flaxseg.training.config import validate_config
 from flaxseg.training.losses import OutputLoss
+from flaxseg.training.optimizer import make_optimizer
+from flaxseg.training.state import create_state
+from flaxseg.training.step import make_train_step
 from flaxseg.weights import list_hub_weights
 
 DATA = {"voc": 21, "cityscapes": 19, "ade20k": 150, "camvid": 11, "shapes": 5}
@@ -102,6 +105,31 @@ def test_dfn_has_a_loss_for_every_output(recipe, variant):
             assert loss.kind == "focal(gamma=2.0, alpha=0.25)"
         else:
             assert (loss.weight, loss.kind, loss.target) == (1.0, "cross_entropy", "label")
+
+
+@pytest.mark.parametrize(("system", "variant"), [("gcn", "gcn"), ("dfn", "dfn"), ("dfn", "rrb")])
+def test_a_training_step_takes_the_losses_of_the_recipe(recipe, system, variant):
+    """As it is traced, a step refuses outputs without a loss, and losses without an output."""
+    config = recipe(system, f"data=shapes,variant={variant}")
+    model = create_model(config, 5)
+    losses = {name: OutputLoss(**own) for name, own in config.loss.outputs.to_dict().items()}
+    tx = make_optimizer(
+        shapes_of(model)["params"], name="sgd", weight_decay=0.0, head_lr_multiplier=1.0
+    )
+    step = make_train_step(model, tx, schedule=lambda step: 0.1, outputs=losses)
+    batch = {
+        "image": jax.ShapeDtypeStruct((2, 65, 33, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((2, 65, 33), jnp.uint8),
+    }
+    state = jax.eval_shape(lambda: create_state(model, tx, 0, (65, 33)))
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert metrics["loss"].shape == ()
+    if system == "dfn":
+        unknown = {**losses, "border_c6": losses["logits"]}
+        step = make_train_step(model, tx, schedule=lambda step: 0.1, outputs=unknown)
+        with pytest.raises(ConfigError, match="border_c6"):
+            jax.eval_shape(step, state, batch)
 
 
 def test_numbers_of_the_authors_code(recipe):
