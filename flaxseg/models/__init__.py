@@ -177,10 +177,16 @@ def at_output_stride(name: str, options: Mapping[str, Any], output_stride: int) 
       All options, the new ones among them.
 
     Raises:
-      ValueError: a rate or window would not be a whole number of cells.
+      ValueError: a rate or window would not be a whole number of cells, or the network has other
+        parameters there.
     """
     model = MODELS[name]
     before = options.get("output_stride") or model.default_output_stride
+    if getattr(model, "one_output_stride", False) and output_stride != before:
+        raise ValueError(
+            f"{name} is another network at output stride {output_stride} than at {before}, where "
+            f"it was made; leave output_stride out, or train it at {output_stride}."
+        )
     changed = {"output_stride": output_stride}
     for option in getattr(model, "cell_options", ()):
         # A default that goes by the output stride by itself is None or absent.

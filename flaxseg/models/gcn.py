@@ -69,6 +69,8 @@ class GCN(nn.Module):
 
     default_backbone: ClassVar[str] = "resnet152"
     default_output_stride: ClassVar[int] = 32
+    # Kernels count cells, and every grid has a deconvolution to the next.
+    one_output_stride: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:

@@ -18,6 +18,7 @@ from flaxseg.backbones import ResNet, ResNetGCN, create_backbone
 from flaxseg.backbones.resnet import BasicBlock
 from flaxseg.errors import WeightsError
 from flaxseg.layers.bilinear_deconv import bilinear_init
+from flaxseg.models import at_output_stride
 from flaxseg.weights import NameMap, load_pretrained, load_weights
 from flaxseg.weights.name_maps_gcn import PORT_GCN
 
@@ -279,6 +280,15 @@ def test_levels_on_one_grid_are_added_without_upsampling(output_stride):
     }
     image = jax.ShapeDtypeStruct((1, 50, 33, 3), jnp.float32)
     assert jax.eval_shape(model.apply, shapes_of(model), image).logits.shape == (1, 50, 33, 3)
+
+
+def test_a_trained_network_stays_at_its_output_stride():
+    assert at_output_stride("gcn", {"kernel_size": 7}, 32) == {
+        "kernel_size": 7,
+        "output_stride": 32,
+    }
+    with pytest.raises(ValueError, match="gcn is another network at output stride 16 than at 32"):
+        at_output_stride("gcn", {"kernel_size": 7}, 16)
 
 
 def test_fewer_levels_are_upsampled_by_more():
