@@ -6,14 +6,18 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from random_weights import shapes_of
 
 import flaxseg
+from flaxseg.backbones import ResNet
+from flaxseg.backbones.resnet import BasicBlock
 from flaxseg.data import list_datasets
 from flaxseg.errors import ConfigError
+from flaxseg.layers import normalize, resize
 from flaxseg.training.config import validate_config
-from flaxseg.training.losses import OutputLoss
+from flaxseg.training.losses import OutputLoss, border_target
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.state import create_state
 from flaxseg.training.step import make_train_step
@@ -145,3 +149,40 @@ def test_numbers_of_the_authors_code(recipe):
         assert (optimizer.head_lr_multiplier, optimizer.momentum) == (10.0, 0.9)
         assert not optimizer.decay_bn_and_bias
         assert (config.schedule.name, config.schedule.power) == ("poly", 0.9)
+
+
+@pytest.mark.slow
+def test_dfns_border_network_finds_borders(recipe):
+    """With the losses of the recipe it tells borders from the rest, at every stage."""
+    losses = recipe("dfn", "data=shapes").loss.outputs.to_dict()
+    losses = {name: OutputLoss(**own) for name, own in losses.items()}
+    model = flaxseg.create_model(
+        "dfn",
+        3,
+        backbone=ResNet(stage_sizes=(1, 1, 1, 1), block=BasicBlock, width=0.25),
+        features=16,
+        border_features=8,
+    )
+    label = np.zeros((4, 64, 64), np.uint8)
+    for index in range(4):
+        label[index, 10 + 4 * index :, 20:40] = 1
+        label[index, 44:, 30 - 5 * index : 52] = 2
+    image = np.eye(3, dtype=np.uint8)[label] * 200
+    tx = make_optimizer(
+        shapes_of(model)["params"], name="adam", weight_decay=0.0, head_lr_multiplier=1.0
+    )
+    state = jax.jit(lambda: create_state(model, tx, 0, (64, 64)))()
+    step = make_train_step(model, tx, schedule=lambda step: 3e-3, outputs=losses)
+    step = jax.jit(step, donate_argnums=0)
+    for _ in range(120):
+        state, metrics = step(state, {"image": image, "label": label})
+    train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    pixels = normalize(image, model.normalization)
+    outputs = jax.jit(train)(state.variables(), pixels)[0].auxiliary
+    border = np.asarray(border_target(label, 3)) == 1
+    for name in ("border_c2", "border_c3", "border_c4", "border_c5"):
+        found = np.asarray(resize(outputs[name], (64, 64), align_corners=True))[..., 0] > 0
+        both = float((found & border).sum())
+        precision, recall = both / max(found.sum(), 1), both / border.sum()
+        print(name, float(metrics["loss"]), precision, recall)
+        assert 2 * precision * recall / (precision + recall) > 0.6
