@@ -42,6 +42,8 @@ SYSTEMS = {
     "deeplabv3plus": ("deeplab.py:variant=v3plus", 16),
     "pspnet": ("pspnet.py:", 8),
     "icnet": ("icnet.py:", 8),
+    "gcn": ("gcn.py:", 32),
+    "dfn": ("dfn.py:", 32),
 }
 
 

@@ -18,6 +18,7 @@ from flaxseg.backbones.resnet import (
     ResNet152,
     ResNetBeta,
 )
+from flaxseg.backbones.resnet_gcn import ResNet50GCN, ResNetGCN
 from flaxseg.backbones.vgg import VGG, VGG16, VGG16BN
 from flaxseg.backbones.xception import Xception, Xception41, Xception65, Xception71
 
@@ -31,6 +32,7 @@ BACKBONES = {
     "efficientnet_lite0": EfficientNetLite0,
     "resnet50_beta": ResNet50Beta,
     "resnet101_beta": ResNet101Beta,
+    "resnet50_gcn": ResNet50GCN,
     "xception41": Xception41,
     "xception65": Xception65,
     "xception71": Xception71,
@@ -83,10 +85,12 @@ __all__ = [
     "ResNet34",
     "ResNet50",
     "ResNet50Beta",
+    "ResNet50GCN",
     "ResNet101",
     "ResNet101Beta",
     "ResNet152",
     "ResNetBeta",
+    "ResNetGCN",
     "Xception",
     "Xception41",
     "Xception65",

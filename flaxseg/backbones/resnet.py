@@ -233,7 +233,7 @@ class ResNet(nn.Module):
                 if self.dilate_first_unit and self.stride_unit == "first":
                     rate = budget.rate
                 grid = self.multi_grid[index] if stage == last_stage and self.multi_grid else 1
-                block = self.block(
+                block = self._block_of(stage)(
                     features=self._channels(64 * 2**stage),
                     strides=strides,
                     rate=rate * grid,
@@ -268,6 +268,10 @@ class ResNet(nn.Module):
             )
             x = nn.relu(norm(name=f"bn1_{index}")(conv(x), train=train))
         return x
+
+    def _block_of(self, stage: int) -> Callable[..., nn.Module]:
+        """Makes the units of a stage, of which the first is 0."""
+        return self.block
 
     def _channels(self, features: int) -> int:
         return max(1, round(features * self.width))

@@ -11,6 +11,7 @@ from flaxseg.layers.bilinear_deconv import (
     transposed_conv,
 )
 from flaxseg.layers.cascade_feature_fusion import CascadeFeatureFusion
+from flaxseg.layers.channel_attention import ChannelAttention
 from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
@@ -22,6 +23,12 @@ from flaxseg.layers.image_normalization import (
     SYMMETRIC,
     ImageNormalization,
     normalize,
+)
+from flaxseg.layers.large_kernel import (
+    BoundaryRefinement,
+    GlobalConvolution,
+    LineConv,
+    line_conv,
 )
 from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
@@ -41,6 +48,7 @@ from flaxseg.layers.receptive_field import (
     shift_and_stitch,
     without_strides,
 )
+from flaxseg.layers.refinement_residual import RefinementResidual
 from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
 
@@ -54,14 +62,19 @@ __all__ = [
     "AuxiliaryHead",
     "BatchNorm",
     "BilinearDeconv",
+    "BoundaryRefinement",
     "CascadeFeatureFusion",
+    "ChannelAttention",
     "ConvBlock",
     "DepthwiseConv",
+    "GlobalConvolution",
     "ImageNormalization",
     "ImagePooling",
+    "LineConv",
     "Padding",
     "PyramidPooling",
     "ReceptiveField",
+    "RefinementResidual",
     "SeparableConv",
     "Window",
     "adaptive_average_pool",
@@ -77,6 +90,7 @@ __all__ = [
     "explicit_padding",
     "fully_connected",
     "global_average_pool",
+    "line_conv",
     "local_response_norm",
     "max_pool",
     "normalize",

@@ -20,7 +20,9 @@ from flaxseg.models.deeplab import (
 )
 from flaxseg.models.deeplab_v1 import DeepLabV1
 from flaxseg.models.deeplab_v2 import DeepLabV2
+from flaxseg.models.dfn import DFN
 from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
+from flaxseg.models.gcn import GCN
 from flaxseg.models.icnet import ICNet
 from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
@@ -39,6 +41,8 @@ MODELS = {
     "fcn": DilatedFCN,
     "pspnet": PSPNet,
     "icnet": ICNet,
+    "gcn": GCN,
+    "dfn": DFN,
 }
 
 
@@ -173,10 +177,16 @@ def at_output_stride(name: str, options: Mapping[str, Any], output_stride: int) 
       All options, the new ones among them.
 
     Raises:
-      ValueError: a rate or window would not be a whole number of cells.
+      ValueError: a rate or window would not be a whole number of cells, or the network has other
+        parameters there.
     """
     model = MODELS[name]
     before = options.get("output_stride") or model.default_output_stride
+    if getattr(model, "one_output_stride", False) and output_stride != before:
+        raise ValueError(
+            f"{name} is another network at output stride {output_stride} than at {before}, where "
+            f"it was made; leave output_stride out, or train it at {output_stride}."
+        )
     changed = {"output_stride": output_stride}
     for option in getattr(model, "cell_options", ()):
         # A default that goes by the output stride by itself is None or absent.

@@ -26,7 +26,9 @@ from flaxseg.weights.name_maps import (
     torchvision_deeplabv3_module,
 )
 from flaxseg.weights.name_maps_deeplab import MEAN, READERS, caffe_tensors
+from flaxseg.weights.name_maps_dfn import IDLE, TORCHSEG_DFN
 from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn
+from flaxseg.weights.name_maps_gcn import PORT_GCN
 from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, icnet_tensors
 from flaxseg.weights.name_maps_pspnet import (
     CAFFE_PSPNET,
@@ -163,6 +165,9 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
       TensorFlow port or of meetps' pytorch-semseg (see `icnet_tensors`), with its mean as the
       model's normalisation. Tensors of other layers, which the released file has from training, are
       left out and named in the report;
+    * GCN on a ResNet, of the widespread PyTorch port and its forks (`gcm1.conv_l1`, `brm9`), with
+      deconvolutions or with bilinear upsampling, whose corners are taken to be aligned;
+    * DFN on ResNet-50 or 101 of the first author's code, TorchSeg (`smooth_pre_rrbs.0.conv_1x1`);
     * DeepLab v1 and v2 of Caffe and of two PyTorch ports (see `name_maps_deeplab`);
     * `fcn_resnet50` and `fcn_resnet101` of torchvision;
     * the released FCNs with their Caffe names, from Caffe or from a port (see
@@ -226,6 +231,8 @@ _LAYOUTS = (
     "fcn8s_atonce",
     "fcn_alexnet",
     "Caffe's ICNet",
+    "ports of GCN",
+    "TorchSeg's DFN",
 )
 
 
@@ -359,10 +366,31 @@ def _bottleneck_resnet(tensors: Mapping[str, np.ndarray], unit: str, source: str
     depths = {6: 50, 23: 101, 36: 152}
     if len(units) not in depths:
         raise WeightsError(
-            f"{source} is a PSPNet on a backbone with {len(units)} units in its third stage; "
+            f"{source} is a network on a backbone with {len(units)} units in its third stage; "
             "known are resnet50 (6), resnet101 (23) and resnet152 (36)."
         )
     return f"resnet{depths[len(units)]}"
+
+
+def _read_gcn(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    num_classes = _num_classes(tensors, "gcm1.conv_l1.weight", source)
+    options = {
+        "backbone": _bottleneck_resnet(tensors, r"layer3\.(\d+)\.", source),
+        "kernel_size": tensors["gcm1.conv_l1.weight"].shape[2],
+        "upsampling": "dense" if "deconv1.weight" in tensors else "resize",
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    return _assemble(tensors, source, num_classes, options, PORT_GCN, name="gcn")
+
+
+def _read_dfn(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    options = {
+        "backbone": _bottleneck_resnet(tensors, r"backbone\.layer3\.(\d+)\.", source),
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = _num_classes(tensors, "smooth_heads.3.conv.weight", source)
+    used = {name: value for name, value in tensors.items() if not name.startswith(IDLE)}
+    return _assemble(used, source, num_classes, options, TORCHSEG_DFN, name="dfn")
 
 
 def _read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -437,6 +465,8 @@ _ANCHORS = {
         for array in ("weight", "weights", "0")
     },
     "convbnrelu1_sub1.cbr_unit.0.weight": _read_icnet,
+    "gcm1.conv_l1.weight": _read_gcn,
+    "smooth_pre_rrbs.0.conv_1x1.weight": _read_dfn,
 }
 # The same where a part of the name is any word.
 _ANCHOR_PATTERNS = {pattern: partial(_read_deeplab, read) for pattern, read in READERS}

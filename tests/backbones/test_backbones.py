@@ -31,6 +31,8 @@ PARAMETERS = {
     # Three 3x3 convolutions for one of 7x7, and a wider projection behind them: 123,776 more.
     "resnet50_beta": 25_680_808,
     "resnet101_beta": 44_672_936,
+    # Two paths of large kernels for a 1x1 and a 3x3 convolution in the last two stages.
+    "resnet50_gcn": 22_545_780,
     "xception41": 24_920_560 + 2_049_000,
     "xception65": 37_867_312 + 2_049_000,
     "xception71": 40_289_736 + 2_049_000,

@@ -41,13 +41,19 @@ OTHER_FORMS = {
         {"decoder_kernel_size": 1, "decoder_convs": 1},
     ),
     "pspnet": ({"pooling": "max", "reduce": False},),
+    "gcn": ({"kind": "stack", "kernel_size": 5, "stack_features": 4, "upsampling": "depthwise"},),
 }
+# Options under which a model has the same parameters at all output strides, where by default it has
+# a deconvolution from each grid to the next.
+STRIDE_FORMS = {"gcn": {"upsampling": "fixed"}}
 # How a model is made small, where it is not by `features`.
 SMALL = {
     "icnet": {"width": 0.125},
     "fcn": {},
     "fcn8s": {},
     "deeplabv2": {"fc_features": 16, "rates": (1, 2)},
+    "gcn": {"kernel_size": 3},
+    "dfn": {"features": 16, "border_features": 4},
 }
 # The other FCNs are FCN-8s with fewer skips or another backbone; see test_fcn.py.
 NAMES = [
@@ -125,6 +131,9 @@ def make_train_step(model):
             total = 0.0
             for logits in (prediction.logits, *prediction.auxiliary.values()):
                 target = jax.image.resize(label, logits.shape[:3], "nearest")
+                if logits.shape[3] == 1:  # whether there is something: the logit of a sigmoid
+                    logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
+                    target = jnp.minimum(target, 1)
                 log_probs = jax.nn.log_softmax(logits)
                 total -= jnp.take_along_axis(log_probs, target[..., None], -1).mean()
             return total, updates["batch_stats"]
@@ -274,7 +283,11 @@ def test_dropout_follows_its_key(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_output_strides_share_one_tree(name):
     trees = [
-        shapes_of(flaxseg.create_model(name, 3, backbone="resnet18", output_stride=stride))
+        shapes_of(
+            flaxseg.create_model(
+                name, 3, backbone="resnet18", output_stride=stride, **STRIDE_FORMS.get(name, {})
+            )
+        )
         for stride in (8, 16, 32)
     ]
     assert trees[0] == trees[1] == trees[2]

@@ -1,0 +1,160 @@
+"""DFN: a smooth network with channel attention, and a border network beside it in training.
+
+    python train.py --config=configs/dfn.py --workdir=runs/voc
+    python train.py --config=configs/dfn.py:data=cityscapes --workdir=runs/cityscapes
+    python train.py --config=configs/dfn.py:data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    python train.py --config=configs/dfn.py:data=shapes --workdir=runs/shapes
+
+Without internet give the files, as in the third command: the data set as published and ImageNet
+weights in a file.
+
+The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid or shapes; `variant`
+is
+
+dfn        (default) smooth and border network, a loss at every stage
+smooth     without the border network
+rrb        refinement alone: neither context nor attention nor losses of the coarser stages
+
+data        backbone             hardware           mIoU expected
+voc         resnet101            8 x 16 GB and up   79.40 % (author's code), 79.67 % (paper: Yu et
+                                                    al. 2018, arXiv 1804.09337)
+cityscapes  resnet101            8 x 32 GB and up   79.09 % (author's code), 78.5 % (paper); with
+                                                    windows slid over the picture
+ade20k      resnet101            8 x 16 GB and up   none published
+camvid      efficientnet_lite0   2 CPU cores        not measured yet
+shapes      resnet18             2 CPU cores        not measured yet; from random weights
+
+Source of the recipe: the first author's PyTorch code (TorchSeg). Its focal loss is smallest where
+a border is said to be everywhere, whatever the labels; here it is the paper's, so that the border
+network learns. The losses of borders weigh 0.1. A border is four pixels to both sides of where
+classes meet; that code has edges along ignored rings too, which here count for nothing. Its scales
+are 0.5, 0.75, 1, 1.5, 1.75 and 2, here any between. The paper has the rate 0.004. The normalisation
+of the context sees one number a picture, so a step needs many pictures.
+"""
+
+from ml_collections import config_dict
+
+from flaxseg.training import recipes
+from flaxseg.training.config import default_config
+
+_SMOOTH = ("smooth_c5", "smooth_c4", "smooth_c3")
+_BORDER = ("border_c2", "border_c3", "border_c4", "border_c5")
+
+
+def get_config(argument: str = "") -> config_dict.ConfigDict:
+    """The recipe for `variant=...,data=...`."""
+    chosen = recipes.parse_recipe_argument(
+        argument, "configs/dfn.py", variant=_VARIANTS, data=_DATA
+    )
+    config = default_config()
+    config.model.name = "dfn"
+    config.model.backbone = "resnet101"
+    config.model.output_stride = 32
+    recipes.set_options(
+        config,
+        features=512,
+        border_features=21,
+        head_factor=9,
+        global_context=True,
+        attention=True,
+        deep_supervision=True,
+        border=True,
+        remat_blocks=False,
+    )
+    recipes.set_output_loss(config, *_SMOOTH, weight=1.0, align_corners=True)
+    recipes.set_output_loss(
+        config,
+        *_BORDER,
+        weight=0.1,
+        kind="focal(gamma=2.0, alpha=0.25)",
+        target="border(radius=4)",
+        align_corners=True,
+    )
+    _DATA[chosen["data"]](config)
+    _VARIANTS[chosen["variant"]](config)
+    return config
+
+
+def _published(config: config_dict.ConfigDict) -> None:
+    """What the author's recipes have in common."""
+    config.init.backbone = "timm/resnet101s.gluon_in1k"
+    recipes.set_options(config, backbone_options={"deep_stem": (64, 64, 128)})
+    config.optimizer.head_lr_multiplier = 10.0
+    config.eval.every_steps = 5000
+    config.checkpoint.every_steps = 1000
+    config.log.every_steps = 50
+
+
+def _voc(config: config_dict.ConfigDict) -> None:
+    recipes.voc(config, crop=512)
+    config.eval.pad_to = (512, 512)
+    _published(config)
+    config.steps = 120 * (10_582 // 32)  # epochs
+    config.batch_size = 32
+    config.optimizer.learning_rate = 8e-4
+    config.optimizer.weight_decay = 1e-5
+
+
+def _cityscapes(config: config_dict.ConfigDict) -> None:
+    recipes.cityscapes(config, crop=800)
+    _published(config)
+    config.steps = 80_000
+    config.batch_size = 16
+    config.optimizer.learning_rate = 7e-4
+    config.optimizer.weight_decay = 1e-4
+
+
+def _ade20k(config: config_dict.ConfigDict) -> None:
+    """As on VOC, for 60 epochs of twice the pictures."""
+    recipes.ade20k(config, crop=512)
+    _published(config)
+    config.steps = 60 * (20_210 // 32)
+    config.batch_size = 32
+    config.optimizer.learning_rate = 8e-4
+    config.optimizer.weight_decay = 1e-5
+
+
+def _camvid(config: config_dict.ConfigDict) -> None:
+    recipes.camvid(config, crop=256)
+    config.model.options.features = 64
+
+
+def _shapes(config: config_dict.ConfigDict) -> None:
+    recipes.shapes(config, crop=97)
+    config.model.options.features = 64
+
+
+_DATA = {
+    "voc": _voc,
+    "cityscapes": _cityscapes,
+    "ade20k": _ade20k,
+    "camvid": _camvid,
+    "shapes": _shapes,
+}
+
+
+def _dfn(config: config_dict.ConfigDict) -> None:
+    """As it is."""
+
+
+def _smooth(config: config_dict.ConfigDict) -> None:
+    config.model.options.border = False
+    _drop(config, _BORDER)
+
+
+def _rrb(config: config_dict.ConfigDict) -> None:
+    _smooth(config)
+    options = config.model.options
+    options.global_context = options.attention = options.deep_supervision = False
+    _drop(config, _SMOOTH)
+
+
+def _drop(config: config_dict.ConfigDict, outputs: tuple[str, ...]) -> None:
+    """Takes back the losses of outputs that the variant does not have."""
+    with config.unlocked():
+        for name in outputs:
+            del config.loss.outputs[name]
+
+
+_VARIANTS = {"dfn": _dfn, "smooth": _smooth, "rrb": _rrb}

@@ -1,0 +1,165 @@
+"""GCN: large kernels, boundary refinement, and what the paper compares them with.
+
+    python train.py --config=configs/gcn.py --workdir=runs/voc
+    python train.py --config=configs/gcn.py:data=cityscapes --workdir=runs/cityscapes
+    python train.py --config=configs/gcn.py:data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    python train.py --config=configs/gcn.py:data=shapes --workdir=runs/shapes
+
+Without internet give the files, as in the third command: the data set as published and ImageNet
+weights in a file.
+
+The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid or shapes; `variant`
+is
+
+gcn         (default) the paper's network: k = 15, on Cityscapes 25, and boundary refinement
+unrefined   without boundary refinement, as all of the ablations
+baseline    1x1 convolutions in place of the large kernels
+trivial     k x k convolutions, k = 9
+stack       five 3x3 convolutions without ReLU, which see 11 x 11 cells
+resnet_gcn  gcn on a ResNet-50 of large kernels, of which no ImageNet weights were published: give
+            your own as --config.init.backbone
+
+data        backbone             hardware           mIoU expected
+voc         resnet152            8 x 16 GB and up   74.7 % gcn, 74.5 % unrefined, 69.0 % baseline,
+                                                    68.8 % trivial, 67.5 % stack; 72.5 % resnet_gcn
+                                                    (paper: Peng et al. 2017, arXiv 1703.02719,
+                                                    tables 1 to 6); 80.3 % gcn with COCO before and
+                                                    VOC alone after it (table 7)
+cityscapes  resnet152            8 x 32 GB and up   76.9 % with the coarse annotations first, on
+                                                    crops of 1024 pixels (paper)
+ade20k      resnet152            8 x 16 GB and up   none published
+camvid      efficientnet_lite0   2 CPU cores        not measured yet
+shapes      resnet18             2 CPU cores        not measured yet; from random weights
+
+Sizes and augmentation (mirror images alone) are the paper's. Its solver is not usable as it stands:
+a picture a step, momentum 0.99, weight decay 5e-4, and no learning rate is given. Here it is that
+of other systems, 16 pictures a step, rate 0.0025 falling by the power 0.9 and ten times that in the
+head, 30k steps. After VOC with the additional annotations, the paper trains on VOC alone:
+
+    python train.py --config=configs/gcn.py --config.data.train_split=train \
+        --config.init.backbone= --config.init.model=runs/voc --workdir=runs/voc_alone
+"""
+
+from ml_collections import config_dict
+
+from flaxseg.training import recipes
+from flaxseg.training.config import default_config
+
+
+def get_config(argument: str = "") -> config_dict.ConfigDict:
+    """The recipe for `variant=...,data=...`."""
+    chosen = recipes.parse_recipe_argument(
+        argument, "configs/gcn.py", variant=_VARIANTS, data=_DATA
+    )
+    config = default_config()
+    config.model.name = "gcn"
+    config.model.backbone = "resnet152"
+    config.model.output_stride = 32
+    recipes.set_options(
+        config,
+        kernel_size=15,
+        kind="global",
+        stack_features=config_dict.placeholder(int),  # None: as many as the level has
+        boundary_refinement=True,
+        upsampling="dense",
+    )
+    _DATA[chosen["data"]](config)
+    _VARIANTS[chosen["variant"]](config)
+    return config
+
+
+def _paper(config: config_dict.ConfigDict) -> None:
+    """What does not depend on the data set."""
+    config.init.backbone = "timm/resnet152.tv_in1k"
+    config.steps = 30_000
+    config.batch_size = 16
+    config.optimizer.learning_rate = 0.0025
+    config.optimizer.head_lr_multiplier = 10.0
+    config.optimizer.weight_decay = 5e-4
+    config.data.scale = (1.0, 1.0)
+    config.eval.every_steps = 2000
+    config.checkpoint.every_steps = 1000
+    config.log.every_steps = 50
+
+
+def _voc(config: config_dict.ConfigDict) -> None:
+    """A crop of 512 pixels is a whole picture, padded; features of stride 32 have 16 x 16 cells."""
+    recipes.voc(config, crop=512)
+    config.eval.pad_to = (512, 512)
+    _paper(config)
+
+
+def _cityscapes(config: config_dict.ConfigDict) -> None:
+    recipes.cityscapes(config, crop=800)
+    _paper(config)
+    config.model.options.kernel_size = 25
+
+
+def _ade20k(config: config_dict.ConfigDict) -> None:
+    recipes.ade20k(config, crop=512)
+    _paper(config)
+
+
+def _camvid(config: config_dict.ConfigDict) -> None:
+    recipes.camvid(config, crop=256)
+    config.optimizer.head_lr_multiplier = 0.1  # scores without a BatchNorm before them
+
+
+def _shapes(config: config_dict.ConfigDict) -> None:
+    recipes.shapes(config, crop=97)
+    config.model.options.kernel_size = 7
+
+
+_DATA = {
+    "voc": _voc,
+    "cityscapes": _cityscapes,
+    "ade20k": _ade20k,
+    "camvid": _camvid,
+    "shapes": _shapes,
+}
+
+
+def _gcn(config: config_dict.ConfigDict) -> None:
+    """As it is."""
+
+
+def _unrefined(config: config_dict.ConfigDict) -> None:
+    config.model.options.boundary_refinement = False
+
+
+def _baseline(config: config_dict.ConfigDict) -> None:
+    _unrefined(config)
+    config.model.options.kind = "baseline"
+
+
+def _trivial(config: config_dict.ConfigDict) -> None:
+    """The largest kernel of table 2."""
+    _unrefined(config)
+    config.model.options.kind = "trivial"
+    config.model.options.kernel_size = 9
+
+
+def _stack(config: config_dict.ConfigDict) -> None:
+    """The deepest stack of table 3."""
+    _unrefined(config)
+    config.model.options.kind = "stack"
+    config.model.options.kernel_size = 11
+
+
+def _resnet_gcn(config: config_dict.ConfigDict) -> None:
+    """On small data sets too; there its depth and width are those of the small backbone."""
+    if config.data.name == "camvid":
+        recipes.set_options(config, backbone_options={"stage_sizes": (1, 1, 1, 1), "width": 0.25})
+    config.model.backbone = "resnet50_gcn"
+    config.init.backbone = ""
+
+
+_VARIANTS = {
+    "gcn": _gcn,
+    "unrefined": _unrefined,
+    "baseline": _baseline,
+    "trivial": _trivial,
+    "stack": _stack,
+    "resnet_gcn": _resnet_gcn,
+}

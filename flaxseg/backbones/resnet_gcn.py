@@ -1,0 +1,116 @@
+"""The residual network with large separable kernels in its last two stages.
+
+Peng et al., "Large Kernel Matters", 2017, section 4.1.3 (ResNet-GCN).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+from flax.typing import Dtype
+
+from flaxseg.backbones.resnet import ResNet
+from flaxseg.layers.atrous import AtrousConv
+from flaxseg.layers.large_kernel import LineConv
+
+
+class GlobalBottleneck(nn.Module):
+    """Two separable paths of a large kernel, summed, then 1x1 up to `4 * features`, and a shortcut,
+    which is projected where channels change.
+
+    Unlike in `flaxseg.layers.GlobalConvolution`, each convolution of a path has a BatchNorm and a
+    ReLU. A `k x 1` convolution has the stride of the rows and a `1 x k` one that of the columns,
+    so that a path of stride 2 takes every second cell of what it would give at stride 1.
+
+    Attributes:
+      features: a quarter of the channels of the output.
+      strides: of the unit.
+      rate: dilation of the large kernels.
+      next_rate: for the signature of `BasicBlock`.
+      norm: makes the normalisations; called as `norm(name=...)`.
+      dtype: dtype of the computation; that of the input by default.
+      stride_on: for the signature of `Bottleneck`.
+      with_branch: whether `(output, branch)` is returned, with what the convolutions gave before
+        the shortcut was added.
+      kernel_size: k of the paths, odd.
+      path_features: channels of the paths.
+    """
+
+    features: int
+    strides: int
+    rate: int
+    next_rate: int
+    norm: type[nn.Module]
+    dtype: Dtype | None
+    stride_on: str = "3x3"
+    with_branch: bool = False
+    kernel_size: int = 7
+    path_features: int = 128
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        def line(y: jax.Array, size: tuple[int, int], name: str) -> jax.Array:
+            conv = LineConv(
+                self.path_features,
+                size,
+                self.strides,
+                self.rate,
+                dtype=self.dtype,
+                name=f"{name}_conv",
+            )
+            return nn.relu(self.norm(name=f"{name}_bn")(conv(y), train=train))
+
+        column, row = (self.kernel_size, 1), (1, self.kernel_size)
+        left = line(line(x, column, "left_vertical"), row, "left_horizontal")
+        right = line(line(x, row, "right_horizontal"), column, "right_vertical")
+        conv = partial(AtrousConv, 4 * self.features, 1, dtype=self.dtype)
+        y = self.norm(name="bn3")(conv(name="conv3")(left + right), train=train)
+        shortcut = x
+        if x.shape[-1] != 4 * self.features:
+            shortcut = conv(strides=self.strides, name="downsample_conv")(x)
+            shortcut = self.norm(name="downsample_bn")(shortcut, train=train)
+        output = nn.relu(y + shortcut)
+        return (output, y) if self.with_branch else output
+
+
+class ResNetGCN(ResNet):
+    """A ResNet whose last stages are made of `GlobalBottleneck`, with about as many parameters.
+
+    It can not take the weights of a ResNet, and none were published: train it on ImageNet first.
+    Attributes beyond those of `ResNet`:
+
+      global_kernels: kernel sizes in the last stages, the very last at the end.
+      global_features: channels of the paths in these stages.
+    """
+
+    global_kernels: Sequence[int] = (5, 7)
+    global_features: Sequence[int] = (85, 128)
+
+    def _block_of(self, stage: int) -> Callable[..., nn.Module]:
+        first = len(self.stage_sizes) - len(self.global_kernels)
+        if stage < first:
+            return self.block
+        return partial(
+            GlobalBottleneck,
+            kernel_size=self.global_kernels[stage - first],
+            path_features=self._channels(self.global_features[stage - first]),
+        )
+
+    def _check(self) -> None:
+        super()._check()
+        if self.stride_unit != "first":
+            raise ValueError(
+                f"stride_unit is {self.stride_unit!r}; the stride of a ResNet-GCN lies in the "
+                "first unit of a stage, so it must be 'first'."
+            )
+        if len(self.global_kernels) != len(self.global_features):
+            raise ValueError(
+                f"global_kernels {tuple(self.global_kernels)} and global_features "
+                f"{tuple(self.global_features)} must have one number for each of the last stages."
+            )
+
+
+ResNet50GCN = partial(ResNetGCN, stage_sizes=(3, 4, 6, 3))

@@ -1,0 +1,40 @@
+"""Where the widespread PyTorch port of GCN keeps its weights.
+
+The authors published none. The port and its forks have a torchvision ResNet in `layer0` to
+`layer4`, global convolutions `gcm1` (of stride 32) to `gcm4`, refinements `brm1` to `brm9`; forks
+that upsample by deconvolutions call them `deconv1` to `deconv5`.
+"""
+
+import re
+
+from flaxseg.weights.name_maps import NameMap, deep_stem_resnet_module
+
+_LEVELS = ("c5", "c4", "c3", "c2", "s2", "s1")
+_LINES = {
+    "left_vertical": "conv_l1",
+    "left_horizontal": "conv_l2",
+    "right_horizontal": "conv_r1",
+    "right_vertical": "conv_r2",
+}
+_resnet = deep_stem_resnet_module({"conv1": "layer0.0", "bn1": "layer0.1"})
+
+
+def gcn_module(path: str) -> str:
+    """The port's name of a module of `GCN` on a ResNet."""
+    part, _, rest = path.partition("/")
+    if part == "backbone":
+        return re.sub(r"^layer1\.", "layer1.1.", _resnet(rest))
+    kind, _, level = part.rpartition("_")
+    number = _LEVELS.index(level) if level in _LEVELS else -1
+    if kind == "gcn" and 0 <= number < 4:
+        return f"gcm{number + 1}.{_LINES[rest]}"
+    if kind == "br" and 0 <= number < 4:
+        return f"brm{number + 1}.{rest}"
+    if kind == "refine" and number > 0:
+        return f"brm{number + 4}.{rest}"
+    if kind == "up" and number > 0:
+        return f"deconv{number}"
+    raise KeyError(path)
+
+
+PORT_GCN = NameMap("gcn port", gcn_module, transposed=tuple(f"up_{level}" for level in _LEVELS[1:]))

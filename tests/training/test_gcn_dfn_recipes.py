@@ -1,0 +1,188 @@
+"""The recipes of GCN and DFN: each makes a network with a loss for every output."""
+
+import functools
+import importlib.util
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_weights import shapes_of
+
+import flaxseg
+from flaxseg.backbones import ResNet
+from flaxseg.backbones.resnet import BasicBlock
+from flaxseg.data import list_datasets
+from flaxseg.errors import ConfigError
+from flaxseg.layers import normalize, resize
+from flaxseg.training.config import validate_config
+from flaxseg.training.losses import OutputLoss, border_target
+from flaxseg.training.optimizer import make_optimizer
+from flaxseg.training.state import create_state
+from flaxseg.training.step import make_train_step
+from flaxseg.weights import list_hub_weights
+
+DATA = {"voc": 21, "cityscapes": 19, "ade20k": 150, "camvid": 11, "shapes": 5}
+GCN = ("gcn", "unrefined", "baseline", "trivial", "stack", "resnet_gcn")
+DFN = ("dfn", "smooth", "rrb")
+
+
+@pytest.fixture(scope="module")
+def recipe(repository):
+    def get_config(name, argument=""):
+        spec = importlib.util.spec_from_file_location(name, repository / "configs" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config(argument)
+
+    return get_config
+
+
+def create_model(config, num_classes=3):
+    return flaxseg.create_model(
+        config.model.name,
+        num_classes,
+        backbone=config.model.backbone,
+        output_stride=config.model.output_stride,
+        **config.model.options.to_dict(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("system", "data", "variant"),
+    [
+        (system, data, variant)
+        for system, variants in (("gcn", GCN), ("dfn", DFN))
+        for data, variant in itertools.product(DATA, variants)
+    ],
+)
+def test_every_recipe_is_valid_and_has_the_backbone_it_says(recipe, system, data, variant):
+    config = recipe(system, f"data={data},variant={variant}")
+    if config.data.name in list_datasets():
+        validate_config(config)
+    assert config.init.backbone in ("", *list_hub_weights())
+    model = create_model(config)
+    wanted = {"camvid": "EfficientNetLite0"}.get(data, "ResNet")
+    wanted = "ResNetGCN" if variant == "resnet_gcn" else wanted
+    assert type(model.backbone).__name__ == wanted
+    assert model.backbone.output_stride == 32
+    # Random weights only where the recipe can not have any.
+    assert (config.init.backbone == "") == (data == "shapes" or variant == "resnet_gcn")
+
+
+@pytest.mark.parametrize("variant", GCN)
+def test_variants_of_gcn(recipe, variant):
+    params = shapes_of(create_model(recipe("gcn", f"data=shapes,variant={variant}")))["params"]
+    layers = {
+        "baseline": {"conv"},
+        "trivial": {"conv"},
+        "stack": {f"conv{index}" for index in range(1, 6)},
+    }
+    lines = {"left_vertical", "left_horizontal", "right_vertical", "right_horizontal"}
+    assert set(params["gcn_c5"]) == layers.get(variant, lines)
+    assert ("refine_s1" in params) == (variant in ("gcn", "resnet_gcn"))
+    assert ("left_vertical_conv" in params["backbone"]["layer4_0"]) == (variant == "resnet_gcn")
+
+
+def test_windows_are_as_large_as_the_coarsest_level_of_a_crop(recipe):
+    for data, side in (("voc", 15), ("cityscapes", 25)):
+        config = recipe("gcn", f"data={data}")
+        assert config.model.options.kernel_size == side
+        assert config.data.crop_size[0] // 32 in (side, side + 1)
+
+
+@pytest.mark.parametrize("variant", DFN)
+def test_dfn_has_a_loss_for_every_output(recipe, variant):
+    config = recipe("dfn", f"data=shapes,variant={variant}")
+    model = create_model(config)
+    image = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
+    train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    outputs = jax.eval_shape(train, shapes_of(model), image)[0].auxiliary
+    described = config.loss.outputs.to_dict()
+    assert described.keys() == {"logits", "auxiliary", *outputs}
+    for name in outputs:
+        loss = OutputLoss(**described[name])
+        assert loss.align_corners
+        if name.startswith("border_"):
+            assert (loss.weight, loss.target) == (0.1, "border(radius=4)")
+            assert loss.kind == "focal(gamma=2.0, alpha=0.25)"
+        else:
+            assert (loss.weight, loss.kind, loss.target) == (1.0, "cross_entropy", "label")
+
+
+@pytest.mark.parametrize(("system", "variant"), [("gcn", "gcn"), ("dfn", "dfn"), ("dfn", "rrb")])
+def test_a_training_step_takes_the_losses_of_the_recipe(recipe, system, variant):
+    """As it is traced, a step refuses outputs without a loss, and losses without an output."""
+    config = recipe(system, f"data=shapes,variant={variant}")
+    model = create_model(config, 5)
+    losses = {name: OutputLoss(**own) for name, own in config.loss.outputs.to_dict().items()}
+    tx = make_optimizer(
+        shapes_of(model)["params"], name="sgd", weight_decay=0.0, head_lr_multiplier=1.0
+    )
+    step = make_train_step(model, tx, schedule=lambda step: 0.1, outputs=losses)
+    batch = {
+        "image": jax.ShapeDtypeStruct((2, 65, 33, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((2, 65, 33), jnp.uint8),
+    }
+    state = jax.eval_shape(lambda: create_state(model, tx, 0, (65, 33)))
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert metrics["loss"].shape == ()
+    if system == "dfn":
+        unknown = {**losses, "border_c6": losses["logits"]}
+        step = make_train_step(model, tx, schedule=lambda step: 0.1, outputs=unknown)
+        with pytest.raises(ConfigError, match="border_c6"):
+            jax.eval_shape(step, state, batch)
+
+
+def test_numbers_of_the_authors_code(recipe):
+    for data, crop, steps, batch, rate, decay in (
+        ("voc", 512, 39_600, 32, 8e-4, 1e-5),
+        ("cityscapes", 800, 80_000, 16, 7e-4, 1e-4),
+    ):
+        config = recipe("dfn", f"data={data}")
+        assert config.data.crop_size == (crop, crop)
+        assert (config.steps, config.batch_size) == (steps, batch)
+        optimizer = config.optimizer
+        assert (optimizer.learning_rate, optimizer.weight_decay) == (rate, decay)
+        assert (optimizer.head_lr_multiplier, optimizer.momentum) == (10.0, 0.9)
+        assert not optimizer.decay_bn_and_bias
+        assert (config.schedule.name, config.schedule.power) == ("poly", 0.9)
+
+
+@pytest.mark.slow
+def test_dfns_border_network_finds_borders(recipe):
+    """With the losses of the recipe it tells borders from the rest, at every stage."""
+    losses = recipe("dfn", "data=shapes").loss.outputs.to_dict()
+    losses = {name: OutputLoss(**own) for name, own in losses.items()}
+    model = flaxseg.create_model(
+        "dfn",
+        3,
+        backbone=ResNet(stage_sizes=(1, 1, 1, 1), block=BasicBlock, width=0.25),
+        features=16,
+        border_features=8,
+    )
+    label = np.zeros((4, 64, 64), np.uint8)
+    for index in range(4):
+        label[index, 10 + 4 * index :, 20:40] = 1
+        label[index, 44:, 30 - 5 * index : 52] = 2
+    image = np.eye(3, dtype=np.uint8)[label] * 200
+    tx = make_optimizer(
+        shapes_of(model)["params"], name="adam", weight_decay=0.0, head_lr_multiplier=1.0
+    )
+    state = jax.jit(lambda: create_state(model, tx, 0, (64, 64)))()
+    step = make_train_step(model, tx, schedule=lambda step: 3e-3, outputs=losses)
+    step = jax.jit(step, donate_argnums=0)
+    for _ in range(120):
+        state, metrics = step(state, {"image": image, "label": label})
+    train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    pixels = normalize(image, model.normalization)
+    outputs = jax.jit(train)(state.variables(), pixels)[0].auxiliary
+    border = np.asarray(border_target(label, 3)) == 1
+    for name in ("border_c2", "border_c3", "border_c4", "border_c5"):
+        found = np.asarray(resize(outputs[name], (64, 64), align_corners=True))[..., 0] > 0
+        both = float((found & border).sum())
+        precision, recall = both / max(found.sum(), 1), both / border.sum()
+        print(name, float(metrics["loss"]), precision, recall)
+        assert 2 * precision * recall / (precision + recall) > 0.6
