@@ -10,6 +10,7 @@ from flaxseg.layers.bilinear_deconv import (
     bilinear_kernel,
     transposed_conv,
 )
+from flaxseg.layers.boundary_mask import boundary_mask, local_extreme, masked_residual
 from flaxseg.layers.cascade_feature_fusion import CascadeFeatureFusion
 from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
@@ -23,6 +24,7 @@ from flaxseg.layers.image_normalization import (
     ImageNormalization,
     normalize,
 )
+from flaxseg.layers.learned_basis import LearnedBasisDeconv, cosine_bases, learned_basis_deconv
 from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
 from flaxseg.layers.pooling import (
@@ -59,6 +61,7 @@ __all__ = [
     "DepthwiseConv",
     "ImageNormalization",
     "ImagePooling",
+    "LearnedBasisDeconv",
     "Padding",
     "PyramidPooling",
     "ReceptiveField",
@@ -70,14 +73,19 @@ __all__ = [
     "average_pool",
     "bilinear_deconv",
     "bilinear_kernel",
+    "boundary_mask",
     "classifier",
     "classifier_init",
+    "cosine_bases",
     "crop_offset",
     "depthwise_conv",
     "explicit_padding",
     "fully_connected",
     "global_average_pool",
+    "learned_basis_deconv",
+    "local_extreme",
     "local_response_norm",
+    "masked_residual",
     "max_pool",
     "normalize",
     "pad_to_grid",
