@@ -51,10 +51,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.model.name = "deeplabv1"
     config.model.output_stride = 8
     recipes.set_options(config, **_VARIANTS[chosen["variant"]], dropout=0.5)
-    with config.unlocked():
-        config.loss.auxiliary_weights.update(logits=0.0, scale100=1.0)
-    config.loss.resize_labels = True
-    config.loss.align_corners = True
+    config.loss.outputs.logits.weight = 0.0
+    recipes.set_output_loss(config, "scale100", resize_labels=True, align_corners=True)
     _DATA[chosen["data"]](config)
     if chosen["variant"] == "msc" and config.model.backbone == "vgg16":
         config.init.backbone = ""

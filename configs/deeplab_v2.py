@@ -73,10 +73,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     outputs = ("scale100",)
     if len(config.model.options.scales) > 1:
         outputs = ("fused", "scale100", "scale75", "scale50")
-    with config.unlocked():
-        config.loss.auxiliary_weights.update(logits=0.0, **dict.fromkeys(outputs, 1.0))
-    config.loss.resize_labels = True
-    config.loss.align_corners = True
+    config.loss.outputs.logits.weight = 0.0
+    recipes.set_output_loss(config, *outputs, resize_labels=True, align_corners=True)
     return config
 
 

@@ -95,7 +95,7 @@ def _released_recipe(config: config_dict.ConfigDict, variant: str) -> None:
     if variant == "resnet":
         config.steps = 30_000
         config.batch_size = 16
-        config.loss.auxiliary_weight = 0.5
+        config.loss.outputs.auxiliary.weight = 0.5
         config.optimizer.learning_rate = 0.01
         return
     config.schedule.name = "constant"

@@ -59,10 +59,9 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     # The paper's losses: of all branches at their own size, on labels resized to it. The weights
     # are those of two ports; others have 0.4 for both. "logits" are those of sub124 at full size,
     # without a loss of their own.
-    with config.unlocked():
-        config.loss.auxiliary_weights.update(sub4=0.16, sub24=0.4, sub124=1.0, logits=0.0)
-    config.loss.resize_labels = True
-    config.loss.align_corners = True
+    config.loss.outputs.logits.weight = 0.0
+    for name, weight in {"sub4": 0.16, "sub24": 0.4, "sub124": 1.0}.items():
+        recipes.set_output_loss(config, name, weight=weight, resize_labels=True, align_corners=True)
     _DATA[chosen["data"]](config)
     return config
 

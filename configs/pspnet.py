@@ -56,7 +56,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
         channel_dropout=True,
         align_corners=True,
     )
-    config.loss.auxiliary_weight = 0.4
+    config.loss.outputs.auxiliary.weight = 0.4
     config.optimizer.decay_bn_and_bias = True
     _DATA[chosen["data"]](config)
     _VARIANTS[chosen["variant"]](config)

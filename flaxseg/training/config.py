@@ -3,6 +3,7 @@
 Only the programs read a config; the library below them takes plain arguments.
 """
 
+import dataclasses
 import difflib
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from flaxseg.errors import ConfigError, DataError
+from flaxseg.training.losses import OutputLoss
 
 # Fields without influence on the parameters a run ends with: they may differ from start to start.
 FREE_FIELDS = (
@@ -27,7 +29,7 @@ FREE_FIELDS = (
 )
 
 # Sections whose fields depend on the model.
-_FREE_SECTIONS = ("model.options.", "loss.auxiliary_weights.")
+_FREE_SECTIONS = ("model.options.",)
 
 DATA_FIELD = "data.fingerprint"
 """Stands beside the fields of a saved config: what the prepared records are, not where they lie."""
@@ -91,10 +93,10 @@ def default_config() -> config_dict.ConfigDict:
         class_weights=(),  # one weight per class
         reduction="mean",  # mean over all valid pixels | sum over those of an image
         sample_rate=1.0,  # probability that a pixel's loss counts in a step
-        auxiliary_weight=0.0,  # of every auxiliary output of the model; 0 leaves them out
-        auxiliary_weights=config_dict.ConfigDict(),  # or by name; "logits" is the main output
-        resize_labels=False,  # to the auxiliary outputs, in place of their logits to the labels
-        align_corners=False,  # of that resizing
+        outputs=_section(
+            logits=_output_loss(),  # the main output
+            auxiliary=_output_loss(weight=0.0),  # every auxiliary output without a section
+        ),
     )
     config.optimizer = _section(
         name="sgd",  # sgd | adam | adamw
@@ -142,6 +144,11 @@ def _section(**fields: Any) -> config_dict.ConfigDict:
     return config_dict.ConfigDict(fields)
 
 
+def _output_loss(**changed: Any) -> config_dict.ConfigDict:
+    """The fields of `flaxseg.training.losses.OutputLoss`: the loss of one output of the model."""
+    return _section(**(dataclasses.asdict(OutputLoss()) | changed))
+
+
 def config_to_dict(config: config_dict.ConfigDict) -> dict[str, Any]:
     """The config as JSON holds it: nested dicts of str, bool, int, float and lists."""
     return json.loads(json.dumps(config.to_dict()))
@@ -179,6 +186,7 @@ def validate_config(config: config_dict.ConfigDict, *, device_count: int = 1) ->
         problems = [
             *_range_problems(config),
             *_name_problems(config),
+            *_output_problems(config),
             *_relation_problems(config, device_count),
         ]
     if problems:
@@ -249,8 +257,13 @@ def _is_under(name: str, fields: Iterable[str]) -> bool:
 
 def _structure_problems(config: config_dict.ConfigDict) -> list[str]:
     """Fields that no program knows, fields that are missing, and values of the wrong type."""
-    expected, given = _flatten(default_config()), _flatten(config)
+    default, given = default_config(), _flatten(config)
     problems = []
+    outputs = {name.split(".")[2] for name in given if name.startswith("loss.outputs.")}
+    with default.unlocked():
+        for name in outputs - set(default.loss.outputs):  # each output has the same fields
+            default.loss.outputs[name] = _output_loss()
+    expected = _flatten(default)
     for name in given:
         if name not in expected and not name.startswith(_FREE_SECTIONS):
             problems.append(f"there is no field {name!r}.{did_you_mean(name, expected)}")
@@ -316,7 +329,6 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "data.num_workers": _at_least(0),
     "loss.label_smoothing": _within(0, 1),
     "loss.sample_rate": _share(),
-    "loss.auxiliary_weight": _at_least(0),
     "optimizer.learning_rate": _above(0),
     "optimizer.momentum": _within(0, 1),
     "optimizer.b1": _within(0, 1),
@@ -367,12 +379,6 @@ def _range_problems(config: config_dict.ConfigDict) -> list[str]:
             f"loss.class_weights is {tuple(fields['loss.class_weights'])}; "
             "weights must be at least 0"
         )
-    for name, weight in config.loss.auxiliary_weights.items():
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or weight < 0:
-            problems.append(
-                f"loss.auxiliary_weights.{name} is {weight!r}; it must be a number of at least 0"
-            )
     milestones = list(fields["schedule.step_milestones"])
     if milestones != sorted(set(milestones)) or any(m < 1 for m in milestones):
         problems.append(
@@ -420,6 +426,17 @@ def _name_problems(config: config_dict.ConfigDict) -> list[str]:
     return problems
 
 
+def _output_problems(config: config_dict.ConfigDict) -> list[str]:
+    """Descriptions of losses that are not possible; which outputs there are, the model knows."""
+    problems = []
+    for name, own in config.loss.outputs.to_dict().items():
+        try:
+            OutputLoss(**own)
+        except ConfigError as error:
+            problems.append(f"loss.outputs.{name}: {error}")
+    return problems
+
+
 def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> list[str]:
     """Fields that are possible alone and impossible together."""
     from flaxseg import data
@@ -454,11 +471,6 @@ def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> lis
         )
     if config.init.reinit_head and not config.init.model:
         problems.append("init.reinit_head is set without init.model; name the model to start from")
-    if config.loss.auxiliary_weight and config.loss.auxiliary_weights:
-        problems.append(
-            f"loss.auxiliary_weight is {config.loss.auxiliary_weight} and loss.auxiliary_weights "
-            f"is {config.loss.auxiliary_weights.to_dict()}; set one of them"
-        )
     if config.init.model and config.init.backbone:
         problems.append(
             f"init.model {config.init.model!r} and init.backbone {config.init.backbone!r} are both "

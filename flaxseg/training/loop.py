@@ -31,6 +31,7 @@ from flaxseg.training.config import (
     validate_config,
 )
 from flaxseg.training.logging import MetricsFile, TensorBoard
+from flaxseg.training.losses import OutputLoss
 from flaxseg.training.prefetch import Prefetch, decode_iterator_state, encode_iterator_state
 from flaxseg.training.progress import format_seconds
 from flaxseg.training.run import (
@@ -233,9 +234,7 @@ def _step_function(run: Run) -> Any:
         class_weights=tuple(loss.class_weights) or None,
         reduction=loss.reduction,
         sample_rate=loss.sample_rate,
-        auxiliary_weight=loss.auxiliary_weights.to_dict() or loss.auxiliary_weight,
-        resize_labels=loss.resize_labels,
-        align_corners=loss.align_corners,
+        outputs={name: OutputLoss(**own) for name, own in loss.outputs.to_dict().items()},
         accumulate_steps=optimizer.accumulate_steps,
         ema_decay=optimizer.ema_decay,
         frozen=names_in(optimizer.frozen),

@@ -3,12 +3,14 @@
 --config=configs/deeplab.py:variant=v3,data=camvid
 """
 
+import dataclasses
 from collections.abc import Iterable
 
 from ml_collections import config_dict
 
 from flaxseg.errors import ConfigError
 from flaxseg.training.config import did_you_mean
+from flaxseg.training.losses import OutputLoss
 
 
 def parse_recipe_argument(argument: str, file: str, **choices: Iterable[str]) -> dict[str, str]:
@@ -60,6 +62,22 @@ def set_options(config: config_dict.ConfigDict, **options: object) -> None:
     with config.unlocked():
         for name, value in options.items():  # `update` would lose the type of a placeholder
             config.model.options[name] = value
+
+
+def set_output_loss(config: config_dict.ConfigDict, *outputs: str, **fields: object) -> None:
+    """Describes the loss of some of the model's outputs, in `config.loss.outputs`.
+
+    Args:
+      config: changed in place.
+      *outputs: `"logits"`, `"auxiliary"` for all auxiliary outputs without a section of their own,
+        or the name of one, which then has a section.
+      **fields: attributes of `flaxseg.training.losses.OutputLoss`; what is left out has its
+        default.
+    """
+    with config.unlocked():
+        for name in outputs:
+            description = dataclasses.asdict(OutputLoss(**fields))
+            config.loss.outputs[name] = config_dict.ConfigDict(description)
 
 
 # Square roots of how rare the classes of CamVid are in the training labels: the median of the

@@ -14,7 +14,7 @@ from ml_collections import config_dict
 import flaxseg
 from flaxseg import data
 from flaxseg.errors import ConfigError
-from flaxseg.models import create_model
+from flaxseg.models import MODELS, create_model
 from flaxseg.training.checkpoint import Checkpoints
 from flaxseg.training.config import DATA_FIELD, check_resumable, config_to_dict, names_in
 from flaxseg.training.optimizer import make_optimizer
@@ -117,7 +117,10 @@ def model_options(config: config_dict.ConfigDict) -> dict[str, Any]:
         "dtype": jnp.dtype(config.dtype),
         **config.model.options.to_dict(),
     }
-    if config.loss.auxiliary_weight or config.loss.auxiliary_weights:
+    outputs = config.loss.outputs
+    wanted = outputs.auxiliary.weight or set(outputs) - {"logits", "auxiliary"}
+    # Some systems always have their auxiliary outputs, and no such option.
+    if wanted and "auxiliary" in MODELS[config.model.name].__dataclass_fields__:
         options["auxiliary"] = True
     return options
 

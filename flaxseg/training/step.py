@@ -4,7 +4,8 @@ There is one body for one device and for many, for `jax.jit` and for `jax.pmap`:
 added up over the whole global batch (`parallel.global_sum`), then divided once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -13,13 +14,19 @@ import jax.numpy as jnp
 import optax
 
 from flaxseg.errors import ConfigError
-from flaxseg.layers import normalize, resize
+from flaxseg.layers import normalize
+from flaxseg.models.prediction import Prediction
 from flaxseg.training import losses, optimizer, parallel
+from flaxseg.training.losses import OutputLoss
 from flaxseg.training.schedules import Schedule
 from flaxseg.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+_OTHERS = "auxiliary"  # the entry of auxiliary outputs without one of their own
+_DEFAULT_OUTPUTS = {"logits": OutputLoss(), _OTHERS: OutputLoss(weight=0.4)}
+_TARGET = "target/"  # begins the names of targets among the arrays of a batch
 
 
 def make_train_step(
@@ -32,18 +39,16 @@ def make_train_step(
     ignore_label: int = 255,
     reduction: str = "mean",
     sample_rate: float = 1.0,
-    auxiliary_weight: float | Mapping[str, float] = 0.4,
-    resize_labels: bool = False,
-    align_corners: bool = False,
+    outputs: Mapping[str, OutputLoss] | None = None,
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
     frozen: Sequence[str] = (),
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The function that `Parallel.compile_train_step` compiles.
 
-    The loss is the sum over the valid pixels of the global batch over their count (with class
-    weights: over the sum of their weights), the main output's plus each auxiliary output's times
-    its weight. The learning rate is ``schedule(state.step)``.
+    The loss is the sum over all outputs of their weights times their means: of cross entropy, the
+    sum over the valid pixels of the global batch over their count (with class weights: over the sum
+    of their weights). The learning rate is ``schedule(state.step)``.
 
     Accumulation cuts the batch into `accumulate_steps` micro-batches, rows ``j, j +
     accumulate_steps, ...``, one after the other in memory. Their sums and counts are added up
@@ -59,8 +64,12 @@ def make_train_step(
       model: of the contract of `flaxseg.create_model`.
       tx: from `make_optimizer`: an update that is still to be multiplied by ``-learning_rate``.
       schedule: from `make_schedule`.
-      label_smoothing: see `losses.segmentation_loss`.
-      class_weights: see `losses.segmentation_loss`.
+      outputs: the loss of each output: `"logits"` is the main one, the others are the model's
+        auxiliary outputs by name, and `"auxiliary"` is for those without an entry of their own.
+        None: cross entropy, of the main output with weight 1, of all others with 0.4.
+      label_smoothing: of all outputs that are compared with the label by a loss that has it; see
+        `losses.segmentation_loss`.
+      class_weights: the same.
       ignore_label: see `losses.segmentation_loss`.
       reduction: `"mean"` as above, or `"sum"`: the gradient is that of the sum over the valid
         pixels of an image (with class weights: of their weighted terms), averaged over the images
@@ -68,16 +77,9 @@ def make_train_step(
         times the gradient of its mean: a rate of 1e-10 for the sum is one of S * 1e-10, 1.9e-5 for
         500 x 375, for the mean, and a weight decay of d is one of d / S. What stays different is
         that an image with few valid pixels counts less. The ``loss`` among the metrics is the mean
-        in both cases.
+        in both cases. A loss that is a mean over images is weighed as those over pixels are.
       sample_rate: see `losses.sample_pixels`; 1 keeps every pixel. ``accuracy`` and
         ``valid_fraction`` are those of the pixels that are kept.
-      auxiliary_weight: weight of every auxiliary output, or by name; 0 leaves it out. An output
-        without an entry is an error, and so is an entry without an output; `"logits"` may give the
-        main output another weight than 1.
-      resize_labels: whether labels are resized to each auxiliary output (to the nearest, so that no
-        class is invented; the mean is over the valid ones there), in place of the output's logits
-        to the label.
-      align_corners: how auxiliary logits, or labels, are resized.
       accumulate_steps: micro-batches per step, >= 1; they must divide each device's part of the
         batch.
       ema_decay: d of the moving averages ``ema += (1 - d) * (value - ema)``, in ``[0, 1)``; in
@@ -93,7 +95,7 @@ def make_train_step(
 
     Raises:
       ConfigError: for a value out of range; from `step_fn`, as it is traced, when the batch does
-        not divide, an auxiliary output has no weight or a weight no output, the state has moving
+        not divide, an output has no entry in `outputs` or an entry no output, the state has moving
         averages and `ema_decay` is 0 or the other way round, or model and axis name do not fit.
     """
     if accumulate_steps < 1:
@@ -105,22 +107,16 @@ def make_train_step(
     if not 0.0 < sample_rate <= 1.0:
         raise ConfigError(f"sample_rate {sample_rate} must be in (0, 1]; 1 keeps every pixel.")
 
-    def pixel_loss(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return losses.segmentation_loss(
-            logits,
-            label,
-            label_smoothing=label_smoothing,
-            class_weights=class_weights,
-            ignore_label=ignore_label,
-            align_corners=align_corners,
+    described = _DEFAULT_OUTPUTS if outputs is None else dict(outputs)
+    _check_used(described, label_smoothing=label_smoothing, class_weights=class_weights)
+    terms = {
+        name: own.terms(
+            label_smoothing=label_smoothing, class_weights=class_weights, ignore_label=ignore_label
         )
-
-    def label_for(logits: jax.Array, label: jax.Array) -> jax.Array:
-        if not resize_labels:
-            return label
-        return resize(
-            label[..., None], logits.shape[1:3], method="nearest", align_corners=align_corners
-        )[..., 0]
+        for name, own in described.items()
+        if own.weight
+    }
+    all_plain = all(term.counts_label for own in terms.values() for term in own)
 
     def outputs_of(state: TrainState, batch: Batch):
         """The shapes of what the model gives in training; nothing is computed."""
@@ -130,20 +126,32 @@ def make_train_step(
         image = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
         return jax.eval_shape(lambda v, x: apply(v, x, rngs=rngs)[0], variables, image)
 
-    def label_scales(state: TrainState, batch: Batch, axis_name: str | None):
-        """What the sum over each auxiliary output's own valid pixels is multiplied by, as all is
-        divided by the weight of those of the whole label."""
-
-        def weight(logits, label):
-            zeros = jnp.zeros((*label.shape, logits.shape[-1]))
-            return parallel.global_sum(pixel_loss(zeros, label)[1], axis_name)
-
-        outputs = outputs_of(state, batch)
-        whole = weight(outputs.logits, batch["label"])
-        return {
-            name: whole / losses.safe_divisor(weight(logits, label_for(logits, batch["label"])))
-            for name, logits in outputs.auxiliary.items()
-        }
+    def prepared(state: TrainState, batch: Batch, axis_name: str | None):
+        """The batch with the targets of outputs that have their own, and what each of their sums is
+        multiplied by, as all is divided by the weight of the whole label's valid pixels."""
+        if all_plain:
+            return batch, {}
+        shapes = outputs_of(state, batch)
+        whole = losses.label_weight(
+            batch["label"],
+            shapes.logits.shape[-1],
+            class_weights=class_weights,
+            ignore_label=ignore_label,
+        )
+        whole = losses.safe_divisor(parallel.global_sum(whole, axis_name))
+        batch, scales = dict(batch), {}
+        for name, entry in _entries(described, shapes.auxiliary, outputs is not None).items():
+            if entry not in terms or all(term.counts_label for term in terms[entry]):
+                continue
+            logits = _output(shapes, name)
+            target = described[entry].target_of(batch["label"], logits.shape[1:3], ignore_label)
+            batch[_TARGET + name] = target
+            zeros = jnp.zeros(logits.shape)  # counts are those of labels: the rest is not computed
+            counts = [term.loss(zeros, target)[1] for term in terms[entry]]
+            scales[name] = [
+                whole / losses.safe_divisor(parallel.global_sum(own, axis_name)) for own in counts
+            ]
+        return batch, scales
 
     def loss_sum(params, batch_stats, batch, key, scales):
         """The loss summed over the rows at hand, and what goes with it."""
@@ -156,15 +164,20 @@ def make_train_step(
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
-        total, weight = pixel_loss(prediction.logits, batch["label"])
-        weights = _output_weights(auxiliary_weight, prediction.auxiliary)
-        total *= weights.pop("logits")
+        weight = losses.label_weight(
+            batch["label"],
+            prediction.logits.shape[-1],
+            class_weights=class_weights,
+            ignore_label=ignore_label,
+        )
+        total = 0.0
         # Outputs share the label, hence the valid pixels and their weight, or are scaled to them.
-        for name, factor in weights.items():
-            if factor:
-                logits = prediction.auxiliary[name]
-                own = pixel_loss(logits, label_for(logits, batch["label"]))[0]
-                total += factor * scales.get(name, 1.0) * own
+        for name, entry in _entries(described, prediction.auxiliary, outputs is not None).items():
+            own = terms.get(entry, ())
+            target = batch.get(_TARGET + name, batch["label"])
+            for term, scale in zip(own, scales.get(name, (1.0,) * len(own)), strict=True):
+                factor = described[entry].weight * term.weight * scale
+                total += factor * term.loss(_output(prediction, name), target)[0]
         correct, valid = losses.pixel_accuracy(
             prediction.logits, batch["label"], ignore_label=ignore_label
         )
@@ -212,7 +225,7 @@ def make_train_step(
                 batch["label"], sample_key, sample_rate, ignore_label=ignore_label
             )
             batch = {**batch, "label": label}
-        scales = label_scales(state, batch, axis_name) if resize_labels else {}
+        batch, scales = prepared(state, batch, axis_name)
         gradient, sums, batch_stats = gradient_and_sums(
             state, batch, parallel.device_key(key, axis_name), scales
         )
@@ -263,25 +276,52 @@ def _stop_gradient(params: Mapping, frozen: Sequence[str]) -> dict:
     return jax.tree.map(lambda p, cut: jax.lax.stop_gradient(p) if cut else p, params, fixed)
 
 
-def _output_weights(
-    weights: float | Mapping[str, float], auxiliary: Mapping[str, jax.Array]
-) -> dict[str, float]:
-    """The weight of `"logits"` and of each auxiliary output."""
-    if not isinstance(weights, Mapping):
-        return {"logits": 1.0, **dict.fromkeys(auxiliary, weights)}
-    for name in auxiliary:
-        if name not in weights:
+def _output(prediction: Prediction, name: str) -> jax.Array:
+    return prediction.logits if name == "logits" else prediction.auxiliary[name]
+
+
+def _entries(
+    outputs: Mapping[str, OutputLoss], auxiliary: Iterable[str], all_needed: bool
+) -> dict[str, str]:
+    """For `"logits"` and each auxiliary output of a model the name of its entry in `outputs`.
+
+    With `all_needed`, an `"auxiliary"` entry for a model without such outputs is an error.
+    """
+    names = ("logits", *auxiliary)
+    entries = {name: name if name in outputs else _OTHERS for name in names}
+    for name, entry in entries.items():
+        if entry not in outputs or (name == "logits" and entry == _OTHERS):
             raise ConfigError(
-                f"the model's auxiliary output {name!r} has no weight; auxiliary_weight has "
-                f"{sorted(weights)}. Add it, 0 to leave it out."
+                f"the model's output {name!r} has no loss; outputs has {sorted(outputs)}. Add it, "
+                f"weight 0 leaves it out"
+                + ("." if name == "logits" else f", or {_OTHERS!r} for all that are not named.")
             )
-    for name in weights:
-        if name not in auxiliary and name != "logits":
+    for name, own in outputs.items():
+        idle = name == _OTHERS and not (all_needed and own.weight)
+        if name not in entries.values() and not idle:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"auxiliary_weight names {name!r}, and the model's auxiliary outputs are "
-                f"{sorted(auxiliary)}. Leave it out, or make the model with that output."
+                f"outputs has a loss for {name!r}, and the model's outputs are {list(names)}. "
+                f"Leave it out, or make the model with that output.{hint}"
             )
-    return {"logits": 1.0, **weights}
+    return entries
+
+
+def _check_used(
+    outputs: Mapping[str, OutputLoss],
+    *,
+    label_smoothing: float,
+    class_weights: Sequence[float] | None,
+) -> None:
+    """Raises ConfigError where nothing is trained, or class weights or smoothing do nothing."""
+    active = [own for own in outputs.values() if own.weight]
+    if not active:
+        raise ConfigError("no output has a loss of a weight above 0; give one of them a weight.")
+    for name, given in (("class_weights", class_weights), ("label_smoothing", label_smoothing)):
+        if given and not any(own.takes(name) for own in active):
+            kinds = ", ".join(sorted({own.kind for own in active}))
+            raise ConfigError(f"{name} is {given}, and no output's loss has it: {kinds}. Unset it.")
 
 
 def _micro_batches(batch: Batch, count: int) -> dict[str, jax.Array]:

@@ -397,7 +397,7 @@ def test_four_pictures_are_learned_by_heart(shared_dir):
     )
     state = create_state(model, tx, 0, label.shape[1:])
     step = jax.jit(
-        make_train_step(model, tx, schedule=lambda step: 4e-3, auxiliary_weight=0.4),
+        make_train_step(model, tx, schedule=lambda step: 4e-3),
         donate_argnums=0,
     )
     batch = {"image": pixels, "label": label}

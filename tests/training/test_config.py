@@ -5,6 +5,7 @@ import json
 import pytest
 
 from flaxseg.errors import ConfigError
+from flaxseg.training import recipes
 from flaxseg.training.config import (
     changed_fields,
     check_resumable,
@@ -12,6 +13,7 @@ from flaxseg.training.config import (
     default_config,
     validate_config,
 )
+from flaxseg.training.losses import OutputLoss
 
 
 def test_the_default_is_valid_and_json():
@@ -131,3 +133,55 @@ def test_changed_fields_sees_both_sides():
         ("d", "not set", 4),
     ]
     assert changed_fields({"a": {"x": 1}}, {"a": {}}) == [("a.x", 1, "not set")]
+
+
+def test_the_losses_of_outputs_are_checked():
+    config = default_config()
+    recipes.set_output_loss(config, "sub4", "sub24", weight=0.16)
+    validate_config(config)
+    with config.unlocked():
+        config.loss.outputs.sub4.wieght = 0.1
+        config.loss.outputs.sub24 = {"weight": "much", "kind": "cross_entropy"}
+        config.loss.outputs.sub124 = 0.4
+    with pytest.raises(ConfigError) as info:
+        validate_config(config)
+    for part in (
+        "no field 'loss.outputs.sub4.wieght'. Did you mean \"loss.outputs.sub4.weight\"?",
+        "loss.outputs.sub24.weight is 'much'; it must be a number",
+        "'loss.outputs.sub24.resize_labels' is missing; its default is False",
+        "no field 'loss.outputs.sub124'",
+    ):
+        assert part in str(info.value), str(info.value)
+
+    config = default_config()
+    config.loss.outputs.logits.kind = "cros_entropy"
+    config.loss.outputs.auxiliary.weight = -1.0
+    recipes.set_output_loss(config, "border")
+    config.loss.outputs.border.target = "lable"
+    with pytest.raises(ConfigError) as info:
+        validate_config(config)
+    for part in (
+        "loss.outputs.logits: there is no loss 'cros_entropy'",
+        'Did you mean "cross_entropy"?',
+        "loss.outputs.auxiliary: weight -1.0 must be a number of at least 0",
+        "loss.outputs.border: there is no target 'lable'",
+        'Did you mean "label"?',
+    ):
+        assert part in str(info.value), str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("cross_entropy +", "not understood"),
+        ("cross_entropy(2)", "not understood"),
+        ("cross_entropy - cross_entropy", "not understood"),
+        ("cross_entropy(gamma=x)", "not understood"),
+        ("0 * cross_entropy", "factor 0 .* above 0"),
+        ("cross_entropy(gamma=2)", "no argument 'gamma'; it has none"),
+        ("cross_entropy(label_smoothing=0.1)", "no argument 'label_smoothing'"),
+    ],
+)
+def test_a_kind_that_can_not_be_read_is_refused(kind, message):
+    with pytest.raises(ConfigError, match=message):
+        OutputLoss(kind=kind)

@@ -53,7 +53,10 @@ def test_every_recipe_makes_a_model_with_a_weight_for_each_output(recipes, name,
     if config.data.name in list_datasets():
         validate_config(config)
     _, params, outputs = model_and_outputs(config)
-    assert set(config.loss.auxiliary_weights) == {*outputs, "logits"}
+    assert set(config.loss.outputs) == {*outputs, "logits", "auxiliary"}
+    for output, own in config.loss.outputs.items():
+        assert own.weight == (output in outputs)
+        assert output not in outputs or (own.resize_labels and own.align_corners)
     for field in (config.optimizer.head, config.optimizer.frozen):
         frozen_parameters(params, names_in(field))  # each entry fits
     unit = 32 if data in ("voc", "cityscapes", "ade20k") and name == "deeplab_v2" else 8

@@ -8,9 +8,8 @@ import pytest
 
 import flaxseg
 from flaxseg.data import list_datasets
-from flaxseg.errors import ConfigError
 from flaxseg.models.icnet import check_size
-from flaxseg.training.config import default_config, validate_config
+from flaxseg.training.config import validate_config
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +47,12 @@ def test_every_recipe_makes_a_model_and_its_crops_fit_the_branches(get_config, d
         jax.random.key(0),
         image,
     )
-    # A weight for every output, as the step wants it.
-    assert set(config.loss.auxiliary_weights) == {*prediction.auxiliary, "logits"}
-    assert config.loss.auxiliary_weights.sub4 == 0.16
-    assert config.loss.auxiliary_weights.sub24 == 0.4
+    # A loss for every output, as the step wants it.
+    outputs = config.loss.outputs
+    assert set(outputs) == {*prediction.auxiliary, "logits", "auxiliary"}
+    assert [outputs[name].weight for name in ("sub4", "sub24", "sub124")] == [0.16, 0.4, 1.0]
+    assert all(outputs[name].resize_labels for name in prediction.auxiliary)
+    assert outputs.logits.weight == 0.0
 
 
 def test_the_default_is_the_papers_network_on_cityscapes(get_config):
@@ -59,18 +60,3 @@ def test_the_default_is_the_papers_network_on_cityscapes(get_config):
     assert (config.data.name, config.model.options.width) == ("cityscapes", 0.5)
     assert config.init.backbone == ""
     assert get_config("variant=full").init.backbone == "timm/resnet50.tv_in1k"
-
-
-def test_weights_of_outputs_are_checked():
-    config = default_config()
-    with config.unlocked():
-        config.loss.auxiliary_weights.update(sub4=-1.0, sub24="much")
-    config.loss.auxiliary_weight = 0.4
-    with pytest.raises(ConfigError) as info:
-        validate_config(config)
-    for part in (
-        "loss.auxiliary_weights.sub4 is -1.0; it must be a number of at least 0",
-        "loss.auxiliary_weights.sub24 is 'much'",
-        "set one of them",
-    ):
-        assert part in str(info.value), str(info.value)

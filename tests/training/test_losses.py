@@ -8,7 +8,13 @@ import pytest
 from flaxseg.errors import ConfigError
 from flaxseg.layers import resize
 from flaxseg.training import losses
-from flaxseg.training.losses import pixel_accuracy, segmentation_loss
+from flaxseg.training.losses import (
+    cross_entropy,
+    description,
+    pixel_accuracy,
+    pixels,
+    segmentation_loss,
+)
 
 CLASSES = 5
 WEIGHTS = (0.5, 2.0, 0.0, 1.5, 0.1)
@@ -221,6 +227,7 @@ def test_pixel_accuracy_counts_in_integers_and_leaves_out_what_is_not_valid():
 
 
 def test_examples():
-    result = doctest.testmod(losses)
-    assert result.attempted > 0
-    assert result.failed == 0
+    for module in (cross_entropy, description, pixels):
+        result = doctest.testmod(module)
+        assert result.attempted > 0
+        assert result.failed == 0

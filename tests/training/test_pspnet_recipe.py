@@ -29,7 +29,7 @@ def create_model(config, num_classes):
         num_classes,
         backbone=config.model.backbone,
         output_stride=config.model.output_stride,
-        auxiliary=config.loss.auxiliary_weight > 0,
+        auxiliary=config.loss.outputs.auxiliary.weight > 0,
         **config.model.options.to_dict(),
     )
 
@@ -43,7 +43,7 @@ def test_the_recipes_of_the_authors_code(get_config, data, crop, steps):
     assert config.data.crop_size == (crop, crop)
     assert config.steps == steps
     assert config.batch_size == 16
-    assert config.loss.auxiliary_weight == 0.4
+    assert config.loss.outputs.auxiliary.weight == 0.4
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.learning_rate, optimizer.momentum) == ("sgd", 0.01, 0.9)
     assert (optimizer.head_lr_multiplier, optimizer.weight_decay) == (10.0, 1e-4)

@@ -36,7 +36,7 @@ def test_all_recipes_are_valid_and_make_their_model(get_config, variant, data):
     config = get_config(f"variant={variant},data={data}")
     check(config)
     options = config.model.options.to_dict()
-    if config.loss.auxiliary_weight:
+    if config.loss.outputs.auxiliary.weight:
         options["auxiliary"] = True
     model = flaxseg.create_model(
         config.model.name,

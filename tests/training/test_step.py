@@ -12,6 +12,7 @@ from flaxseg.errors import ConfigError, WeightsError
 from flaxseg.evaluation import make_predict_step
 from flaxseg.layers import normalize, resize
 from flaxseg.training import losses, parallel, schedules, state, step
+from flaxseg.training.losses import OutputLoss
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.parallel import make_parallel
 from flaxseg.training.schedules import make_schedule
@@ -118,7 +119,8 @@ def test_first_step_equals_one_written_out_by_hand(weights):
     """Loss, metrics, SGD, multiplier and decay, with optax's loss and no code of the step."""
     model, batch = TinySegmenter(auxiliary=True), tiny_batch(3)
     settings = {"weight_decay": 0.01, "head_lr_multiplier": 5.0}
-    start, step_fn = new_run(model, optimizer=settings, auxiliary_weight=0.3, class_weights=weights)
+    outputs = {"logits": OutputLoss(), "auxiliary": OutputLoss(weight=0.3)}
+    start, step_fn = new_run(model, optimizer=settings, outputs=outputs, class_weights=weights)
     label = jnp.asarray(batch["label"], jnp.int32)
     valid = label != 255
     weight = valid * jnp.asarray(weights or (1.0,) * 4)[jnp.where(valid, label, 0)]
@@ -341,19 +343,26 @@ def test_learning_rate_comes_from_the_step_of_the_state():
     np.testing.assert_allclose(metrics["learning_rate"], 0.05 * 0.3**0.9, rtol=1e-5)
 
 
-def test_auxiliary_weights_by_name():
-    model, data = TinySegmenter(auxiliary=True), batches(1)
-    loss = {
-        weight if isinstance(weight, float) else "by name": train(
-            model, data, auxiliary_weight=weight
-        )[1][0]["loss"]
-        for weight in (0.0, 1.0, {"stride2": 0.5})
-    }
-    np.testing.assert_allclose(loss["by name"], (loss[0.0] + loss[1.0]) / 2, rtol=1e-6)
-    with pytest.raises(
-        ConfigError, match=r"'stride2' has no weight; auxiliary_weight has \['other'\]"
-    ):
-        train(model, data, auxiliary_weight={"other": 1.0})
+def first_loss(model: nn.Module, **weights: float) -> float:
+    """Of a step with outputs of these weights."""
+    outputs = {name: OutputLoss(weight=weight) for name, weight in weights.items()}
+    return train(model, batches(1), outputs=outputs)[1][0]["loss"]
+
+
+def test_outputs_have_weights_by_name_or_that_of_all_auxiliary_ones():
+    model = TinySegmenter(auxiliary=True)
+    none, half, whole = (first_loss(model, logits=1.0, stride2=w) for w in (0.0, 0.5, 1.0))
+    np.testing.assert_allclose(half, (none + whole) / 2, rtol=1e-6)
+    assert abs(whole - none) > 0.1
+    assert first_loss(model, logits=1.0, auxiliary=0.5) == half
+    assert first_loss(model, logits=1.0, auxiliary=1.0, stride2=0.5) == half
+    np.testing.assert_allclose(
+        train(model, batches(1))[1][0]["loss"], none + 0.4 * (whole - none), rtol=1e-6
+    )
+    main = [first_loss(model, logits=w, stride2=1.0) for w in (0.0, 0.5, 1.0)]
+    np.testing.assert_allclose(main[1], (main[0] + main[2]) / 2, rtol=1e-6)
+    assert main[2] == whole
+    assert abs(main[2] - main[0]) > 0.1
 
 
 @pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("pmap", 2)])
@@ -408,20 +417,23 @@ def test_sampled_pixels_keep_their_label():
         losses.sample_pixels(label, jax.random.key(0), 0.0)
 
 
-def test_a_weight_without_an_output_is_refused_and_the_main_output_may_have_one():
-    model, data = TinySegmenter(auxiliary=True), batches(1)
-    with pytest.raises(ConfigError, match=r"names 'stride4'.* outputs are \['stride2'\]"):
-        train(model, data, auxiliary_weight={"stride2": 1.0, "stride4": 1.0})
-    loss = [
-        train(model, data, auxiliary_weight=weights)[1][0]["loss"]
-        for weights in (
-            {"stride2": 1.0},
-            {"stride2": 1.0, "logits": 0.5},
-            {"stride2": 1.0, "logits": 0},
-        )
-    ]
-    np.testing.assert_allclose(loss[1], (loss[0] + loss[2]) / 2, rtol=1e-6)
-    assert abs(loss[0] - loss[2]) > 0.1
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"logits": 1.0}, "output 'stride2' has no loss.*, or 'auxiliary' for all"),
+        ({"stride2": 1.0}, "output 'logits' has no loss"),
+        ({"auxiliary": 1.0}, "output 'logits' has no loss"),
+        (
+            {"logits": 1.0, "stride2": 1.0, "stride4": 0.0},
+            r"a loss for 'stride4', and .* outputs are \['logits', 'stride2'\].*mean 'stride2'",
+        ),
+        ({"logits": 1.0, "stride2": 1.0, "auxiliary": 0.4}, "a loss for 'auxiliary'"),
+        ({"logits": 0.0, "auxiliary": 0.0}, "a weight above 0"),
+    ],
+)
+def test_outputs_and_their_losses_fit_together(weights, message):
+    with pytest.raises(ConfigError, match=message):
+        first_loss(TinySegmenter(auxiliary=True), **weights)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -432,10 +444,11 @@ def test_labels_can_be_resized_to_auxiliary_outputs(weights, align_corners):
     model, batch = TinySegmenter(auxiliary=True), tiny_batch(3)
     start, step_fn = new_run(
         model,
-        auxiliary_weight={"stride2": 1.0, "logits": 0.0},
+        outputs={
+            "stride2": OutputLoss(resize_labels=True, align_corners=align_corners),
+            "logits": OutputLoss(weight=0.0),
+        },
         class_weights=weights,
-        resize_labels=True,
-        align_corners=align_corners,
     )
     prediction, _ = model.apply(
         start.variables(),
@@ -460,7 +473,8 @@ def test_labels_can_be_resized_to_auxiliary_outputs(weights, align_corners):
 
 def test_resized_labels_give_the_same_step_on_many_devices_and_in_micro_batches():
     model = TinySegmenter(batch_norm=False, auxiliary=True)
-    options = {"resize_labels": True, "class_weights": (0.5, 1.0, 2.0, 1.0)}
+    outputs = {"logits": OutputLoss(), "stride2": OutputLoss(weight=0.4, resize_labels=True)}
+    options = {"outputs": outputs, "class_weights": (0.5, 1.0, 2.0, 1.0)}
     one = train(model, batches(2), **options)
     for kind, devices, accumulate_steps in (("jit", 2, 1), ("pmap", 4, 1), ("pmap", 2, 2)):
         many = train(

@@ -1,0 +1,31 @@
+"""Losses and counts over pixels, as pairs (sum, count) that add up over micro-batches and devices.
+
+Nothing here names a device axis or divides: the train step adds the sums and the counts of the
+whole global batch and divides once. A mean over each device, averaged, would weigh a pixel by how
+many of its neighbours are ignored. For that a count depends on labels alone, never on logits.
+"""
+
+from flaxseg.training.losses.cross_entropy import label_weight, segmentation_loss
+from flaxseg.training.losses.description import KINDS, TARGETS, LossTerm, OutputLoss
+from flaxseg.training.losses.pixels import (
+    pixel_accuracy,
+    safe_divisor,
+    sample_pixels,
+    valid_pixels,
+)
+
+REDUCTIONS = ("mean", "sum")
+
+__all__ = [
+    "KINDS",
+    "REDUCTIONS",
+    "TARGETS",
+    "LossTerm",
+    "OutputLoss",
+    "label_weight",
+    "pixel_accuracy",
+    "safe_divisor",
+    "sample_pixels",
+    "segmentation_loss",
+    "valid_pixels",
+]

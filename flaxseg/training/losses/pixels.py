@@ -1,0 +1,98 @@
+"""What all losses share: which pixels count, and how they are counted."""
+
+import jax
+import jax.numpy as jnp
+
+from flaxseg.errors import ConfigError
+from flaxseg.layers import resize
+
+
+def sample_pixels(
+    label: jax.Array, key: jax.Array, rate: float, *, ignore_label: int = 255
+) -> jax.Array:
+    """Keeps each pixel's loss with a probability, independently: patchwise training as a loss.
+
+    (Long et al., "Fully Convolutional Networks for Semantic Segmentation", 2015, section 3.4.)
+    Training on patches is training on whole pictures with a part of the terms of the loss. The
+    paper takes ``1 / rate`` times as many pictures per step to keep the number of terms, and finds
+    that convergence per step is the same and each step slower.
+
+    Args:
+      label: integer ``[N, H, W]``.
+      key: random key.
+      rate: probability in ``(0, 1]`` that a pixel stays.
+      ignore_label: what the others become.
+
+    Returns:
+      As `label`.
+
+    Raises:
+      ConfigError: for a rate out of its range.
+    """
+    if not 0.0 < rate <= 1.0:
+        raise ConfigError(f"sample_rate {rate} must be in (0, 1]; 1 keeps every pixel.")
+    kept = jax.random.bernoulli(key, rate, label.shape)
+    return jnp.where(kept, label, jnp.asarray(ignore_label, label.dtype))
+
+
+def pixel_accuracy(
+    logits: jax.Array, label: jax.Array, *, ignore_label: int = 255
+) -> tuple[jax.Array, jax.Array]:
+    """How many valid pixels have the largest logit at their label, and how many are valid.
+
+    Args:
+      logits: float ``[N, H, W, C]``.
+      label: integer ``[N, H, W]``.
+      ignore_label: the label of pixels that do not count.
+
+    Returns:
+      ``(correct, valid)``, int32 scalars: float32 stops counting at 16.7 million pixels.
+
+    Examples:
+      >>> logits = jnp.array([[[[2.0, 1.0], [0.0, 3.0], [5.0, 0.0]]]])
+      >>> correct, valid = pixel_accuracy(logits, jnp.array([[[0, 0, 255]]]))
+      >>> print(correct, valid)
+      1 2
+    """
+    check_shapes(logits, label)
+    valid = valid_pixels(label, logits.shape[-1], ignore_label)
+    correct = valid & (jnp.argmax(logits, axis=-1) == label)
+    return jnp.sum(correct, dtype=jnp.int32), jnp.sum(valid, dtype=jnp.int32)
+
+
+def valid_pixels(label: jax.Array, num_classes: int, ignore_label: int = 255) -> jax.Array:
+    """Where the label is in ``[0, num_classes)`` and not ``ignore_label``: bool ``[N, H, W]``."""
+    label = label.astype(jnp.int32)  # uint8 can not be compared with 300 classes or with -1
+    return (label >= 0) & (label < num_classes) & (label != ignore_label)
+
+
+def safe_divisor(weight: jax.Array) -> jax.Array:
+    """`weight`, or 1 where it is 0: a mean over no pixel at all is zero, not NaN."""
+    return jnp.where(weight > 0, weight, 1)
+
+
+def count(valid: jax.Array) -> jax.Array:
+    """The number of True, counted in integers, as float32."""
+    return jnp.sum(valid, dtype=jnp.int32).astype(jnp.float32)
+
+
+def at_size(logits: jax.Array, size: tuple[int, ...], align_corners: bool) -> jax.Array:
+    """Logits resized to `size`, (height, width), where they are not of that size."""
+    if logits.shape[1:3] == size:
+        return logits
+    return resize(logits, size, method="bilinear", align_corners=align_corners, antialias=False)
+
+
+def check_shapes(logits: jax.Array, label: jax.Array) -> None:
+    if logits.ndim != 4 or label.ndim != 3 or logits.shape[0] != label.shape[0]:
+        raise ValueError(
+            f"logits of shape {logits.shape} and label of shape {label.shape} do not fit together; "
+            "give logits [N, h, w, C] and label [N, H, W]."
+        )
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits have {logits.shape[-1]} class; give at least 2, "
+            "for a binary task background and foreground."
+        )
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(f"label has dtype {label.dtype}; give class indices of an integer dtype.")
