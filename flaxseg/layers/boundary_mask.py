@@ -10,7 +10,7 @@ def boundary_mask(scores: jax.Array, window: int) -> jax.Array:
 
     1 where within the window a class is certain at one place and excluded at another, 0 where all
     is flat: near boundaries, in short, and per class. (Ghiasi and Fowlkes, "Laplacian Pyramid
-    Reconstruction and Refinement for Semantic Segmentation", 2016, section 4.) Gradients flow
+    Reconstruction and Refinement for Semantic Segmentation", 2016.) Gradients flow
     through both maxima and the softmax, as in the release.
 
     Args:

@@ -22,6 +22,7 @@ from flaxseg.models.deeplab_v1 import DeepLabV1
 from flaxseg.models.deeplab_v2 import DeepLabV2
 from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
 from flaxseg.models.icnet import ICNet
+from flaxseg.models.lrr import LRR
 from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
 
@@ -39,6 +40,7 @@ MODELS = {
     "fcn": DilatedFCN,
     "pspnet": PSPNet,
     "icnet": ICNet,
+    "lrr": LRR,
 }
 
 
@@ -196,6 +198,7 @@ def at_output_stride(name: str, options: Mapping[str, Any], output_stride: int) 
 
 __all__ = [
     "FCN",
+    "LRR",
     "MODELS",
     "DeepLabV1",
     "DeepLabV2",
