@@ -71,6 +71,7 @@ def default_config() -> config_dict.ConfigDict:
         backbone="",  # weights: a name such as timm/resnet50.tv_in1k, or a path; "" is random
         model="",  # a folder written by save_model (or a workdir) to start from
         reinit_head=False,  # with init.model: keep fresh what of the head is new or of another size
+        bases="",  # of labels, for lrr: a file of learn-basis; those of init.model come before them
     )
     config.data = _section(
         name="shapes",

@@ -153,7 +153,7 @@ def start_or_resume(run: Run) -> Position:
             restored.meta.iterator_state,
             list(restored.meta.history),
         )
-    if config.init.backbone or config.init.model:
+    if config.init.backbone or config.init.model or config.init.bases:
         variables = _load_weights(run, state.variables())
         state = create_state(
             run.model,
@@ -168,10 +168,18 @@ def start_or_resume(run: Run) -> Position:
 
 
 def _load_weights(run: Run, variables: dict[str, Any]) -> dict[str, Any]:
-    """Replace random values by those of `init.backbone` or `init.model`; says what was loaded."""
+    """Replace random values by those of `init.bases`, then of `init.backbone` or `init.model`; says
+    what was loaded."""
     from flaxseg import weights
 
     init = run.config.init
+    if init.bases:
+        variables, kernels = weights.load_bases(
+            variables, init.bases, class_names=run.info.class_names
+        )
+        run.progress.say(f"bases from {init.bases} in {len(kernels)} layers")
+    if not (init.model or init.backbone):
+        return variables
     if init.model:
         variables, report = weights.load_into(variables, init.model, reinit_head=init.reinit_head)
     else:
