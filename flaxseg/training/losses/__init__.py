@@ -13,6 +13,7 @@ from flaxseg.training.losses.pixels import (
     sample_pixels,
     valid_pixels,
 )
+from flaxseg.training.losses.region_masks import class_masks, dilated_masks, eroded_masks
 
 REDUCTIONS = ("mean", "sum")
 
@@ -22,6 +23,9 @@ __all__ = [
     "TARGETS",
     "LossTerm",
     "OutputLoss",
+    "class_masks",
+    "dilated_masks",
+    "eroded_masks",
     "label_weight",
     "pixel_accuracy",
     "safe_divisor",

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 from flaxseg.errors import ConfigError
 from flaxseg.layers import resize
 from flaxseg.training.losses.cross_entropy import segmentation_loss
+from flaxseg.training.losses.region_masks import dilated_masks, eroded_masks
 
 KINDS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     "cross_entropy": segmentation_loss,
+    "dilated_masks": dilated_masks,
+    "eroded_masks": eroded_masks,
 }
 """`loss(logits, label, *, ignore_label, align_corners, ...) -> (sum, count)` by name."""
 
