@@ -109,6 +109,12 @@ def make_train_step(
 
     described = _DEFAULT_OUTPUTS if outputs is None else dict(outputs)
     _check_used(described, label_smoothing=label_smoothing, class_weights=class_weights)
+    derived = [name for name, own in described.items() if own.weight and own.target != "label"]
+    if sample_rate < 1 and derived:
+        raise ConfigError(
+            f"sample_rate is {sample_rate}, and the targets of {', '.join(derived)} are made from "
+            "whole labels; set it to 1."
+        )
     terms = {
         name: own.terms(
             label_smoothing=label_smoothing, class_weights=class_weights, ignore_label=ignore_label
@@ -139,19 +145,21 @@ def make_train_step(
             ignore_label=ignore_label,
         )
         whole = losses.safe_divisor(parallel.global_sum(whole, axis_name))
-        batch, scales = dict(batch), {}
+        targets, scales = {}, {}
         for name, entry in _entries(described, shapes.auxiliary, outputs is not None).items():
             if entry not in terms or all(term.counts_label for term in terms[entry]):
                 continue
             logits = _output(shapes, name)
-            target = described[entry].target_of(batch["label"], logits.shape[1:3], ignore_label)
-            batch[_TARGET + name] = target
+            target = described[entry].target_of(
+                batch["label"], logits.shape[1:3], shapes.logits.shape[-1], ignore_label
+            )
+            targets[_TARGET + name] = target
             zeros = jnp.zeros(logits.shape)  # counts are those of labels: the rest is not computed
             counts = [term.loss(zeros, target)[1] for term in terms[entry]]
             scales[name] = [
                 whole / losses.safe_divisor(parallel.global_sum(own, axis_name)) for own in counts
             ]
-        return batch, scales
+        return {**batch, **targets}, scales
 
     def loss_sum(params, batch_stats, batch, key, scales):
         """The loss summed over the rows at hand, and what goes with it."""
@@ -174,6 +182,8 @@ def make_train_step(
         # Outputs share the label, hence the valid pixels and their weight, or are scaled to them.
         for name, entry in _entries(described, prediction.auxiliary, outputs is not None).items():
             own = terms.get(entry, ())
+            if own:
+                _check_classes(prediction, name, described[entry])
             target = batch.get(_TARGET + name, batch["label"])
             for term, scale in zip(own, scales.get(name, (1.0,) * len(own)), strict=True):
                 factor = described[entry].weight * term.weight * scale
@@ -278,6 +288,16 @@ def _stop_gradient(params: Mapping, frozen: Sequence[str]) -> dict:
 
 def _output(prediction: Prediction, name: str) -> jax.Array:
     return prediction.logits if name == "logits" else prediction.auxiliary[name]
+
+
+def _check_classes(prediction: Prediction, name: str, own: OutputLoss) -> None:
+    """Raises ConfigError where an output is compared with a label that has other classes."""
+    channels, classes = _output(prediction, name).shape[-1], prediction.logits.shape[-1]
+    if own.target == "label" and channels != classes:
+        raise ConfigError(
+            f"the model's output {name!r} has {channels} channels, and the label {classes} "
+            "classes; give it another target, or weight 0."
+        )
 
 
 def _entries(

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flaxseg.errors import ConfigError
-from flaxseg.training.losses.pixels import at_size, check_shapes, count, valid_pixels
+from flaxseg.training.losses.pixels import count, masked_logits, valid_pixels
 
 
 def segmentation_loss(
@@ -65,40 +66,64 @@ def segmentation_loss(
       >>> print(f"{total / count:.4f} over {count:.0f} pixels")
       1.3863 over 3 pixels
     """
+    pixels = pixel_cross_entropy(
+        logits, label, label_smoothing, class_weights, ignore_label, align_corners
+    )
+    total = jnp.sum(jnp.where(pixels.valid, pixels.loss, 0.0))
+    if pixels.weight is None:
+        return total, count(pixels.valid)
+    return total, jnp.sum(jnp.where(pixels.valid, pixels.weight, 0.0))
+
+
+class PixelCrossEntropy(NamedTuple):
+    """Cross entropy pixel by pixel, each ``[N, H, W]``.
+
+    Attributes:
+      loss: as `segmentation_loss` sums it up; at a pixel that is not valid some finite number, with
+        gradient zero.
+      surprise: :math:`-\\log p_y`.
+      weight: :math:`w_y`; None without class weights, where all are 1.
+      valid: which pixels count.
+    """
+
+    loss: jax.Array
+    surprise: jax.Array
+    weight: jax.Array | None
+    valid: jax.Array
+
+
+def pixel_cross_entropy(
+    logits: jax.Array,
+    label: jax.Array,
+    label_smoothing: float,
+    class_weights: Sequence[float] | None,
+    ignore_label: int,
+    align_corners: bool,
+) -> PixelCrossEntropy:
+    """The summands of `segmentation_loss`, whose arguments it has."""
     num_classes = logits.shape[-1]
-    check_shapes(logits, label)
+    logits, valid = masked_logits(logits, label, ignore_label, align_corners)
     weights = checked_weights(class_weights, num_classes)
     if not 0.0 <= label_smoothing < 1.0:
         raise ConfigError(
             f"label_smoothing {label_smoothing} must be in [0, 1); 0 switches it off."
         )
-
-    logits = at_size(logits.astype(jnp.float32), label.shape[1:], align_corners)
-    valid = valid_pixels(label, num_classes, ignore_label)
-    # An ignored pixel takes part with zeros, so that nothing at it, not even NaN, reaches the
-    # gradient.
-    logits = jnp.where(valid[..., None], logits, 0.0)
     # Everything below is one pass over the logits for XLA: no gather, whose gradient is a scatter,
     # and no stored log-softmax.
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     log_sum = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
     is_label = label[..., None].astype(jnp.int32) == jnp.arange(num_classes)
-
+    surprise = log_sum - jnp.sum(jnp.where(is_label, shifted, 0.0), axis=-1)
     if weights is None and not label_smoothing:
-        loss = log_sum - jnp.sum(jnp.where(is_label, shifted, 0.0), axis=-1)
-        return jnp.sum(jnp.where(valid, loss, 0.0)), count(valid)
+        return PixelCrossEntropy(surprise, surprise, None, valid)
 
     class_weight = jnp.ones(num_classes, jnp.float32) if weights is None else jnp.asarray(weights)
     pixel_weight = jnp.sum(jnp.where(is_label, class_weight, 0.0), axis=-1)
-    at_label = jnp.sum(jnp.where(is_label, shifted, 0.0), axis=-1)
-    loss = (1.0 - label_smoothing) * pixel_weight * (log_sum - at_label)
+    loss = (1.0 - label_smoothing) * pixel_weight * surprise
     if label_smoothing:
         share = label_smoothing / num_classes
         loss += share * (jnp.sum(class_weight) * log_sum - jnp.sum(class_weight * shifted, axis=-1))
-    total = jnp.sum(jnp.where(valid, loss, 0.0))
-    if weights is None:
-        return total, count(valid)
-    return total, jnp.sum(jnp.where(valid, pixel_weight, 0.0))
+    return PixelCrossEntropy(loss, surprise, None if weights is None else pixel_weight, valid)
 
 
 def label_weight(

@@ -14,21 +14,34 @@ import jax.numpy as jnp
 
 from flaxseg.errors import ConfigError
 from flaxseg.layers import resize
+from flaxseg.training.losses.border import border_target, boundary_loss
 from flaxseg.training.losses.cross_entropy import segmentation_loss
+from flaxseg.training.losses.dice import dice_loss
+from flaxseg.training.losses.focal import focal_loss
+from flaxseg.training.losses.hard_pixels import ohem_loss, top_k_loss
+from flaxseg.training.losses.lovasz import lovasz_loss
 from flaxseg.training.losses.region_masks import dilated_masks, eroded_masks
 
 KINDS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     "cross_entropy": segmentation_loss,
+    "focal": focal_loss,
+    "dice": dice_loss,
+    "lovasz": lovasz_loss,
+    "top_k": top_k_loss,
+    "ohem": ohem_loss,
+    "boundary": boundary_loss,
     "dilated_masks": dilated_masks,
     "eroded_masks": eroded_masks,
 }
 """`loss(logits, label, *, ignore_label, align_corners, ...) -> (sum, count)` by name."""
 
-TARGETS: dict[str, Callable[..., jax.Array]] = {}
-"""`target(label, *, ignore_label, ...) -> label` of the same size, by name."""
+TARGETS: dict[str, Callable[..., jax.Array]] = {
+    "border": border_target,
+}
+"""`target(label, num_classes, *, ignore_label, ...)` by name: uint8 `[N, H, W]`, 255 is ignored."""
 
 # Losses whose count is `label_weight`: an output with the label as it is needs no scaling.
-_PIXEL_MEANS = ("cross_entropy",)
+_PIXEL_MEANS = ("cross_entropy", "focal")
 
 # Arguments of a loss or target that come from elsewhere than its text.
 _SHARED = ("ignore_label", "align_corners", "class_weights", "label_smoothing")
@@ -88,7 +101,7 @@ class OutputLoss:
         # Their own checks of the arguments, on a label of two pixels; nothing is computed.
         label = jax.ShapeDtypeStruct((1, 1, 2), jnp.uint8)
         logits = jax.ShapeDtypeStruct((1, 1, 2, 2), jnp.float32)
-        jax.eval_shape(lambda label: self.target_of(label, (1, 2)), label)
+        jax.eval_shape(lambda label: self.target_of(label, (1, 2), 2), label)
         for term in self.terms():
             jax.eval_shape(term.loss, logits, label)
 
@@ -110,8 +123,9 @@ class OutputLoss:
         terms = []
         for factor, name, options in _parse_sum(self.kind):
             loss = _lookup(name, KINDS, "loss", options)
-            options |= {"ignore_label": ignore_label, "align_corners": self.align_corners}
+            options |= {"ignore_label": 255, "align_corners": self.align_corners}
             if self.target == "label":
+                options["ignore_label"] = ignore_label
                 known = inspect.signature(loss).parameters
                 of_classes = {"label_smoothing": label_smoothing, "class_weights": class_weights}
                 options |= {key: value for key, value in of_classes.items() if key in known}
@@ -128,22 +142,24 @@ class OutputLoss:
         )
 
     def target_of(
-        self, label: jax.Array, size: tuple[int, int], ignore_label: int = 255
+        self, label: jax.Array, size: tuple[int, int], num_classes: int, ignore_label: int = 255
     ) -> jax.Array:
         """What an output of `size`, (height, width), is compared with.
 
         Args:
           label: integer ``[N, H, W]``.
           size: of the output.
+          num_classes: of the label.
           ignore_label: the label of pixels that do not count.
 
         Returns:
-          Integer ``[N, *size]`` with `resize_labels`, else ``[N, H, W]``.
+          Integer ``[N, *size]`` with `resize_labels`, else ``[N, H, W]``; in a target that is not
+          the label 255 is ignored.
         """
         if self.target != "label":
             name, options = _parse_name(_parsed(self.target), self.target)
             derive = _lookup(name, TARGETS, "target", options, "label")
-            label = derive(label, ignore_label=ignore_label, **options)
+            label = derive(label, num_classes, ignore_label=ignore_label, **options)
         if not self.resize_labels:
             return label
         return resize(label[..., None], size, method="nearest", align_corners=self.align_corners)[

@@ -76,11 +76,39 @@ def count(valid: jax.Array) -> jax.Array:
     return jnp.sum(valid, dtype=jnp.int32).astype(jnp.float32)
 
 
-def at_size(logits: jax.Array, size: tuple[int, ...], align_corners: bool) -> jax.Array:
-    """Logits resized to `size`, (height, width), where they are not of that size."""
-    if logits.shape[1:3] == size:
-        return logits
-    return resize(logits, size, method="bilinear", align_corners=align_corners, antialias=False)
+def masked_logits(
+    logits: jax.Array, label: jax.Array, ignore_label: int, align_corners: bool
+) -> tuple[jax.Array, jax.Array]:
+    """What every loss begins with: logits of the label's size, at valid pixels.
+
+    Args:
+      logits: float ``[N, h, w, C]``, ``C >= 2``.
+      label: integer ``[N, H, W]``.
+      ignore_label: the label of pixels that do not count.
+      align_corners: how logits of another size are resized.
+
+    Returns:
+      Logits ``[N, H, W, C]``, float32, zero where the label is not valid, and the valid pixels,
+      bool ``[N, H, W]``.
+
+    Raises:
+      ValueError: when logits and label do not fit together.
+    """
+    check_shapes(logits, label)
+    logits = logits.astype(jnp.float32)
+    size = label.shape[1:]
+    if logits.shape[1:3] != size:
+        logits = resize(logits, size, method="bilinear", align_corners=align_corners)
+    valid = valid_pixels(label, logits.shape[-1], ignore_label)
+    # An ignored pixel takes part with zeros, so that nothing at it, not even NaN, reaches the
+    # gradient.
+    return jnp.where(valid[..., None], logits, 0.0), valid
+
+
+def images_with_pixels(valid: jax.Array) -> jax.Array:
+    """How many images have a valid pixel, as float32: the count of a loss that is a mean over
+    images."""
+    return count(jnp.any(valid, axis=(1, 2)))
 
 
 def check_shapes(logits: jax.Array, label: jax.Array) -> None:
