@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy.linalg
 
 from flaxseg.data.info import IGNORE_LABEL
 from flaxseg.data.records import Record
@@ -263,14 +264,14 @@ def _principal_components(
     mean = patches.mean(0)
     centred = patches - mean
     covariance = (centred.T @ centred).astype(np.float64) / len(patches)
-    variance, vectors = np.linalg.eigh(covariance)
-    variance, vectors = np.maximum(variance[::-1], 0), vectors.T[::-1]
-    components = vectors[:number]
+    size = len(covariance)
+    variance, vectors = scipy.linalg.eigh(covariance, subset_by_index=[size - number, size - 1])
+    variance, components = np.maximum(variance[::-1], 0), vectors.T[::-1]
     # The sign is arbitrary: the largest value is positive.
     largest = np.abs(components).argmax(1)
     components = components * np.sign(components[np.arange(number), largest])[:, None]
-    total = max(variance.sum(), np.finfo(np.float64).tiny)
-    return mean, components, variance[:number], np.cumsum(variance)[:number] / total
+    total = max(np.trace(covariance), np.finfo(np.float64).tiny)
+    return mean, components, variance, np.cumsum(variance) / total
 
 
 def _resize(pictures: np.ndarray, size: int) -> np.ndarray:

@@ -16,7 +16,13 @@ from flaxseg import data
 from flaxseg.errors import ConfigError
 from flaxseg.models import MODELS, create_model
 from flaxseg.training.checkpoint import Checkpoints
-from flaxseg.training.config import DATA_FIELD, check_resumable, config_to_dict, names_in
+from flaxseg.training.config import (
+    DATA_FIELD,
+    check_resumable,
+    config_to_dict,
+    names_in,
+    rates_in,
+)
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.parallel import Parallel, make_parallel
 from flaxseg.training.progress import Progress
@@ -68,6 +74,7 @@ def open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> Run:
         del optimizer[name]
     for name in ("head", "frozen"):
         optimizer[name] = names_in(optimizer[name])
+    optimizer["lr_multipliers"] = rates_in(optimizer["lr_multipliers"])
     return Run(
         config=config,
         identity=identity,

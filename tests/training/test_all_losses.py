@@ -25,6 +25,9 @@ ARGUMENTS = {
 }
 ALL = [*KINDS, *ARGUMENTS.values(), "0.5 * cross_entropy + 2 * dice + lovasz"]
 
+# What is right at a pixel is not its label alone, and logits have the places of their cells.
+OF_REGIONS = ("dilated_masks", "eroded_masks")
+
 
 def random_case(seed: int = 0, ignored=(255,)) -> tuple[np.ndarray, np.ndarray]:
     """Logits, labels with regions, a third of them ignored, one image nearly whole."""
@@ -121,7 +124,8 @@ def test_saturated_logits_have_finite_values_and_gradients(kind):
         value, gradient = run(kind, saturated, label)
         assert np.isfinite(value)
         assert np.all(np.isfinite(gradient))
-    assert run(kind, right, label)[0] < 1e-6
+    if kind not in OF_REGIONS:
+        assert run(kind, right, label)[0] < 1e-6
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -133,7 +137,7 @@ def test_the_gradient_is_that_of_the_value(kind):
     np.testing.assert_allclose((ahead - behind) / 0.04, slope, rtol=0.02)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in OF_REGIONS])
 def test_logits_of_another_stride_are_resized_and_labels_of_small_types_are_read(kind):
     logits, label = random_case()
     small = jnp.asarray(logits[:, ::2, ::2])
