@@ -89,7 +89,8 @@ class VGG(nn.Module):
 
         Returns:
           `"c1"` to `"c5"`: the outputs of the five pools, with stride 2, 4, 8, 16, 32, but never
-          beyond `output_stride`, and `"fc7"` (after ReLU and dropout) with `fc_features`. Without
+          beyond `output_stride`; `"conv1"` to `"conv5"`: what these pools see, after the ReLU, with
+          stride 1, 2, 4, 8, 16; and `"fc7"` (after ReLU and dropout) with `fc_features`. Without
           `first_padding` and with `ceil_mode`, a feature of stride s has `ceil(H / s)` rows.
         """
         budget = StrideBudget(self.output_stride)
@@ -105,6 +106,7 @@ class VGG(nn.Module):
                 return x
 
             x = (nn.remat(convolutions) if self.remat else convolutions)(self, x)
+            features[f"conv{stage}"] = x
             strides, rate = budget.take(2)
             x = self._pool(x, strides, rate if self.dilated_pools else 1)
             features[f"c{stage}"] = x

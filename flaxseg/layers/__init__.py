@@ -10,6 +10,7 @@ from flaxseg.layers.bilinear_deconv import (
     bilinear_kernel,
     transposed_conv,
 )
+from flaxseg.layers.boundary_mask import boundary_mask, local_extreme, masked_residual
 from flaxseg.layers.cascade_feature_fusion import CascadeFeatureFusion
 from flaxseg.layers.channel_attention import ChannelAttention
 from flaxseg.layers.classifier import classifier, classifier_init
@@ -30,6 +31,7 @@ from flaxseg.layers.large_kernel import (
     LineConv,
     line_conv,
 )
+from flaxseg.layers.learned_basis import LearnedBasisDeconv, cosine_bases, learned_basis_deconv
 from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
 from flaxseg.layers.pooling import (
@@ -70,6 +72,7 @@ __all__ = [
     "GlobalConvolution",
     "ImageNormalization",
     "ImagePooling",
+    "LearnedBasisDeconv",
     "LineConv",
     "Padding",
     "PyramidPooling",
@@ -83,15 +86,20 @@ __all__ = [
     "average_pool",
     "bilinear_deconv",
     "bilinear_kernel",
+    "boundary_mask",
     "classifier",
     "classifier_init",
+    "cosine_bases",
     "crop_offset",
     "depthwise_conv",
     "explicit_padding",
     "fully_connected",
     "global_average_pool",
+    "learned_basis_deconv",
     "line_conv",
+    "local_extreme",
     "local_response_norm",
+    "masked_residual",
     "max_pool",
     "normalize",
     "pad_to_grid",

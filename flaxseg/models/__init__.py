@@ -24,6 +24,7 @@ from flaxseg.models.dfn import DFN
 from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
 from flaxseg.models.gcn import GCN
 from flaxseg.models.icnet import ICNet
+from flaxseg.models.lrr import LRR
 from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
 
@@ -43,6 +44,7 @@ MODELS = {
     "icnet": ICNet,
     "gcn": GCN,
     "dfn": DFN,
+    "lrr": LRR,
 }
 
 
@@ -206,6 +208,7 @@ def at_output_stride(name: str, options: Mapping[str, Any], output_stride: int) 
 
 __all__ = [
     "FCN",
+    "LRR",
     "MODELS",
     "DeepLabV1",
     "DeepLabV2",

@@ -71,6 +71,7 @@ def default_config() -> config_dict.ConfigDict:
         backbone="",  # weights: a name such as timm/resnet50.tv_in1k, or a path; "" is random
         model="",  # a folder written by save_model (or a workdir) to start from
         reinit_head=False,  # with init.model: keep fresh what of the head is new or of another size
+        bases="",  # of labels, for lrr: a file of learn-basis; those of init.model come before them
     )
     config.data = _section(
         name="shapes",
@@ -110,6 +111,7 @@ def default_config() -> config_dict.ConfigDict:
         head_lr_multiplier=1.0,  # of the head
         head="",  # paths of what is head, comma separated; "": everything that is not backbone
         bias_lr_multiplier=1.0,
+        lr_multipliers="",  # of further parts: PATH=FACTOR, comma separated; in place of the head's
         frozen="",  # paths of what is not trained, comma separated, such as backbone/layer1_*
         grad_clip_norm=0.0,  # of the global gradient norm
         accumulate_steps=1,  # micro-batches that each batch is cut into, when memory is short
@@ -163,6 +165,30 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def names_in(text: str) -> tuple[str, ...]:
     """The names in a field that holds several, comma separated."""
     return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+def rates_in(text: str) -> dict[str, float]:
+    """The rates in `optimizer.lr_multipliers`, by path.
+
+    >>> rates_in("head/conv=0.1, *classifier=10")
+    {'head/conv': 0.1, '*classifier': 10.0}
+
+    Raises:
+      ConfigError: a part is not PATH=FACTOR with a number of at least 0.
+    """
+    rates = {}
+    for part in names_in(text):
+        path, _, factor = (word.strip() for word in part.rpartition("="))
+        try:
+            rates[path] = float(factor)
+        except ValueError:
+            rates[path] = math.nan
+        if not path or not math.isfinite(rates[path]) or rates[path] < 0:
+            raise ConfigError(
+                f"optimizer.lr_multipliers has {part!r}; it must be PATH=FACTOR with a factor of "
+                "at least 0, such as classifier=10"
+            )
+    return rates
 
 
 def field_names(config: Mapping[str, Any]) -> list[str]:
@@ -379,6 +405,10 @@ def _range_problems(config: config_dict.ConfigDict) -> list[str]:
             f"loss.class_weights is {tuple(fields['loss.class_weights'])}; "
             "weights must be at least 0"
         )
+    try:
+        rates_in(fields["optimizer.lr_multipliers"])
+    except ConfigError as error:
+        problems.append(str(error))
     milestones = list(fields["schedule.step_milestones"])
     if milestones != sorted(set(milestones)) or any(m < 1 for m in milestones):
         problems.append(

@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ def make_optimizer(
     head_lr_multiplier: float = 1.0,
     bias_lr_multiplier: float = 1.0,
     head: Sequence[str] = (),
+    lr_multipliers: Mapping[str, float] = MappingProxyType({}),
     grad_clip_norm: float = 0.0,
     frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
@@ -62,6 +64,8 @@ def make_optimizer(
         kernels; >= 0. Not of normalisations.
       head: what is head, in the form of `frozen`; by default all that is not under the top-level
         key "backbone".
+      lr_multipliers: rates of further parts over the base rate, >= 0, by entries in the form of
+        `frozen`. The last one that fits takes the place of `head_lr_multiplier`.
       grad_clip_norm: largest global norm of the gradient, > 0; 0 switches clipping off.
       frozen: what is not trained at all, see `is_frozen`. Give the same to `make_train_step`.
 
@@ -88,6 +92,7 @@ def make_optimizer(
             "head_lr_multiplier": head_lr_multiplier,
             "bias_lr_multiplier": bias_lr_multiplier,
             "grad_clip_norm": grad_clip_norm,
+            **{f"lr_multipliers of {part!r}": value for part, value in lr_multipliers.items()},
         },
         eps=eps,
         nesterov_without_momentum=name == "sgd" and nesterov and momentum == 0,
@@ -101,7 +106,11 @@ def make_optimizer(
     else:
         in_backbone = frozen_parameters(params, ["backbone"] if "backbone" in params else [])
         in_head = jax.tree.map(lambda is_backbone: not is_backbone, in_backbone)
-    multipliers = _multipliers(kinds, trained, in_head, head_lr_multiplier, bias_lr_multiplier)
+    rates = jax.tree.map(lambda is_head: head_lr_multiplier if is_head else 1.0, in_head)
+    for part, value in lr_multipliers.items():
+        fits = _matching(params, [part], "lr_multipliers")
+        rates = jax.tree.map(lambda rate, fit, value=value: value if fit else rate, rates, fits)
+    multipliers = _multipliers(kinds, trained, rates, bias_lr_multiplier)
     decay = optax.add_decayed_weights(weight_decay, mask=decayed) if weight_decay else None
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
     moments = {
@@ -176,15 +185,13 @@ def _matching(params: Mapping, entries: Sequence[str], name: str) -> dict:
     return traverse_util.unflatten_dict({path: is_frozen(path, entries) for path in paths}, sep="/")
 
 
-def _multipliers(kinds: dict, trained: dict, in_head: dict, head: float, bias: float) -> dict:
+def _multipliers(kinds: dict, trained: dict, rates: dict, bias: float) -> dict:
     """The rate of each parameter over the base rate, as a tree of floats."""
 
-    def multiplier(kind: str, is_trained: bool, is_head: bool) -> float:
-        if not is_trained:
-            return 0.0
-        return float((head if is_head else 1.0) * (bias if kind == "bias" else 1.0))
+    def multiplier(kind: str, is_trained: bool, rate: float) -> float:
+        return float(rate * (bias if kind == "bias" else 1.0)) if is_trained else 0.0
 
-    return jax.tree.map(multiplier, kinds, trained, in_head)
+    return jax.tree.map(multiplier, kinds, trained, rates)
 
 
 def _scale_each(factors: dict) -> optax.GradientTransformation | None:

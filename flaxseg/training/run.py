@@ -16,7 +16,13 @@ from flaxseg import data
 from flaxseg.errors import ConfigError
 from flaxseg.models import MODELS, create_model
 from flaxseg.training.checkpoint import Checkpoints
-from flaxseg.training.config import DATA_FIELD, check_resumable, config_to_dict, names_in
+from flaxseg.training.config import (
+    DATA_FIELD,
+    check_resumable,
+    config_to_dict,
+    names_in,
+    rates_in,
+)
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.parallel import Parallel, make_parallel
 from flaxseg.training.progress import Progress
@@ -68,6 +74,7 @@ def open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> Run:
         del optimizer[name]
     for name in ("head", "frozen"):
         optimizer[name] = names_in(optimizer[name])
+    optimizer["lr_multipliers"] = rates_in(optimizer["lr_multipliers"])
     return Run(
         config=config,
         identity=identity,
@@ -153,7 +160,7 @@ def start_or_resume(run: Run) -> Position:
             restored.meta.iterator_state,
             list(restored.meta.history),
         )
-    if config.init.backbone or config.init.model:
+    if config.init.backbone or config.init.model or config.init.bases:
         variables = _load_weights(run, state.variables())
         state = create_state(
             run.model,
@@ -168,10 +175,18 @@ def start_or_resume(run: Run) -> Position:
 
 
 def _load_weights(run: Run, variables: dict[str, Any]) -> dict[str, Any]:
-    """Replace random values by those of `init.backbone` or `init.model`; says what was loaded."""
+    """Replace random values by those of `init.bases`, then of `init.backbone` or `init.model`; says
+    what was loaded."""
     from flaxseg import weights
 
     init = run.config.init
+    if init.bases:
+        variables, kernels = weights.load_bases(
+            variables, init.bases, class_names=run.info.class_names
+        )
+        run.progress.say(f"bases from {init.bases} in {len(kernels)} layers")
+    if not (init.model or init.backbone):
+        return variables
     if init.model:
         variables, report = weights.load_into(variables, init.model, reinit_head=init.reinit_head)
     else:

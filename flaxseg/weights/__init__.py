@@ -6,6 +6,7 @@ take whole segmentation networks, `load_into` starts from another model that fla
 
 from flaxseg.weights.depth import with_depth
 from flaxseg.weights.files import read_tensors
+from flaxseg.weights.label_bases import load_bases, read_bases
 from flaxseg.weights.load import load_backbone, load_into, load_weights
 from flaxseg.weights.name_maps import NAME_MAPS, NameMap
 from flaxseg.weights.pretrained import (
@@ -33,11 +34,13 @@ __all__ = [
     "import_model",
     "list_hub_weights",
     "load_backbone",
+    "load_bases",
     "load_into",
     "load_pretrained",
     "load_weights",
     "prune_channels",
     "prune_model",
+    "read_bases",
     "read_pretrained",
     "read_tensors",
     "read_torch_file",

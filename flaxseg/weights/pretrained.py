@@ -30,6 +30,7 @@ from flaxseg.weights.name_maps_dfn import IDLE, TORCHSEG_DFN
 from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn
 from flaxseg.weights.name_maps_gcn import PORT_GCN
 from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, icnet_tensors
+from flaxseg.weights.name_maps_lrr import LRR_ANCHOR, MATCONVNET_LRR, lrr_tensors
 from flaxseg.weights.name_maps_pspnet import (
     CAFFE_PSPNET,
     MMSEGMENTATION_PSPNET,
@@ -170,6 +171,8 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     * DFN on ResNet-50 or 101 of the first author's code, TorchSeg (`smooth_pre_rrbs.0.conv_1x1`);
     * DeepLab v1 and v2 of Caffe and of two PyTorch ports (see `name_maps_deeplab`);
     * `fcn_resnet50` and `fcn_resnet101` of torchvision;
+    * the released LRR networks on VGG16 with the names of their MatConvNet parameters (see
+      `name_maps_lrr`);
     * the released FCNs with their Caffe names, from Caffe or from a port (see
       `name_maps_fcn.caffe_fcn`).
 
@@ -233,6 +236,7 @@ _LAYOUTS = (
     "Caffe's ICNet",
     "ports of GCN",
     "TorchSeg's DFN",
+    "MatConvNet's LRR",
 )
 
 
@@ -321,6 +325,11 @@ def _read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     return _assemble(
         tensors, source, num_classes, options, CAFFE_ICNET, name="icnet", allow_unused=True
     )
+
+
+def _read_lrr(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    num_classes, options, tensors = lrr_tensors(tensors, source)
+    return _assemble(tensors, source, num_classes, options, MATCONVNET_LRR, name="lrr")
 
 
 def _read_semseg_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -459,6 +468,7 @@ _ANCHORS = {
     "logits/semantic/weights": _read_slim,
     "classifier.1.running_mean": _read_torchvision_fcn,
     "score_fr.weight": _read_caffe_fcn,
+    LRR_ANCHOR: _read_lrr,
     **{
         f"conv1_sub1{separator}{array}": _read_icnet
         for separator in "./"

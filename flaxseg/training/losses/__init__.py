@@ -18,6 +18,7 @@ from flaxseg.training.losses.pixels import (
     sample_pixels,
     valid_pixels,
 )
+from flaxseg.training.losses.region_masks import class_masks, dilated_masks, eroded_masks
 
 REDUCTIONS = ("mean", "sum")
 
@@ -29,7 +30,10 @@ __all__ = [
     "OutputLoss",
     "border_target",
     "boundary_loss",
+    "class_masks",
     "dice_loss",
+    "dilated_masks",
+    "eroded_masks",
     "focal_loss",
     "label_weight",
     "lovasz_loss",

@@ -20,6 +20,7 @@ from flaxseg.training.losses.dice import dice_loss
 from flaxseg.training.losses.focal import focal_loss
 from flaxseg.training.losses.hard_pixels import ohem_loss, top_k_loss
 from flaxseg.training.losses.lovasz import lovasz_loss
+from flaxseg.training.losses.region_masks import dilated_masks, eroded_masks
 
 KINDS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     "cross_entropy": segmentation_loss,
@@ -29,6 +30,8 @@ KINDS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     "top_k": top_k_loss,
     "ohem": ohem_loss,
     "boundary": boundary_loss,
+    "dilated_masks": dilated_masks,
+    "eroded_masks": eroded_masks,
 }
 """`loss(logits, label, *, ignore_label, align_corners, ...) -> (sum, count)` by name."""
 

@@ -1,0 +1,128 @@
+"""The recipe of LRR: every variant is a config whose outputs, frozen and slow parts the model has;
+and rates by part."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxseg
+from flaxseg.data import list_datasets
+from flaxseg.errors import ConfigError
+from flaxseg.training.config import default_config, rates_in, validate_config
+from flaxseg.training.optimizer import frozen_parameters, make_optimizer
+
+
+@pytest.fixture(scope="module")
+def get_config(repository):
+    spec = importlib.util.spec_from_file_location("lrr_recipe", repository / "configs" / "lrr.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config
+
+
+CASES = [
+    *(
+        (variant, "voc", backbone)
+        for variant in ("32x", "16x", "8x", "4x")
+        for backbone in ("vgg16",)
+    ),
+    ("4x", "voc", "resnet101"),
+    *(("4x", data, "vgg16") for data in ("cityscapes", "ade20k", "camvid", "shapes")),
+]
+
+
+@pytest.mark.parametrize(("variant", "data", "backbone"), CASES)
+def test_every_recipe_is_valid_and_its_model_has_the_parts_it_names(
+    get_config, variant, data, backbone
+):
+    config = get_config(f"variant={variant},data={data},backbone={backbone}")
+    checked = config.copy_and_resolve_references()
+    if checked.data.name not in list_datasets():
+        checked.data.name = "shapes"
+        checked.data.train_split, checked.data.eval_split = "train", "val"
+    validate_config(checked)
+    model = flaxseg.create_model(
+        config.model.name,
+        5,
+        backbone=config.model.backbone,
+        output_stride=config.model.output_stride,
+        auxiliary=True,
+        **config.model.options.to_dict(),
+    )
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    prediction, variables = jax.eval_shape(
+        lambda key, image: model.init_with_output(
+            {"params": key, "dropout": key}, image, train=True
+        ),
+        jax.random.key(0),
+        image,
+    )
+    outputs = set(config.loss.outputs) - {"logits", "auxiliary"}
+    assert outputs == set(prediction.auxiliary)
+    assert (config.loss.outputs.logits.weight > 0) == (variant == "4x")
+    fixed = frozen_parameters(variables["params"], [config.optimizer.frozen])
+    frozen = [
+        jax.tree_util.keystr(path)
+        for path, is_fixed in jax.tree_util.tree_leaves_with_path(fixed)
+        if is_fixed
+    ]
+    levels = {"32x": 1, "16x": 2, "8x": 3, "4x": 4}[variant]
+    assert len(frozen) == levels + (2 if "dilation" in outputs else 0)
+    assert all("reconstruction" in path and "kernel" in path for path in frozen)
+    make_optimizer(
+        variables["params"],
+        lr_multipliers=rates_in(config.optimizer.lr_multipliers),
+        frozen=[config.optimizer.frozen],
+    )
+
+
+def test_the_voc_recipe_is_the_released_code(get_config):
+    first, last = (get_config(f"variant={variant}") for variant in ("32x", "4x"))
+    assert first.steps == 65 * (10_582 // 20)
+    assert (first.optimizer.learning_rate, last.optimizer.learning_rate) == (1e-3, 6.25e-5)
+    assert first.schedule.step_milestones == (50 * 529, 60 * 529)
+    assert (first.init.model, last.init.model) == ("", "runs/lrr8x")
+    rates = rates_in(last.optimizer.lr_multipliers)
+    effective = {name: 6.25e-5 * rate for name, rate in rates.items()}
+    np.testing.assert_allclose(effective["coefficients_32x"], 6.3e-6, rtol=0.01)
+    np.testing.assert_allclose(effective["coefficients_16x"], 3.1e-6, rtol=0.01)
+    np.testing.assert_allclose(effective["coefficients_8x"], 7.8e-7, rtol=0.01)
+    np.testing.assert_allclose(effective["coefficients_4x"], 1.2e-8, rtol=0.02)
+    assert get_config("data=cityscapes").model.options.mask_window == 17
+    assert get_config().model.options.background_class == 0
+
+
+def test_rates_by_part_take_the_place_of_the_heads():
+    params = {
+        "backbone": {"kernel": jnp.ones(2)},
+        "a": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
+        "b": {"kernel": jnp.ones(2)},
+    }
+    tx = make_optimizer(
+        params,
+        momentum=0.0,
+        weight_decay=0.0,
+        head_lr_multiplier=10.0,
+        bias_lr_multiplier=2.0,
+        lr_multipliers=rates_in("a=0.5, backbone=0.1"),
+    )
+    update, _ = tx.update(params, tx.init(params), params)
+    assert float(update["a"]["kernel"][0]) == 0.5
+    assert float(update["a"]["bias"][0]) == 1.0
+    assert float(update["b"]["kernel"][0]) == 10.0
+    np.testing.assert_allclose(update["backbone"]["kernel"], 0.1)
+    with pytest.raises(ConfigError, match="lr_multipliers has 'c', which fits no parameter"):
+        make_optimizer(params, lr_multipliers={"c": 1.0})
+
+
+@pytest.mark.parametrize("text", ["a", "=2", "a=much", "a=-1"])
+def test_rates_that_are_no_rates_are_named(text):
+    with pytest.raises(ConfigError, match=r"it must be PATH=FACTOR"):
+        rates_in(text)
+    config = default_config()
+    config.optimizer.lr_multipliers = text
+    with pytest.raises(ConfigError, match=r"lr_multipliers has"):
+        validate_config(config)
