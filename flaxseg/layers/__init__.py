@@ -11,6 +11,7 @@ from flaxseg.layers.bilinear_deconv import (
     transposed_conv,
 )
 from flaxseg.layers.cascade_feature_fusion import CascadeFeatureFusion
+from flaxseg.layers.chained_residual_pooling import ChainedResidualPooling
 from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
@@ -24,6 +25,7 @@ from flaxseg.layers.image_normalization import (
     normalize,
 )
 from flaxseg.layers.local_response_norm import local_response_norm
+from flaxseg.layers.multi_resolution_fusion import MultiResolutionFusion
 from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
 from flaxseg.layers.pooling import (
     adaptive_average_pool,
@@ -41,6 +43,7 @@ from flaxseg.layers.receptive_field import (
     shift_and_stitch,
     without_strides,
 )
+from flaxseg.layers.residual_conv_unit import ResidualConvUnit
 from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
 
@@ -55,13 +58,16 @@ __all__ = [
     "BatchNorm",
     "BilinearDeconv",
     "CascadeFeatureFusion",
+    "ChainedResidualPooling",
     "ConvBlock",
     "DepthwiseConv",
     "ImageNormalization",
     "ImagePooling",
+    "MultiResolutionFusion",
     "Padding",
     "PyramidPooling",
     "ReceptiveField",
+    "ResidualConvUnit",
     "SeparableConv",
     "Window",
     "adaptive_average_pool",
