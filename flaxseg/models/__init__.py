@@ -24,6 +24,7 @@ from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN3
 from flaxseg.models.icnet import ICNet
 from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
+from flaxseg.models.refinenet import RefineNet, RefineNetLW
 
 MODELS = {
     "deeplabv1": DeepLabV1,
@@ -39,6 +40,8 @@ MODELS = {
     "fcn": DilatedFCN,
     "pspnet": PSPNet,
     "icnet": ICNet,
+    "refinenet": RefineNet,
+    "refinenet_lw": RefineNetLW,
 }
 
 
@@ -211,6 +214,8 @@ __all__ = [
     "ICNet",
     "PSPNet",
     "Prediction",
+    "RefineNet",
+    "RefineNetLW",
     "aspp_rates",
     "at_output_stride",
     "cascade_rates",

@@ -8,6 +8,7 @@ resumed or rewound run could disagree with.
 import difflib
 import fnmatch
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -61,7 +62,7 @@ def make_optimizer(
       bias_lr_multiplier: rate of the biases of convolutions and dense layers, over that of their
         kernels; >= 0. Not of normalisations.
       head: what is head, in the form of `frozen`; by default all that is not under the top-level
-        key "backbone".
+        key "backbone", or "backbone_2" and so on.
       grad_clip_norm: largest global norm of the gradient, > 0; 0 switches clipping off.
       frozen: what is not trained at all, see `is_frozen`. Give the same to `make_train_step`.
 
@@ -99,7 +100,8 @@ def make_optimizer(
     if head:
         in_head = _matching(params, head, "head")
     else:
-        in_backbone = frozen_parameters(params, ["backbone"] if "backbone" in params else [])
+        backbones = [key for key in params if re.fullmatch(r"backbone(_\d+)?", key)]
+        in_backbone = frozen_parameters(params, backbones)
         in_head = jax.tree.map(lambda is_backbone: not is_backbone, in_backbone)
     multipliers = _multipliers(kinds, trained, in_head, head_lr_multiplier, bias_lr_multiplier)
     decay = optax.add_decayed_weights(weight_decay, mask=decayed) if weight_decay else None

@@ -33,6 +33,8 @@ from flaxseg.weights.name_maps_pspnet import (
     MMSEGMENTATION_PSPNET,
     SEMSEG_PSPNET,
 )
+from flaxseg.weights.name_maps_refinenet import ANCHORS as REFINENET_ANCHORS
+from flaxseg.weights.name_maps_refinenet import refinenet_layout
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -166,7 +168,10 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     * DeepLab v1 and v2 of Caffe and of two PyTorch ports (see `name_maps_deeplab`);
     * `fcn_resnet50` and `fcn_resnet101` of torchvision;
     * the released FCNs with their Caffe names, from Caffe or from a port (see
-      `name_maps_fcn.caffe_fcn`).
+      `name_maps_fcn.caffe_fcn`);
+    * RefineNet of DrSleep's PyTorch port (`rf101_voc`), and Light-Weight RefineNet on ResNets and
+      MobileNetV2 (`rf_lw50_voc`, `rf_lwmbv2_voc`, ...), as released or as its training script saves
+      them.
 
     TensorFlow's DeepLab release (`xception_65/...`, `logits/semantic/weights`) is known too:
     DeepLabv3 and v3+ on Xception, ResNet-v1 with either stem, and MobileNetV2, as arrays by the
@@ -226,6 +231,8 @@ _LAYOUTS = (
     "fcn8s_atonce",
     "fcn_alexnet",
     "Caffe's ICNet",
+    "RefineNet",
+    "Light-Weight RefineNet",
 )
 
 
@@ -314,6 +321,12 @@ def _read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     return _assemble(
         tensors, source, num_classes, options, CAFFE_ICNET, name="icnet", allow_unused=True
     )
+
+
+def _read_refinenet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    name, options, kernel, name_map = refinenet_layout(tensors, source)
+    num_classes = _num_classes(tensors, kernel, source)
+    return _assemble(tensors, source, num_classes, options, name_map, name=name)
 
 
 def _read_semseg_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -437,6 +450,7 @@ _ANCHORS = {
         for array in ("weight", "weights", "0")
     },
     "convbnrelu1_sub1.cbr_unit.0.weight": _read_icnet,
+    **dict.fromkeys(REFINENET_ANCHORS, _read_refinenet),
 }
 # The same where a part of the name is any word.
 _ANCHOR_PATTERNS = {pattern: partial(_read_deeplab, read) for pattern, read in READERS}
