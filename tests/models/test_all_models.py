@@ -48,6 +48,8 @@ SMALL = {
     "fcn": {},
     "fcn8s": {},
     "deeplabv2": {"fc_features": 16, "rates": (1, 2)},
+    "refinenet": {"features": 8, "input_units": 1, "output_units": 1, "pooling_blocks": 1},
+    "refinenet_lw": {"features": 8, "pooling_blocks": 1},
 }
 # The other FCNs are FCN-8s with fewer skips or another backbone; see test_fcn.py.
 NAMES = [

@@ -407,6 +407,35 @@ def test_alignment_can_be_chosen_and_none_needs_the_picture_at_its_size():
 
 
 @pytest.mark.parametrize(
+    ("name", "options"), [("refinenet", {"input_units": 1}), ("refinenet_lw", {})]
+)
+def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, options):
+    image = picture(2, 65, 33)
+    models = [
+        flaxseg.create_model(
+            name,
+            3,
+            backbone=Subsampled(),
+            features=8,
+            pooling_blocks=2,
+            dropout=0.0,
+            dtype=dtype,
+            **options,
+        )
+        for dtype in (jnp.float32, jnp.bfloat16)
+    ]
+    shapes = shapes_of(models[1])
+    variables, _ = load_weights(shapes, torch_tensors(shapes, REFINENET), name_maps=[REFINENET])
+    wanted, logits = (jax.jit(model.apply)(variables, image).logits for model in models)
+    assert logits.dtype == jnp.float32
+    assert 1e-4 < relative_difference(logits, wanted) < 0.1
+    gradient = jax.eval_shape(
+        jax.grad(lambda v: models[1].apply(v, image, train=True).logits.sum()), variables
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, gradient))} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("refinenet", {"cascades": 3}, "cascades is 3; it must be 1, 2 or 4"),
