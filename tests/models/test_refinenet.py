@@ -266,7 +266,7 @@ def test_published_light_weight_nets_give_the_logits_of_the_transcription(tmp_pa
     net = reference.LightWeightMobile(21) if mobile else reference.LightWeight(21)
     tensors = seeded(net)
     net = peers.load_state(net, tensors)
-    path = tmp_path / f"rf_lw_{backbone}.pth"
+    path = tmp_path / f"rf_lw_{backbone}.pth.tar"
     write_checkpoint(tensors, path, from_training=not mobile)
     directory = import_model(path, tmp_path / "model")
     card = flaxseg.read_model_card(directory)
