@@ -265,6 +265,9 @@ def test_published_light_weight_nets_give_the_logits_of_the_transcription(tmp_pa
     mobile = backbone == "mobilenet_v2"
     net = reference.LightWeightMobile(21) if mobile else reference.LightWeight(21)
     tensors = seeded(net)
+    for name in tensors:
+        if mobile and re.match(r"conv\d\.", name):
+            tensors[name] = 10 * tensors[name]  # sums beyond 6, where ReLU6 ends
     net = peers.load_state(net, tensors)
     path = tmp_path / f"rf_lw_{backbone}.pth.tar"
     write_checkpoint(tensors, path, from_training=not mobile)
