@@ -14,7 +14,7 @@ class InvertedResidual(nn.Module):
     shortcut where the shapes allow it.
 
     (Sandler et al., "MobileNetV2", 2018, section 3.) With expansion 1 the first convolution is
-    left out.
+    left out, unless `always_expand`.
 
     Attributes:
       features: channels of the output.
@@ -27,6 +27,7 @@ class InvertedResidual(nn.Module):
       padding: of the depthwise convolution; see `explicit_padding`.
       norm: makes the normalisations; called as `norm(name=...)`.
       dtype: dtype of the computation; that of the input by default.
+      always_expand: whether there is a first convolution with expansion 1 too.
     """
 
     features: int
@@ -38,11 +39,12 @@ class InvertedResidual(nn.Module):
     padding: Padding
     norm: type[nn.Module]
     dtype: Dtype | None
+    always_expand: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         y = x
-        if self.expansion != 1:
+        if self.expansion != 1 or self.always_expand:
             width = self.expansion * x.shape[-1]
             y = AtrousConv(width, 1, dtype=self.dtype, name="expand_conv")(y)
             y = nn.relu6(self.norm(name="expand_bn")(y, train=train))

@@ -66,6 +66,9 @@ class _MobileNet(nn.Module):
       num_classes: with a number, `"logits"` of an ImageNet-style classifier are among the features.
       padding: of the stem and the depthwise convolutions. `"tf"`, as the published weights were
         trained; `"torch"` for weights trained in torchvision's layout.
+      expand_first: whether blocks of expansion 1, which is the first, have their first convolution
+        nevertheless, as in Light-Weight RefineNet's release. The paper and the public ImageNet
+        weights have none.
       batch_norm_epsilon: see `BatchNorm`.
       batch_norm_momentum: see `BatchNorm`.
       batch_norm_axis: mapped axis name, only under `jax.pmap`.
@@ -78,6 +81,7 @@ class _MobileNet(nn.Module):
     output_stride: int = 32
     num_classes: int | None = None
     padding: Padding = "tf"
+    expand_first: bool = False
     batch_norm_epsilon: float = 1e-5
     batch_norm_momentum: float = 0.9
     batch_norm_axis: str | None = None
@@ -87,7 +91,12 @@ class _MobileNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: jax.Array, *, train: bool = False, halve_c3: bool = False
+        self,
+        image: jax.Array,
+        *,
+        train: bool = False,
+        halve_c3: bool = False,
+        stage_features: bool = False,
     ) -> dict[str, jax.Array]:
         """Returns features by name.
 
@@ -96,6 +105,8 @@ class _MobileNet(nn.Module):
           train: whether BatchNorm uses the statistics of the batch.
           halve_c3: whether what the first block at stride 8 gives is `"c3_1"`, and the others go on
             with it shrunk by two, so that the features after it have twice their stride (ICNet).
+          stage_features: whether the outputs of all stages are there too, as `"stage1"`,
+            `"stage2"`, ... (Light-Weight RefineNet).
 
         Returns:
           `"c1"` to `"c5"`: `[N, ceil(H / s), ceil(W / s), C]`, the last block before each
@@ -115,7 +126,7 @@ class _MobileNet(nn.Module):
         budget = StrideBudget(self.output_stride, 2)
         features: dict[str, jax.Array] = {}
         level, count = 1, 0
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages, 1):
             if stage.strides == 2:
                 features[f"c{level}"] = x
                 level += 1
@@ -133,12 +144,15 @@ class _MobileNet(nn.Module):
                     padding=self.padding,
                     norm=norm,
                     dtype=self.dtype,
+                    always_expand=self.expand_first,
                     name=f"block{count}",
                 )
                 x = apply(block, x)
                 if halve_c3 and level == 3 and stage.strides == 2 and index == 0:
                     features["c3_1"] = x
                     x = shrink(x, 2)
+            if stage_features:
+                features[f"stage{number}"] = x
         features[f"c{level}"] = x
         if self.num_classes is not None:
             x = AtrousConv(1280, 1, dtype=self.dtype, name="head_conv")(x)

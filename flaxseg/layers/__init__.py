@@ -12,6 +12,7 @@ from flaxseg.layers.bilinear_deconv import (
 )
 from flaxseg.layers.boundary_mask import boundary_mask, local_extreme, masked_residual
 from flaxseg.layers.cascade_feature_fusion import CascadeFeatureFusion
+from flaxseg.layers.chained_residual_pooling import ChainedResidualPooling
 from flaxseg.layers.channel_attention import ChannelAttention
 from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.conv_block import ConvBlock
@@ -33,6 +34,7 @@ from flaxseg.layers.large_kernel import (
 )
 from flaxseg.layers.learned_basis import LearnedBasisDeconv, cosine_bases, learned_basis_deconv
 from flaxseg.layers.local_response_norm import local_response_norm
+from flaxseg.layers.multi_resolution_fusion import MultiResolutionFusion
 from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
 from flaxseg.layers.pooling import (
     adaptive_average_pool,
@@ -51,6 +53,7 @@ from flaxseg.layers.receptive_field import (
     without_strides,
 )
 from flaxseg.layers.refinement_residual import RefinementResidual
+from flaxseg.layers.residual_conv_unit import ResidualConvUnit
 from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
 
@@ -66,6 +69,7 @@ __all__ = [
     "BilinearDeconv",
     "BoundaryRefinement",
     "CascadeFeatureFusion",
+    "ChainedResidualPooling",
     "ChannelAttention",
     "ConvBlock",
     "DepthwiseConv",
@@ -74,10 +78,12 @@ __all__ = [
     "ImagePooling",
     "LearnedBasisDeconv",
     "LineConv",
+    "MultiResolutionFusion",
     "Padding",
     "PyramidPooling",
     "ReceptiveField",
     "RefinementResidual",
+    "ResidualConvUnit",
     "SeparableConv",
     "Window",
     "adaptive_average_pool",

@@ -27,6 +27,7 @@ from flaxseg.models.icnet import ICNet
 from flaxseg.models.lrr import LRR
 from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
+from flaxseg.models.refinenet import RefineNet, RefineNetLW
 
 MODELS = {
     "deeplabv1": DeepLabV1,
@@ -45,6 +46,8 @@ MODELS = {
     "gcn": GCN,
     "dfn": DFN,
     "lrr": LRR,
+    "refinenet": RefineNet,
+    "refinenet_lw": RefineNetLW,
 }
 
 
@@ -224,6 +227,8 @@ __all__ = [
     "ICNet",
     "PSPNet",
     "Prediction",
+    "RefineNet",
+    "RefineNetLW",
     "aspp_rates",
     "at_output_stride",
     "cascade_rates",

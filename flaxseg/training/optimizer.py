@@ -8,6 +8,7 @@ resumed or rewound run could disagree with.
 import difflib
 import fnmatch
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -63,7 +64,7 @@ def make_optimizer(
       bias_lr_multiplier: rate of the biases of convolutions and dense layers, over that of their
         kernels; >= 0. Not of normalisations.
       head: what is head, in the form of `frozen`; by default all that is not under the top-level
-        key "backbone".
+        key "backbone", or "backbone_2" and so on.
       lr_multipliers: rates of further parts over the base rate, >= 0, by entries in the form of
         `frozen`. The last one that fits takes the place of `head_lr_multiplier`.
       grad_clip_norm: largest global norm of the gradient, > 0; 0 switches clipping off.
@@ -104,7 +105,8 @@ def make_optimizer(
     if head:
         in_head = _matching(params, head, "head")
     else:
-        in_backbone = frozen_parameters(params, ["backbone"] if "backbone" in params else [])
+        backbones = [key for key in params if re.fullmatch(r"backbone(_\d+)?", key)]
+        in_backbone = frozen_parameters(params, backbones)
         in_head = jax.tree.map(lambda is_backbone: not is_backbone, in_backbone)
     rates = jax.tree.map(lambda is_head: head_lr_multiplier if is_head else 1.0, in_head)
     for part, value in lr_multipliers.items():

@@ -13,7 +13,8 @@ import safetensors
 from flaxseg.errors import WeightsError
 from flaxseg.weights.torch_file import read_torch_file
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+# `.tar` is for `.pth.tar`, as PyTorch's examples name what `torch.save` writes.
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
 # Uncompressed size that an .npz may claim; larger than any network of this field.
 _MAX_NPZ_BYTES = 8 << 30

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,7 +42,8 @@ def load_backbone(
     backbone_name: str | None = None,
     prefix: str | None = None,
 ) -> tuple[dict, LoadReport]:
-    """Loads pretrained weights into the backbone of a segmentation model.
+    """Loads pretrained weights into the backbone of a segmentation model, and into those that it
+    has for other scales of the picture (`"backbone_2"`, ...).
 
     Example:
 
@@ -93,7 +95,10 @@ def load_backbone(
         part, report = load(tensors)
     merged = dict(variables)
     for key, value in part.items():
-        merged[key] = {**variables[key], "backbone": value}
+        # Further backbones begin alike, in arrays of their own: a step may donate each but once.
+        others = [name for name in variables[key] if re.fullmatch(r"backbone_\d+", name)]
+        copies = {name: jax.tree.map(jnp.copy, value) for name in others}
+        merged[key] = {**variables[key], "backbone": value, **copies}
     return load_fully_connected(merged, tensors, report)
 
 

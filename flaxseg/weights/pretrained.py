@@ -36,6 +36,8 @@ from flaxseg.weights.name_maps_pspnet import (
     MMSEGMENTATION_PSPNET,
     SEMSEG_PSPNET,
 )
+from flaxseg.weights.name_maps_refinenet import ANCHORS as REFINENET_ANCHORS
+from flaxseg.weights.name_maps_refinenet import refinenet_layout
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -174,7 +176,10 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     * the released LRR networks on VGG16 with the names of their MatConvNet parameters (see
       `name_maps_lrr`);
     * the released FCNs with their Caffe names, from Caffe or from a port (see
-      `name_maps_fcn.caffe_fcn`).
+      `name_maps_fcn.caffe_fcn`);
+    * RefineNet of DrSleep's PyTorch port (`rf101_voc`), and Light-Weight RefineNet on ResNets and
+      MobileNetV2 (`rf_lw50_voc`, `rf_lwmbv2_voc`, ...), as released or as its training script saves
+      them.
 
     TensorFlow's DeepLab release (`xception_65/...`, `logits/semantic/weights`) is known too:
     DeepLabv3 and v3+ on Xception, ResNet-v1 with either stem, and MobileNetV2, as arrays by the
@@ -237,6 +242,8 @@ _LAYOUTS = (
     "ports of GCN",
     "TorchSeg's DFN",
     "MatConvNet's LRR",
+    "RefineNet",
+    "Light-Weight RefineNet",
 )
 
 
@@ -330,6 +337,12 @@ def _read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
 def _read_lrr(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     num_classes, options, tensors = lrr_tensors(tensors, source)
     return _assemble(tensors, source, num_classes, options, MATCONVNET_LRR, name="lrr")
+
+
+def _read_refinenet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    name, options, kernel, name_map = refinenet_layout(tensors, source)
+    num_classes = _num_classes(tensors, kernel, source)
+    return _assemble(tensors, source, num_classes, options, name_map, name=name)
 
 
 def _read_semseg_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -477,6 +490,7 @@ _ANCHORS = {
     "convbnrelu1_sub1.cbr_unit.0.weight": _read_icnet,
     "gcm1.conv_l1.weight": _read_gcn,
     "smooth_pre_rrbs.0.conv_1x1.weight": _read_dfn,
+    **dict.fromkeys(REFINENET_ANCHORS, _read_refinenet),
 }
 # The same where a part of the name is any word.
 _ANCHOR_PATTERNS = {pattern: partial(_read_deeplab, read) for pattern, read in READERS}

@@ -55,6 +55,8 @@ SMALL = {
     "gcn": {"kernel_size": 3},
     "dfn": {"features": 16, "border_features": 4},
     "lrr": {"num_bases": 2, "mask_window": 3},
+    "refinenet": {"features": 8, "input_units": 1, "output_units": 1, "pooling_blocks": 1},
+    "refinenet_lw": {"features": 8, "pooling_blocks": 1},
 }
 # The other FCNs are FCN-8s with fewer skips or another backbone; see test_fcn.py.
 NAMES = [
