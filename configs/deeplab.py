@@ -27,8 +27,9 @@ voc         16, 513, 30k                 8 x 16 GB and up  v3 77.21 %, at output
 cityscapes  16, 769, 90k                 8 x 32 GB and up  v3 77.23 %; xception 78.79 % (paper)
 ade20k      16, 513, 150k                8 x 16 GB and up  xception 45.65 % at output stride 8 with
                                                            scales and flip (release)
-camvid      16, 256, 600                 2 CPU cores       v3plus 50.2 % measured, on the test split;
-                                                           after 300 steps v3 42.3 %, cascade 36.6 %
+camvid      16, 256, 600                 2 CPU cores       v3plus 50.2 %, after 300 steps v3 42.3 %,
+                                                           cascade 36.6 %, measured, on the test
+                                                           split
 shapes      16, 97, 4000                 2 CPU cores       v3plus 53.3 % measured; random weights
 
 (paper): Chen et al. 2017, arXiv 1706.05587, section 4 for v3 and cascade, and Chen et al. 2018,
