@@ -12,6 +12,7 @@ from flaxseg.layers.bilinear_deconv import (
 )
 from flaxseg.layers.cascade_feature_fusion import CascadeFeatureFusion
 from flaxseg.layers.classifier import classifier, classifier_init
+from flaxseg.layers.context_module import CONTEXT_RATES, ContextModule, identity_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
 from flaxseg.layers.fully_connected import fully_connected
@@ -23,6 +24,7 @@ from flaxseg.layers.image_normalization import (
     ImageNormalization,
     normalize,
 )
+from flaxseg.layers.l2_norm import L2Norm
 from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
 from flaxseg.layers.pooling import (
@@ -43,10 +45,14 @@ from flaxseg.layers.receptive_field import (
 )
 from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
+from flaxseg.layers.transposed_conv import TransposedConv
+from flaxseg.layers.unpooling import max_pool_with_indices, max_unpool
+from flaxseg.layers.unpooling_decoder import UnpoolingDecoder
 
 __all__ = [
     "ASPP",
     "CAFFE",
+    "CONTEXT_RATES",
     "EFFICIENTNET_LITE",
     "IMAGENET",
     "SYMMETRIC",
@@ -55,14 +61,18 @@ __all__ = [
     "BatchNorm",
     "BilinearDeconv",
     "CascadeFeatureFusion",
+    "ContextModule",
     "ConvBlock",
     "DepthwiseConv",
     "ImageNormalization",
     "ImagePooling",
+    "L2Norm",
     "Padding",
     "PyramidPooling",
     "ReceptiveField",
     "SeparableConv",
+    "TransposedConv",
+    "UnpoolingDecoder",
     "Window",
     "adaptive_average_pool",
     "adaptive_max_pool",
@@ -77,8 +87,11 @@ __all__ = [
     "explicit_padding",
     "fully_connected",
     "global_average_pool",
+    "identity_init",
     "local_response_norm",
     "max_pool",
+    "max_pool_with_indices",
+    "max_unpool",
     "normalize",
     "pad_to_grid",
     "preferred_form",

@@ -1,0 +1,103 @@
+"""The decoder that mirrors its encoder: unpool to where the maxima were, then convolve."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+from flax.typing import Dtype, Initializer
+
+from flaxseg.layers.atrous import AtrousConv
+from flaxseg.layers.batch_norm import BatchNorm
+from flaxseg.layers.unpooling import max_pool_with_indices, max_unpool
+
+
+class UnpoolingDecoder(nn.Module):
+    """Stages of unpooling and convolutions, from the coarsest feature up to the finest.
+
+    (Badrinarayanan et al., "SegNet", 2017, section 3; Noh et al., "Learning Deconvolution Network",
+    2015, section 3.) Each stage puts its values where the maxima of 2x2 windows of the encoder's
+    feature were, at that feature's size, and fills the gaps by convolutions with BatchNorm. They
+    have the channels of that feature; the last one those of the next.
+
+    Where what comes in has other channels than the first feature, as in backbones whose channels
+    grow along with a stride, a 3x3 block (`reduce`) takes it there. A feature of the size of the
+    coarser one, as beyond an output stride, has a stage without unpooling.
+
+    Parameters of the n-th stage, counted down to 1, are `conv{n}_1`, `bn{n}_1` and so on, in the
+    order of computation.
+
+    Attributes:
+      convs: convolutions of each stage.
+      kernel_size: of the stages' convolutions.
+      relu: whether a ReLU follows each BatchNorm.
+      norm: makes every normalisation; called as `norm(name=...)`.
+      kernel_init: initialiser of the kernels.
+      dtype: dtype of the computation; that of the input by default.
+    """
+
+    convs: Sequence[int]
+    kernel_size: int = 3
+    relu: bool = True
+    norm: Callable[..., nn.Module] = BatchNorm
+    kernel_init: Initializer = nn.initializers.he_normal()
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, features: Sequence[jax.Array], *, train: bool = False
+    ) -> jax.Array:
+        """Decodes.
+
+        Args:
+          x: `[N, H, W, C]`, the encoder's last feature.
+          features: one for each stage, from coarse to fine, `[N, H', W', C']`: what the encoder's
+            pools read. Each is as large as the one before it, or its 2x2 windows are as many,
+            counted up or down at an odd border.
+          train: whether BatchNorm uses the statistics of the batch.
+
+        Returns:
+          `[N, H', W', C']` like the last of the features.
+
+        Raises:
+          ValueError: there are not as many features as stages, or no pool of 2x2 windows leads from
+            one to the next.
+        """
+        if len(features) != len(self.convs):
+            raise ValueError(
+                f"there are {len(features)} features and {len(self.convs)} stages (convs "
+                f"{tuple(self.convs)}); there must be one for each."
+            )
+        if x.shape[-1] != features[0].shape[-1]:
+            x = self._block(x, features[0].shape[-1], 3, "reduce", train)
+        following = [*features[1:], features[-1]]
+        for index, (feature, finer) in enumerate(zip(features, following, strict=True)):
+            number = len(features) - index
+            if feature.shape[1:3] != x.shape[1:3]:
+                rounded_up = tuple(-(-n // 2) for n in feature.shape[1:3]) == x.shape[1:3]
+                _, indices = max_pool_with_indices(feature, ceil_mode=rounded_up)
+                if indices.shape != x.shape:
+                    raise ValueError(
+                        f"the feature of stage {number} has {feature.shape[1:3]} cells, and what "
+                        f"is unpooled to it {x.shape[1:3]}; its 2x2 windows must be as many."
+                    )
+                x = max_unpool(x, indices, feature.shape[1:3])
+            count = self.convs[index]
+            for place in range(1, count + 1):
+                channels = (finer if place == count else feature).shape[-1]
+                x = self._block(x, channels, self.kernel_size, f"{number}_{place}", train)
+        return x
+
+    def _block(
+        self, x: jax.Array, features: int, kernel_size: int, place: str, train: bool
+    ) -> jax.Array:
+        """Convolution with bias, BatchNorm and, with `relu`, a ReLU."""
+        x = AtrousConv(
+            features,
+            kernel_size,
+            use_bias=True,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name=f"conv{place}",
+        )(x)
+        x = self.norm(name=f"bn{place}")(x, train=train)
+        return nn.relu(x) if self.relu else x
