@@ -18,6 +18,8 @@ from flaxseg.backbones.resnet import (
     ResNet152,
     ResNetBeta,
 )
+from flaxseg.backbones.segnet_basic_encoder import SegNetBasicEncoder
+from flaxseg.backbones.unet_encoder import UNetEncoder
 from flaxseg.backbones.vgg import VGG, VGG16, VGG16BN
 from flaxseg.backbones.xception import Xception, Xception41, Xception65, Xception71
 
@@ -37,6 +39,8 @@ BACKBONES = {
     "alexnet": AlexNet,
     "vgg16": VGG16,
     "vgg16_bn": VGG16BN,
+    "unet_encoder": UNetEncoder,
+    "segnet_basic_encoder": SegNetBasicEncoder,
 }
 
 # Settings of a run that every backbone takes, also one without BatchNorm or without blocks.
@@ -87,6 +91,8 @@ __all__ = [
     "ResNet101Beta",
     "ResNet152",
     "ResNetBeta",
+    "SegNetBasicEncoder",
+    "UNetEncoder",
     "Xception",
     "Xception41",
     "Xception65",

@@ -26,7 +26,7 @@ from flaxseg.layers.image_normalization import (
 )
 from flaxseg.layers.l2_norm import L2Norm
 from flaxseg.layers.local_response_norm import local_response_norm
-from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
+from flaxseg.layers.padding import Padding, explicit_padding, mirror_pad, pad_to_grid
 from flaxseg.layers.pooling import (
     adaptive_average_pool,
     adaptive_max_pool,
@@ -47,7 +47,7 @@ from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
 from flaxseg.layers.transposed_conv import TransposedConv
 from flaxseg.layers.unpooling import max_pool_with_indices, max_unpool
-from flaxseg.layers.unpooling_decoder import UnpoolingDecoder
+from flaxseg.layers.unpooling_decoder import UnpoolingDecoder, mirrored_features
 
 __all__ = [
     "ASPP",
@@ -92,6 +92,8 @@ __all__ = [
     "max_pool",
     "max_pool_with_indices",
     "max_unpool",
+    "mirror_pad",
+    "mirrored_features",
     "normalize",
     "pad_to_grid",
     "preferred_form",

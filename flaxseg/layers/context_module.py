@@ -26,8 +26,8 @@ class ContextModule(nn.Module):
     Attributes:
       rates: dilation of the 3x3 convolutions: `CONTEXT_RATES` on VOC and CamVid, `(1, 1, 2, 4, 8,
         1)` on KITTI, `(1, 1, 2, 4, 8, 16, 32, 64, 1)` on Cityscapes.
-      large: whether channels grow with the dilation, to twice the largest rate so far times those
-        of the input (the paper's "Large"), or stay as many ("Basic").
+      large: whether channels grow with the dilation, to twice the largest rate so far (over the
+        first) times those of the input (the paper's "Large"), or stay as many ("Basic").
       pad_first: whether all padding is before the first convolution, as in the released network
         for VOC, or each convolution pads by its rate, as in the paper's training code and the
         release's other networks. Only cells nearer to the border than the field of view differ.
@@ -52,7 +52,7 @@ class ContextModule(nn.Module):
         largest = itertools.accumulate(self.rates, max)
         for index, (rate, reach) in enumerate(zip(self.rates, largest, strict=True), 1):
             x = AtrousConv(
-                classes * 2 * reach if self.large else classes,
+                classes * 2 * reach // self.rates[0] if self.large else classes,
                 3,
                 rate=rate,
                 padding="valid" if self.pad_first else "torch",

@@ -1,6 +1,6 @@
 """The decoder that mirrors its encoder: unpool to where the maxima were, then convolve."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -9,6 +9,35 @@ from flax.typing import Dtype, Initializer
 from flaxseg.layers.atrous import AtrousConv
 from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.unpooling import max_pool_with_indices, max_unpool
+
+
+def mirrored_features(
+    features: Mapping[str, jax.Array], stages: Sequence[int]
+) -> tuple[jax.Array, list[jax.Array], Sequence[int]]:
+    """Chooses from a backbone's features what an `UnpoolingDecoder` starts from and mirrors.
+
+    Args:
+      features: by name. Where there are `"conv1"`, `"conv2"` and so on, what the pools read, they
+        are mirrored from the coarsest up to the picture's size; else `"c4"` to `"c1"`, up to stride
+        2.
+      stages: `convs` of the decoder, of which the last are taken where there are fewer features.
+
+    Returns:
+      The coarsest feature, the features to unpool to from coarse to fine, and their `convs`.
+
+    Raises:
+      ValueError: a feature is missing, or there are more of them than stages.
+    """
+    before_pools = sorted((name for name in features if name.startswith("conv")), reverse=True)
+    levels = before_pools or ["c4", "c3", "c2", "c1"]
+    coarsest = f"c{len(before_pools)}" if before_pools else "c5"
+    missing = [name for name in (coarsest, *levels) if name not in features]
+    if missing or len(levels) > len(stages):
+        raise ValueError(
+            f"the backbone has the features {', '.join(features)}; a decoder of {len(stages)} "
+            f"stages that unpools needs c1 to c5, or what at most {len(stages)} pools read."
+        )
+    return features[coarsest], [features[name] for name in levels], stages[-len(levels) :]
 
 
 class UnpoolingDecoder(nn.Module):

@@ -11,6 +11,7 @@ from flax.typing import Dtype
 
 from flaxseg.backbones import create_backbone
 from flaxseg.layers import BatchNorm, ImageNormalization
+from flaxseg.models.deconvnet import DeconvNet
 from flaxseg.models.deeplab import (
     DeepLabV3,
     DeepLabV3Cascade,
@@ -20,10 +21,14 @@ from flaxseg.models.deeplab import (
 )
 from flaxseg.models.deeplab_v1 import DeepLabV1
 from flaxseg.models.deeplab_v2 import DeepLabV2
+from flaxseg.models.dilatednet import DilatedNet
 from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
 from flaxseg.models.icnet import ICNet
+from flaxseg.models.parsenet import ParseNet
 from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
+from flaxseg.models.segnet import SegNet, SegNetBasic
+from flaxseg.models.unet import UNet
 
 MODELS = {
     "deeplabv1": DeepLabV1,
@@ -39,6 +44,12 @@ MODELS = {
     "fcn": DilatedFCN,
     "pspnet": PSPNet,
     "icnet": ICNet,
+    "unet": UNet,
+    "segnet": SegNet,
+    "segnet_basic": SegNetBasic,
+    "deconvnet": DeconvNet,
+    "dilatednet": DilatedNet,
+    "parsenet": ParseNet,
 }
 
 
@@ -197,12 +208,14 @@ def at_output_stride(name: str, options: Mapping[str, Any], output_stride: int) 
 __all__ = [
     "FCN",
     "MODELS",
+    "DeconvNet",
     "DeepLabV1",
     "DeepLabV2",
     "DeepLabV3",
     "DeepLabV3Cascade",
     "DeepLabV3Plus",
     "DilatedFCN",
+    "DilatedNet",
     "FCN8s",
     "FCN8sAtOnce",
     "FCN16s",
@@ -210,7 +223,11 @@ __all__ = [
     "FCNAlexNet",
     "ICNet",
     "PSPNet",
+    "ParseNet",
     "Prediction",
+    "SegNet",
+    "SegNetBasic",
+    "UNet",
     "aspp_rates",
     "at_output_stride",
     "cascade_rates",
