@@ -26,6 +26,7 @@ from flaxseg.weights.name_maps import (
     torchvision_deeplabv3_module,
 )
 from flaxseg.weights.name_maps_deeplab import MEAN, READERS, caffe_tensors
+from flaxseg.weights.name_maps_dilatednet import dilatednet
 from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn
 from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, icnet_tensors
 from flaxseg.weights.name_maps_pspnet import (
@@ -33,6 +34,8 @@ from flaxseg.weights.name_maps_pspnet import (
     MMSEGMENTATION_PSPNET,
     SEMSEG_PSPNET,
 )
+from flaxseg.weights.name_maps_unet import SMP_UNET
+from flaxseg.weights.name_maps_unpooling import unpooling_net
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -166,7 +169,11 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     * DeepLab v1 and v2 of Caffe and of two PyTorch ports (see `name_maps_deeplab`);
     * `fcn_resnet50` and `fcn_resnet101` of torchvision;
     * the released FCNs with their Caffe names, from Caffe or from a port (see
-      `name_maps_fcn.caffe_fcn`).
+      `name_maps_fcn.caffe_fcn`);
+    * the released SegNet, SegNet-Basic and DeconvNet with their Caffe names (see
+      `name_maps_unpooling.unpooling_net`) and Dilated-Nets (see `name_maps_dilatednet.dilatednet`);
+    * U-Net on a ResNet of segmentation_models.pytorch (`decoder.blocks.0.conv1.0.weight`), without
+      attention and with five stages of any width.
 
     TensorFlow's DeepLab release (`xception_65/...`, `logits/semantic/weights`) is known too:
     DeepLabv3 and v3+ on Xception, ResNet-v1 with either stem, and MobileNetV2, as arrays by the
@@ -226,6 +233,11 @@ _LAYOUTS = (
     "fcn8s_atonce",
     "fcn_alexnet",
     "Caffe's ICNet",
+    "segnet",
+    "segnet_basic",
+    "deconvnet",
+    "dilatednet",
+    "segmentation_models.pytorch's U-Net",
 )
 
 
@@ -314,6 +326,39 @@ def _read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
     return _assemble(
         tensors, source, num_classes, options, CAFFE_ICNET, name="icnet", allow_unused=True
     )
+
+
+def _read_unpooling_net(name: str, tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    kernel, options, name_map, tensors = unpooling_net(tensors, name, source)
+    num_classes = _num_classes(tensors, kernel, source)
+    return _assemble(tensors, source, num_classes, options, name_map, name=name)
+
+
+def _read_dilatednet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    kernel, options, name_map, tensors = dilatednet(tensors, source)
+    num_classes = _num_classes(tensors, kernel, source)
+    return _assemble(tensors, source, num_classes, options, name_map, name="dilatednet")
+
+
+def _read_smp_unet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    units = {m[1] for name in tensors if (m := re.match(r"encoder\.layer3\.(\d+)\.", name))}
+    bottleneck = "encoder.layer1.0.conv3.weight" in tensors
+    depths = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
+    depth = depths.get((len(units), bottleneck))
+    if depth is None:
+        raise WeightsError(
+            f"{source} is a U-Net of segmentation_models.pytorch on an encoder with {len(units)} "
+            f"units in layer3; known are the ResNets {', '.join(map(str, depths.values()))}."
+        )
+    blocks = [f"decoder.blocks.{index}.conv1.0.weight" for index in range(5)]
+    options = {
+        "backbone": f"resnet{depth}",
+        "output_stride": 32,
+        "features": tuple(len(tensors[name]) for name in blocks if name in tensors),
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = _num_classes(tensors, "segmentation_head.0.weight", source)
+    return _assemble(tensors, source, num_classes, options, SMP_UNET, name="unet")
 
 
 def _read_semseg_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -437,6 +482,12 @@ _ANCHORS = {
         for array in ("weight", "weights", "0")
     },
     "convbnrelu1_sub1.cbr_unit.0.weight": _read_icnet,
+    "conv5_3_D.weight": partial(_read_unpooling_net, "segnet"),
+    "conv_decode4.weight": partial(_read_unpooling_net, "segnet_basic"),
+    "fc6-deconv.weight": partial(_read_unpooling_net, "deconvnet"),
+    "fc-final.weight": _read_dilatednet,
+    "ctx_final.weight": _read_dilatednet,
+    "decoder.blocks.0.conv1.0.weight": _read_smp_unet,
 }
 # The same where a part of the name is any word.
 _ANCHOR_PATTERNS = {pattern: partial(_read_deeplab, read) for pattern, read in READERS}
