@@ -19,6 +19,8 @@ from flaxseg.backbones.resnet import (
     ResNetBeta,
 )
 from flaxseg.backbones.resnet_gcn import ResNet50GCN, ResNetGCN
+from flaxseg.backbones.segnet_basic_encoder import SegNetBasicEncoder
+from flaxseg.backbones.unet_encoder import UNetEncoder
 from flaxseg.backbones.vgg import VGG, VGG16, VGG16BN
 from flaxseg.backbones.xception import Xception, Xception41, Xception65, Xception71
 
@@ -39,6 +41,8 @@ BACKBONES = {
     "alexnet": AlexNet,
     "vgg16": VGG16,
     "vgg16_bn": VGG16BN,
+    "unet_encoder": UNetEncoder,
+    "segnet_basic_encoder": SegNetBasicEncoder,
 }
 
 # Settings of a run that every backbone takes, also one without BatchNorm or without blocks.
@@ -91,6 +95,8 @@ __all__ = [
     "ResNet152",
     "ResNetBeta",
     "ResNetGCN",
+    "SegNetBasicEncoder",
+    "UNetEncoder",
     "Xception",
     "Xception41",
     "Xception65",

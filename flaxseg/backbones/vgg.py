@@ -35,8 +35,12 @@ class VGG(nn.Module):
       output_stride: 8, 16 or 32; dilation replaces the strides beyond it.
       first_padding: cells around the picture at the first convolution: 1, or the 100 of FCN, whose
         fc6 pads nothing (`fc_padding="valid"`).
+      padding: of the other convolutions, see `explicit_padding`: "torch" keeps the size, "valid" is
+        Dilated-Net's, whose pictures come with a margin (and `first_padding=0`).
       pool_window: 2, or the 3 of DeepLab, which is padded by 1.
       dilated_pools: whether the windows of pools beyond the output stride are dilated.
+      late_pools: whether there are pools beyond the output stride, where they do not subsample;
+        Dilated-Net removes them.
       ceil_mode: whether a last window that reaches over the border counts, as in Caffe; torchvision
         leaves it out.
       fc_features: channels of fc6 and of fc7, such as `(4096, 4096)`; () for neither.
@@ -59,8 +63,10 @@ class VGG(nn.Module):
     features: Sequence[int] = (64, 128, 256, 512, 512)
     output_stride: int = 32
     first_padding: int = 1
+    padding: Padding = "torch"
     pool_window: int = 2
     dilated_pools: bool = True
+    late_pools: bool = True
     ceil_mode: bool = True
     fc_features: Sequence[int] = ()
     fc_kernel_size: int = 7
@@ -90,8 +96,9 @@ class VGG(nn.Module):
         Returns:
           `"c1"` to `"c5"`: the outputs of the five pools, with stride 2, 4, 8, 16, 32, but never
           beyond `output_stride`; `"conv1"` to `"conv5"`: what these pools see, after the ReLU, with
-          stride 1, 2, 4, 8, 16; and `"fc7"` (after ReLU and dropout) with `fc_features`. Without
-          `first_padding` and with `ceil_mode`, a feature of stride s has `ceil(H / s)` rows.
+          stride 1, 2, 4, 8, 16; and `"fc7"` (after ReLU and dropout) with `fc_features`. With one
+          cell of `first_padding` and with `ceil_mode`, a feature of stride s has `ceil(H / s)`
+          rows.
         """
         budget = StrideBudget(self.output_stride)
         x = image if self.dtype is None else image.astype(self.dtype)
@@ -108,7 +115,8 @@ class VGG(nn.Module):
             x = (nn.remat(convolutions) if self.remat else convolutions)(self, x)
             features[f"conv{stage}"] = x
             strides, rate = budget.take(2)
-            x = self._pool(x, strides, rate if self.dilated_pools else 1)
+            if strides > 1 or self.late_pools:
+                x = self._pool(x, strides, rate if self.dilated_pools else 1)
             features[f"c{stage}"] = x
         fc_features = self.fc_features or (() if self.num_classes is None else (4096, 4096))
         if fc_features:
@@ -136,7 +144,7 @@ class VGG(nn.Module):
             self.features[stage - 1],
             3,
             rate=rate,
-            padding=self.first_padding if place == "1_1" else "torch",
+            padding=self.first_padding if place == "1_1" else self.padding,
             use_bias=True,
             dtype=self.dtype,
             name=f"conv{place}",

@@ -15,6 +15,7 @@ from flaxseg.layers.cascade_feature_fusion import CascadeFeatureFusion
 from flaxseg.layers.chained_residual_pooling import ChainedResidualPooling
 from flaxseg.layers.channel_attention import ChannelAttention
 from flaxseg.layers.classifier import classifier, classifier_init
+from flaxseg.layers.context_module import CONTEXT_RATES, ContextModule, identity_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
 from flaxseg.layers.fully_connected import fully_connected
@@ -26,6 +27,7 @@ from flaxseg.layers.image_normalization import (
     ImageNormalization,
     normalize,
 )
+from flaxseg.layers.l2_norm import L2Norm
 from flaxseg.layers.large_kernel import (
     BoundaryRefinement,
     GlobalConvolution,
@@ -35,7 +37,7 @@ from flaxseg.layers.large_kernel import (
 from flaxseg.layers.learned_basis import LearnedBasisDeconv, cosine_bases, learned_basis_deconv
 from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.multi_resolution_fusion import MultiResolutionFusion
-from flaxseg.layers.padding import Padding, explicit_padding, pad_to_grid
+from flaxseg.layers.padding import Padding, explicit_padding, mirror_pad, pad_to_grid
 from flaxseg.layers.pooling import (
     adaptive_average_pool,
     adaptive_max_pool,
@@ -56,10 +58,14 @@ from flaxseg.layers.refinement_residual import RefinementResidual
 from flaxseg.layers.residual_conv_unit import ResidualConvUnit
 from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
+from flaxseg.layers.transposed_conv import TransposedConv
+from flaxseg.layers.unpooling import max_pool_with_indices, max_unpool
+from flaxseg.layers.unpooling_decoder import UnpoolingDecoder, mirrored_features
 
 __all__ = [
     "ASPP",
     "CAFFE",
+    "CONTEXT_RATES",
     "EFFICIENTNET_LITE",
     "IMAGENET",
     "SYMMETRIC",
@@ -71,11 +77,13 @@ __all__ = [
     "CascadeFeatureFusion",
     "ChainedResidualPooling",
     "ChannelAttention",
+    "ContextModule",
     "ConvBlock",
     "DepthwiseConv",
     "GlobalConvolution",
     "ImageNormalization",
     "ImagePooling",
+    "L2Norm",
     "LearnedBasisDeconv",
     "LineConv",
     "MultiResolutionFusion",
@@ -85,6 +93,8 @@ __all__ = [
     "RefinementResidual",
     "ResidualConvUnit",
     "SeparableConv",
+    "TransposedConv",
+    "UnpoolingDecoder",
     "Window",
     "adaptive_average_pool",
     "adaptive_max_pool",
@@ -101,12 +111,17 @@ __all__ = [
     "explicit_padding",
     "fully_connected",
     "global_average_pool",
+    "identity_init",
     "learned_basis_deconv",
     "line_conv",
     "local_extreme",
     "local_response_norm",
     "masked_residual",
     "max_pool",
+    "max_pool_with_indices",
+    "max_unpool",
+    "mirror_pad",
+    "mirrored_features",
     "normalize",
     "pad_to_grid",
     "preferred_form",

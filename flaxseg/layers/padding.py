@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Padding = str | int | Sequence[tuple[int, int]]
 
@@ -88,3 +89,23 @@ def pad_to_grid(image: jax.Array, stride: int) -> jax.Array:
     """
     bottom, right = (-(n - 1) % stride for n in image.shape[1:3])
     return jnp.pad(image, ((0, 0), (0, bottom), (0, right), (0, 0)))
+
+
+def mirror_pad(
+    image: jax.Array, vertical: tuple[int, int], horizontal: tuple[int, int]
+) -> jax.Array:
+    """Returns pictures continued by their reflection, the border pixel itself not repeated.
+
+    A margin wider than the picture goes back and forth in it. Networks without padding get their
+    margin so (U-Net, Dilated-Net).
+
+    Args:
+      image: `[N, H, W, C]`, H and W from 1.
+      vertical: pixels to add at the top and at the bottom.
+      horizontal: pixels to add at the left and at the right.
+    """
+    rows, columns = (
+        np.pad(np.arange(n), margin, mode="reflect")
+        for n, margin in zip(image.shape[1:3], (vertical, horizontal), strict=True)
+    )
+    return image[:, rows][:, :, columns]

@@ -11,6 +11,7 @@ from flax.typing import Dtype
 
 from flaxseg.backbones import create_backbone
 from flaxseg.layers import BatchNorm, ImageNormalization
+from flaxseg.models.deconvnet import DeconvNet
 from flaxseg.models.deeplab import (
     DeepLabV3,
     DeepLabV3Cascade,
@@ -21,13 +22,17 @@ from flaxseg.models.deeplab import (
 from flaxseg.models.deeplab_v1 import DeepLabV1
 from flaxseg.models.deeplab_v2 import DeepLabV2
 from flaxseg.models.dfn import DFN
+from flaxseg.models.dilatednet import DilatedNet
 from flaxseg.models.fcn import FCN, DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
 from flaxseg.models.gcn import GCN
 from flaxseg.models.icnet import ICNet
 from flaxseg.models.lrr import LRR
+from flaxseg.models.parsenet import ParseNet
 from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
 from flaxseg.models.refinenet import RefineNet, RefineNetLW
+from flaxseg.models.segnet import SegNet, SegNetBasic
+from flaxseg.models.unet import UNet
 
 MODELS = {
     "deeplabv1": DeepLabV1,
@@ -48,6 +53,12 @@ MODELS = {
     "lrr": LRR,
     "refinenet": RefineNet,
     "refinenet_lw": RefineNetLW,
+    "unet": UNet,
+    "segnet": SegNet,
+    "segnet_basic": SegNetBasic,
+    "deconvnet": DeconvNet,
+    "dilatednet": DilatedNet,
+    "parsenet": ParseNet,
 }
 
 
@@ -213,12 +224,14 @@ __all__ = [
     "FCN",
     "LRR",
     "MODELS",
+    "DeconvNet",
     "DeepLabV1",
     "DeepLabV2",
     "DeepLabV3",
     "DeepLabV3Cascade",
     "DeepLabV3Plus",
     "DilatedFCN",
+    "DilatedNet",
     "FCN8s",
     "FCN8sAtOnce",
     "FCN16s",
@@ -226,9 +239,13 @@ __all__ = [
     "FCNAlexNet",
     "ICNet",
     "PSPNet",
+    "ParseNet",
     "Prediction",
     "RefineNet",
     "RefineNetLW",
+    "SegNet",
+    "SegNetBasic",
+    "UNet",
     "aspp_rates",
     "at_output_stride",
     "cascade_rates",

@@ -27,6 +27,7 @@ from flaxseg.weights.name_maps import (
 )
 from flaxseg.weights.name_maps_deeplab import MEAN, READERS, caffe_tensors
 from flaxseg.weights.name_maps_dfn import IDLE, TORCHSEG_DFN
+from flaxseg.weights.name_maps_dilatednet import dilatednet
 from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn
 from flaxseg.weights.name_maps_gcn import PORT_GCN
 from flaxseg.weights.name_maps_icnet import CAFFE_ICNET, icnet_tensors
@@ -38,6 +39,8 @@ from flaxseg.weights.name_maps_pspnet import (
 )
 from flaxseg.weights.name_maps_refinenet import ANCHORS as REFINENET_ANCHORS
 from flaxseg.weights.name_maps_refinenet import refinenet_layout
+from flaxseg.weights.name_maps_unet import SMP_UNET
+from flaxseg.weights.name_maps_unpooling import unpooling_net
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
 
@@ -180,6 +183,10 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     * RefineNet of DrSleep's PyTorch port (`rf101_voc`), and Light-Weight RefineNet on ResNets and
       MobileNetV2 (`rf_lw50_voc`, `rf_lwmbv2_voc`, ...), as released or as its training script saves
       them.
+    * the released SegNet, SegNet-Basic and DeconvNet with their Caffe names (see
+      `name_maps_unpooling.unpooling_net`) and Dilated-Nets (see `name_maps_dilatednet.dilatednet`);
+    * U-Net on a ResNet of segmentation_models.pytorch (`decoder.blocks.0.conv1.0.weight`), without
+      attention and with five stages of any width.
 
     TensorFlow's DeepLab release (`xception_65/...`, `logits/semantic/weights`) is known too:
     DeepLabv3 and v3+ on Xception, ResNet-v1 with either stem, and MobileNetV2, as arrays by the
@@ -244,6 +251,11 @@ _LAYOUTS = (
     "MatConvNet's LRR",
     "RefineNet",
     "Light-Weight RefineNet",
+    "segnet",
+    "segnet_basic",
+    "deconvnet",
+    "dilatednet",
+    "segmentation_models.pytorch's U-Net",
 )
 
 
@@ -343,6 +355,39 @@ def _read_refinenet(tensors: Mapping[str, np.ndarray], source: str) -> Pretraine
     name, options, kernel, name_map = refinenet_layout(tensors, source)
     num_classes = _num_classes(tensors, kernel, source)
     return _assemble(tensors, source, num_classes, options, name_map, name=name)
+
+
+def _read_unpooling_net(name: str, tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    kernel, options, name_map, tensors = unpooling_net(tensors, name, source)
+    num_classes = _num_classes(tensors, kernel, source)
+    return _assemble(tensors, source, num_classes, options, name_map, name=name)
+
+
+def _read_dilatednet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    kernel, options, name_map, tensors = dilatednet(tensors, source)
+    num_classes = _num_classes(tensors, kernel, source)
+    return _assemble(tensors, source, num_classes, options, name_map, name="dilatednet")
+
+
+def _read_smp_unet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
+    units = {m[1] for name in tensors if (m := re.match(r"encoder\.layer3\.(\d+)\.", name))}
+    bottleneck = "encoder.layer1.0.conv3.weight" in tensors
+    depths = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
+    depth = depths.get((len(units), bottleneck))
+    if depth is None:
+        raise WeightsError(
+            f"{source} is a U-Net of segmentation_models.pytorch on an encoder with {len(units)} "
+            f"units in layer3; known are the ResNets {', '.join(map(str, depths.values()))}."
+        )
+    blocks = [f"decoder.blocks.{index}.conv1.0.weight" for index in range(5)]
+    options = {
+        "backbone": f"resnet{depth}",
+        "output_stride": 32,
+        "features": tuple(len(tensors[name]) for name in blocks if name in tensors),
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = _num_classes(tensors, "segmentation_head.0.weight", source)
+    return _assemble(tensors, source, num_classes, options, SMP_UNET, name="unet")
 
 
 def _read_semseg_pspnet(tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
@@ -491,6 +536,12 @@ _ANCHORS = {
     "gcm1.conv_l1.weight": _read_gcn,
     "smooth_pre_rrbs.0.conv_1x1.weight": _read_dfn,
     **dict.fromkeys(REFINENET_ANCHORS, _read_refinenet),
+    "conv5_3_D.weight": partial(_read_unpooling_net, "segnet"),
+    "conv_decode4.weight": partial(_read_unpooling_net, "segnet_basic"),
+    "fc6-deconv.weight": partial(_read_unpooling_net, "deconvnet"),
+    "fc-final.weight": _read_dilatednet,
+    "ctx_final.weight": _read_dilatednet,
+    "decoder.blocks.0.conv1.0.weight": _read_smp_unet,
 }
 # The same where a part of the name is any word.
 _ANCHOR_PATTERNS = {pattern: partial(_read_deeplab, read) for pattern, read in READERS}

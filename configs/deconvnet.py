@@ -1,0 +1,94 @@
+"""DeconvNet.
+
+    python train.py --config=configs/deconvnet.py --workdir=runs/deconvnet
+    python train.py --config=configs/deconvnet.py:data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    python train.py --config=configs/deconvnet.py:data=shapes --workdir=runs/shapes
+
+The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid or shapes.
+
+data        backbone             hardware    mIoU expected
+voc         vgg16_bn             1 x 12 GB   none for whole pictures; 69.6 % on the test split with
+                                             proposals, 70.5 % with a CRF (paper: Noh et al. 2015,
+                                             arXiv 1505.04366)
+cityscapes  vgg16_bn             1 x 12 GB   none published
+ade20k      vgg16_bn             1 x 12 GB   none published
+camvid      efficientnet_lite0   2 CPU cores not measured yet
+shapes      resnet18             2 CPU cores not measured yet; from random weights
+
+The solver is the release's: 40k steps of 64 crops of 224 pixels, rate 0.01, a tenth of it every 10k
+steps, twice the rate for biases. The paper trains on crops of single objects, first with one object
+a crop and then with proposals, and fuses what it says of up to 50 proposals of a picture. Here
+crops are random and the evaluation is of whole pictures, so that the paper's scores are not to be
+expected. The encoder starts from a VGG16 with BatchNorm; fc6 and fc7, which have a BatchNorm of
+their own here, begin at random.
+"""
+
+import dataclasses
+
+from ml_collections import config_dict
+
+from flaxseg.layers.image_normalization import IMAGENET
+from flaxseg.training import recipes
+from flaxseg.training.config import default_config
+
+
+def get_config(argument: str = "") -> config_dict.ConfigDict:
+    """The recipe for `data=...`."""
+    chosen = recipes.parse_recipe_argument(argument, "configs/deconvnet.py", data=_DATA)
+    config = default_config()
+    config.model.name = "deconvnet"
+    config.model.output_stride = 32
+    recipes.set_options(config, fc_features=4096, fc_kernel_size=7)
+    _DATA[chosen["data"]](config)
+    return config
+
+
+def _released_solver(config: config_dict.ConfigDict) -> None:
+    config.model.backbone = "vgg16_bn"
+    config.init.backbone = "timm/vgg16_bn.tv_in1k"
+    recipes.set_options(config, normalization=dataclasses.asdict(IMAGENET))
+    config.steps = 40_000
+    config.batch_size = 64
+    config.schedule.name = "step"
+    config.schedule.step_milestones = (10_000, 20_000, 30_000)
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.bias_lr_multiplier = 2.0
+    config.eval.every_steps = 2000
+    config.checkpoint.every_steps = 1000
+    config.log.every_steps = 50
+
+
+def _voc(config: config_dict.ConfigDict) -> None:
+    recipes.voc(config, crop=224)
+    _released_solver(config)
+
+
+def _cityscapes(config: config_dict.ConfigDict) -> None:
+    recipes.cityscapes(config, crop=224)
+    _released_solver(config)
+
+
+def _ade20k(config: config_dict.ConfigDict) -> None:
+    recipes.ade20k(config, crop=224)
+    _released_solver(config)
+
+
+def _camvid(config: config_dict.ConfigDict) -> None:
+    recipes.camvid(config, crop=256)
+    recipes.set_options(config, fc_features=256)
+
+
+def _shapes(config: config_dict.ConfigDict) -> None:
+    recipes.shapes(config, crop=97)
+    recipes.set_options(config, fc_features=128, fc_kernel_size=3)
+
+
+_DATA = {
+    "voc": _voc,
+    "cityscapes": _cityscapes,
+    "ade20k": _ade20k,
+    "camvid": _camvid,
+    "shapes": _shapes,
+}

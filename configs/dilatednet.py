@@ -1,0 +1,142 @@
+"""Dilated-Net: the front end, then the context module, then both.
+
+    python train.py --config=configs/dilatednet.py --config.init.backbone=VGG16.npz \
+        --workdir=runs/dilatednet_front
+    python train.py --config=configs/dilatednet.py:variant=context --workdir=runs/dilatednet_context
+    python train.py --config=configs/dilatednet.py:variant=joint --workdir=runs/dilatednet_joint
+    python train.py --config=configs/dilatednet.py:data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    python train.py --config=configs/dilatednet.py:data=shapes --workdir=runs/shapes
+
+VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its names, `conv1_1.weight` to
+`fc7.bias`, for blue, green, red. The second command starts from the result of the first
+(`config.init.model`, by default runs/dilatednet_front) and trains the context module alone, the
+third from that of the second and trains everything.
+
+The part after the colon: `variant` is front (default), context or joint; `context` is basic
+(default) or large; `data` is voc (default), cityscapes, ade20k, camvid or shapes.
+
+data        backbone             hardware    mIoU expected
+voc         vgg16                1 x 12 GB   67.6 % front on the test split; with COCO's pictures on
+                                             val 69.8 % front, 71.3 % basic, 72.1 % large (paper: Yu
+                                             and Koltun 2016, arXiv 1511.07122)
+cityscapes  vgg16                1 x 12 GB   68.7 % joint, on val (paper, ten layers of context)
+ade20k      vgg16                1 x 12 GB   none published
+camvid      efficientnet_lite0   2 CPU cores not measured yet
+shapes      resnet18             2 CPU cores not measured yet; from random weights
+
+Rates are those of the release's solvers (front end 1e-4, on VOC the paper's 1e-3; context 1e-3;
+joint 1e-5), twice for biases, with batches of 14; steps are the paper's: 60k for the front end on
+VOC, and on Cityscapes 40k, 24k and 60k for the three, which other data sets have too. The loss is
+on the scores at stride 8. The release's crops of 500 pixels are 128 and a margin of real pixels;
+here the margin of a crop is its reflection, so that crops are larger. Where no margin is needed, on
+camvid and shapes, rates of dilation are halved with the twice as coarse grid.
+"""
+
+from ml_collections import config_dict
+
+from flaxseg.layers import CONTEXT_RATES
+from flaxseg.training import recipes
+from flaxseg.training.config import default_config
+
+# Rate, and steps on VOC and on all others.
+_VARIANTS = {
+    "front": (1e-4, 60_000, 40_000),
+    "context": (1e-3, 24_000, 24_000),
+    "joint": (1e-5, 60_000, 60_000),
+}
+
+
+def get_config(argument: str = "") -> config_dict.ConfigDict:
+    """The recipe for `variant=...,context=...,data=...`."""
+    chosen = recipes.parse_recipe_argument(
+        argument,
+        "configs/dilatednet.py",
+        variant=_VARIANTS,
+        context=("basic", "large"),
+        data=_DATA,
+    )
+    config = default_config()
+    variant = chosen["variant"]
+    config.model.name = "dilatednet"
+    config.model.output_stride = 8
+    recipes.set_options(
+        config,
+        context="none" if variant == "front" else chosen["context"],
+        rates=CONTEXT_RATES,
+        pad_first=False,
+        upsampling="bilinear",
+    )
+    with config.unlocked():
+        config.loss.auxiliary_weights.update(logits=0.0, scores=1.0)
+    config.loss.resize_labels = True
+    _DATA[chosen["data"]](config, variant)
+    if variant != "front":
+        config.init.backbone = ""
+        config.init.model = f"runs/dilatednet_{'front' if variant == 'context' else 'context'}"
+        config.init.reinit_head = variant == "context"
+    if variant == "context":
+        config.optimizer.frozen = "backbone,classifier"
+    return config
+
+
+def _released_solver(config: config_dict.ConfigDict, variant: str) -> None:
+    config.model.backbone = "vgg16"
+    config.init.backbone = "VGG16.npz"  # Caffe's ILSVRC net; give its path
+    rate, steps_on_voc, steps = _VARIANTS[variant]
+    on_voc = config.data.name == "voc_segmentation"
+    config.optimizer.learning_rate = 1e-3 if on_voc and variant == "front" else rate
+    config.steps = steps_on_voc if on_voc else steps
+    config.batch_size = 14
+    config.schedule.name = "constant"  # the first step of the release's is after 100k
+    config.data.scale = (1.0, 1.0)
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.bias_lr_multiplier = 2.0
+    config.eval.every_steps = 4000
+    config.checkpoint.every_steps = 2000
+    config.log.every_steps = 100
+
+
+def _voc(config: config_dict.ConfigDict, variant: str) -> None:
+    recipes.voc(config, crop=320)
+    config.eval.pad_to = (512, 512)
+    _released_solver(config, variant)
+
+
+def _cityscapes(config: config_dict.ConfigDict, variant: str) -> None:
+    """Dilation10."""
+    recipes.cityscapes(config, crop=512)
+    recipes.set_options(config, rates=(1, 1, 2, 4, 8, 16, 32, 64, 1), upsampling="deconv")
+    _released_solver(config, variant)
+
+
+def _ade20k(config: config_dict.ConfigDict, variant: str) -> None:
+    recipes.ade20k(config, crop=320)
+    _released_solver(config, variant)
+    config.data.scale = (0.5, 1.0)  # pictures are of up to thousands of pixels
+
+
+def _camvid(config: config_dict.ConfigDict, variant: str) -> None:
+    del variant
+    recipes.camvid(config, crop=257)
+    config.model.output_stride = 16
+    config.optimizer.head_lr_multiplier = 0.1  # no BatchNorm in the head
+    recipes.set_options(config, rates=(1, 1, 1, 2, 4, 8, 1))
+    config.loss.align_corners = True
+
+
+def _shapes(config: config_dict.ConfigDict, variant: str) -> None:
+    del variant
+    recipes.shapes(config, crop=97)
+    config.model.output_stride = 16
+    recipes.set_options(config, rates=(1, 1, 1, 2, 4, 1))
+    config.loss.align_corners = True
+
+
+_DATA = {
+    "voc": _voc,
+    "cityscapes": _cityscapes,
+    "ade20k": _ade20k,
+    "camvid": _camvid,
+    "shapes": _shapes,
+}

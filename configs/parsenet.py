@@ -1,0 +1,103 @@
+"""ParseNet.
+
+    python train.py --config=configs/parsenet.py --config.init.backbone=VGG16.npz \
+        --workdir=runs/parsenet
+    python train.py --config=configs/parsenet.py:data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    python train.py --config=configs/parsenet.py:data=shapes --workdir=runs/shapes
+
+VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its names, `conv1_1.weight` to
+`fc7.bias`, for blue, green, red; fc6 and fc7 are thinned out to the size at hand.
+
+The part after the colon: `variant` is global (default), the mean over the picture beside the last
+feature; multi_layer, and two earlier features; or baseline, neither of them nor a normalisation.
+`data` is voc (default), cityscapes, ade20k, camvid or shapes.
+
+data        backbone             hardware    mIoU expected
+voc         vgg16                1 x 12 GB   69.8 % global, 67.3 % baseline, on the test split
+                                             (paper: Liu et al. 2016, arXiv 1506.04579)
+cityscapes  vgg16                1 x 12 GB   none published
+ade20k      vgg16                1 x 12 GB   none published
+camvid      efficientnet_lite0   2 CPU cores not measured yet
+shapes      resnet18             2 CPU cores not measured yet; from random weights
+
+The polynomial decay of the rate with power 0.9 is this paper's; it starts from 1e-9 for the loss
+summed over the pixels, batches of 8, momentum 0.9. The number of steps, 20k, is not the paper's.
+"""
+
+from ml_collections import config_dict
+
+from flaxseg.training import recipes
+from flaxseg.training.config import default_config
+
+_VARIANTS = ("global", "multi_layer", "baseline")
+
+
+def get_config(argument: str = "") -> config_dict.ConfigDict:
+    """The recipe for `variant=...,data=...`."""
+    chosen = recipes.parse_recipe_argument(
+        argument, "configs/parsenet.py", variant=_VARIANTS, data=_DATA
+    )
+    config = default_config()
+    config.model.name = "parsenet"
+    config.model.output_stride = 8
+    recipes.set_options(config, levels=("fc7",), global_context=True, dropout=0.5)
+    _DATA[chosen["data"]](config)
+    if chosen["variant"] == "multi_layer":
+        finer = ("conv4", "conv5") if config.model.backbone == "vgg16" else ("c3", "c4")
+        recipes.set_options(config, levels=(*finer, "fc7"))
+    if chosen["variant"] == "baseline":
+        recipes.set_options(config, global_context=False, initial_scale=None)
+    return config
+
+
+def _papers(config: config_dict.ConfigDict) -> None:
+    config.model.backbone = "vgg16"
+    config.init.backbone = "VGG16.npz"  # Caffe's ILSVRC net; give its path
+    config.data.scale = (1.0, 1.0)
+    config.loss.reduction = "sum"
+    config.steps = 20_000
+    config.batch_size = 8
+    config.optimizer.learning_rate = 1e-9
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.bias_lr_multiplier = 2.0
+    config.eval.every_steps = 2000
+    config.checkpoint.every_steps = 1000
+    config.log.every_steps = 50
+
+
+def _voc(config: config_dict.ConfigDict) -> None:
+    recipes.voc(config, crop=497)
+    _papers(config)
+
+
+def _cityscapes(config: config_dict.ConfigDict) -> None:
+    recipes.cityscapes(config, crop=513)
+    _papers(config)
+
+
+def _ade20k(config: config_dict.ConfigDict) -> None:
+    recipes.ade20k(config, crop=497)
+    _papers(config)
+    config.data.scale = (0.5, 1.0)  # pictures are of up to thousands of pixels
+
+
+def _camvid(config: config_dict.ConfigDict) -> None:
+    recipes.camvid(config, crop=257)
+    config.model.output_stride = 16
+    config.optimizer.head_lr_multiplier = 0.1  # no BatchNorm in the head
+    recipes.set_options(config, rate=3, features=256)  # for crops of 17 cells
+
+
+def _shapes(config: config_dict.ConfigDict) -> None:
+    recipes.shapes(config, crop=97)
+    recipes.set_options(config, rate=2, features=64, dropout=0.1)
+
+
+_DATA = {
+    "voc": _voc,
+    "cityscapes": _cityscapes,
+    "ade20k": _ade20k,
+    "camvid": _camvid,
+    "shapes": _shapes,
+}

@@ -1,0 +1,113 @@
+"""DeconvNet.
+
+Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", ICCV 2015. Layers are
+those of the release.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from flaxseg.layers import (
+    CAFFE,
+    AtrousConv,
+    BatchNorm,
+    ImageNormalization,
+    TransposedConv,
+    UnpoolingDecoder,
+    classifier,
+    mirrored_features,
+    resize,
+)
+from flaxseg.models.prediction import Prediction
+
+# Of everything behind the classifier's layers; those begin as the classifier's.
+_INIT = nn.initializers.normal(0.01)
+
+
+class DeconvNet(nn.Module):
+    """VGG16 down to a vector, a deconvolution of it, then unpooling and 3x3 deconvolutions up to
+    the picture's size (figure 2 of the paper).
+
+    The deconvolutions have stride 1, and such a transposed convolution is a convolution with the
+    kernel turned round: they are convolutions here, and the import turns the kernels. The paper's
+    network sees a proposal of 224 x 224 pixels; what it says of the proposals of a picture is fused
+    by their maximum (section 4.3), which is left to the caller. It is fully convolutional, so that
+    larger pictures are one large proposal; smaller ones are padded with zeros.
+
+    Other backbones have no pools, see `SegNet`.
+
+    Attributes:
+      num_classes: channels of the logits.
+      backbone: a module with features of what its pools read (`VGG`), or with
+        `"c1"` to `"c5"`.
+      fc_features: channels of fc6 and of fc7.
+      fc_kernel_size: of fc6, which pads nothing, and of its deconvolution.
+      convs: deconvolutions of each stage, from coarse to fine; with fewer stages, the last ones.
+      normalization: what the backbone expects of its input.
+      norm: makes every normalisation of the head; called as `norm(name=...)`.
+      dtype: dtype of the head's computation; the logits are float32.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    fc_features: int = 4096
+    fc_kernel_size: int = 7
+    convs: Sequence[int] = (3, 3, 3, 2, 2)
+    normalization: ImageNormalization = CAFFE
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Dtype | None = None
+
+    default_backbone: ClassVar[str] = "vgg16_bn"
+    default_output_stride: ClassVar[int] = 32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
+        """Segments pictures.
+
+        Args:
+          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`; those below the
+            window of fc6, 193 pixels on VGG16, are padded by zeros at the bottom and right.
+          train: whether batch statistics are in use.
+
+        Returns:
+          A `Prediction` without auxiliary outputs.
+
+        Raises:
+          ValueError: the backbone has not the features.
+        """
+        size = image.shape[1:3]
+        window = getattr(self.backbone, "output_stride", 32) * (self.fc_kernel_size - 1) + 1
+        missing = [(0, max(window - n, 0)) for n in size]
+        image = jnp.pad(image, ((0, 0), *missing, (0, 0)))
+        features = self.backbone(image, train=train)
+        x, levels, convs = mirrored_features(features, self.convs)
+        fc6, fc7 = (
+            AtrousConv(
+                self.fc_features,
+                kernel_size,
+                padding="valid",
+                use_bias=True,
+                dtype=self.dtype,
+                name=name,
+            )
+            for name, kernel_size in (("fc6", self.fc_kernel_size), ("fc7", 1))
+        )
+        back = TransposedConv(
+            x.shape[-1],
+            self.fc_kernel_size,
+            kernel_init=_INIT,
+            dtype=self.dtype,
+            name="fc6_deconv",
+        )
+        for layer in (fc6, fc7, back):
+            x = nn.relu(self.norm(name=f"{layer.name}_bn")(layer(x), train=train))
+        x = UnpoolingDecoder(
+            convs, norm=self.norm, kernel_init=_INIT, dtype=self.dtype, name="decoder"
+        )(x, levels, train=train)
+        logits = resize(classifier(self.num_classes)(x), image.shape[1:3], align_corners=None)
+        return Prediction(logits[:, : size[0], : size[1]], {})

@@ -1,0 +1,151 @@
+"""Dilated-Net: the front end on VGG16 and the context module.
+
+Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2016.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+from flax.typing import Dtype
+
+from flaxseg.layers import (
+    CAFFE,
+    CONTEXT_RATES,
+    ContextModule,
+    ImageNormalization,
+    bilinear_deconv,
+    classifier,
+    mirror_pad,
+    resize,
+)
+from flaxseg.models.prediction import Prediction
+
+MARGIN = 186
+"""Pixels a side that the front end's convolutions without padding take off a picture."""
+
+CONTEXTS = ("none", "basic", "large")
+
+
+class DilatedNet(nn.Module):
+    """A classifier run as a convolution at stride 8, and a context module on its scores.
+
+    The front end is VGG16 without its last two pools and without padding: the picture is continued
+    by its reflection instead, by `MARGIN` pixels a side and at the end to a multiple of 8. It is
+    trained first (`context="none"`), then the context module on its scores, then both. The nets of
+    the release, in this order the front end and Dilation8 for VOC, Dilation8 for CamVid, Dilation7
+    for KITTI and Dilation10 for Cityscapes, are
+
+        create_model("dilatednet", 21, context="none")
+        create_model("dilatednet", 21, context="large", pad_first=True)
+        create_model("dilatednet", 11)
+        create_model("dilatednet", 11, rates=(1, 1, 2, 4, 8, 1))
+        create_model("dilatednet", 19, rates=(1, 1, 2, 4, 8, 16, 32, 64, 1), upsampling="deconv")
+
+    On any other backbone, which pads, the scores of its last feature are at its output stride.
+
+    Attributes:
+      num_classes: channels of the logits.
+      backbone: a module that returns features with `"fc7"` or else `"c5"`.
+      context: `"none"`, `"basic"` or `"large"` (table 1 of the paper). Basic is the default: all
+        nets of the release but that for VOC have it, and it adds next to nothing to the front end.
+      rates: dilation of the context module's convolutions, in cells of the output stride.
+      pad_first: see `ContextModule`.
+      upsampling: of the scores to the picture: `"bilinear"`, or `"deconv"` for the fixed bilinear
+        deconvolution of Dilation10, which fades at the border. The release's other nets upsample
+        probabilities.
+      auxiliary: whether training also gives the scores at the output stride, as `"scores"`. The
+        release's loss is on them: the weight of `"logits"` is then 0, and labels are resized.
+      normalization: what the backbone expects of its input.
+      dtype: dtype of the context module's computation; the logits are float32.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    context: str = "basic"
+    rates: Sequence[int] = CONTEXT_RATES
+    pad_first: bool = False
+    upsampling: str = "bilinear"
+    auxiliary: bool = True
+    normalization: ImageNormalization = CAFFE
+    dtype: Dtype | None = None
+
+    default_backbone: ClassVar[str] = "vgg16"
+    default_output_stride: ClassVar[int] = 8
+    cell_options: ClassVar[tuple[str, ...]] = ("rates",)
+    default_backbone_options: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {
+            "vgg16": {
+                "first_padding": 0,
+                "padding": "valid",
+                "late_pools": False,
+                "fc_features": (4096, 4096),
+                "fc_padding": "valid",
+            }
+        }
+    )
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
+        """Segments pictures.
+
+        Args:
+          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
+          train: whether the backbone's dropout and batch statistics are in use; needs the rng
+            `"dropout"`.
+
+        Returns:
+          A `Prediction`; in training with `auxiliary`, `auxiliary["scores"]` are the logits before
+          upsampling.
+
+        Raises:
+          ValueError: an attribute has none of the values above, or the padded form is wanted at
+            another output stride than 8.
+        """
+        for name, value, known in (
+            ("context", self.context, CONTEXTS),
+            ("upsampling", self.upsampling, ("bilinear", "deconv")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+        size = image.shape[1:3]
+        stride = getattr(self.backbone, "output_stride", 8)
+        mirrored = getattr(self.backbone, "padding", None) == "valid"
+        if mirrored:
+            if stride != 8:
+                raise ValueError(f"output_stride is {stride}; the front end's margin is for 8.")
+            ends = [MARGIN + -n % stride for n in size]
+            image = mirror_pad(image, (MARGIN, ends[0]), (MARGIN, ends[1]))
+        features = self.backbone(image, train=train)
+        scores = classifier(self.num_classes, kernel_init=nn.initializers.normal(0.001))(
+            features["fc7" if "fc7" in features else "c5"]
+        )
+        if self.context != "none":
+            scores = ContextModule(
+                self.rates,
+                large=self.context == "large",
+                pad_first=self.pad_first,
+                dtype=self.dtype,
+                name="context_module",
+            )(scores)
+        return Prediction(
+            self._upsample(scores, size, stride, mirrored),
+            {"scores": scores} if train and self.auxiliary else {},
+        )
+
+    def _upsample(
+        self, scores: jax.Array, size: tuple[int, int], stride: int, mirrored: bool
+    ) -> jax.Array:
+        """Scores at the size of the picture.
+
+        Without padding, a cell is over the middle of its `stride` x `stride` pixels; backbones that
+        pad have it over the first of them.
+        """
+        if self.upsampling == "deconv":
+            return bilinear_deconv(scores, 2 * stride, stride, offset=stride // 2, size=size)
+        if not mirrored:
+            return resize(scores, size, align_corners=None)
+        grid = tuple(n * stride for n in scores.shape[1:3])
+        return resize(scores, grid, align_corners=False)[:, : size[0], : size[1]]

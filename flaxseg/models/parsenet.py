@@ -1,0 +1,113 @@
+"""ParseNet.
+
+Liu, Rabinovich and Berg, "ParseNet: Looking Wider to See Better", 2016 (ICLR workshop).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from flaxseg.layers import (
+    CAFFE,
+    ImageNormalization,
+    L2Norm,
+    classifier,
+    fully_connected,
+    global_average_pool,
+    resize,
+)
+from flaxseg.models.deeplab_v1 import VGG_OPTIONS
+from flaxseg.models.prediction import Prediction
+
+
+class ParseNet(nn.Module):
+    """The mean of the last feature over the picture, beside the feature itself, each normalised to
+    one length (figure 2 of the paper).
+
+    The base is DeepLab-LargeFOV. What is concatenated is of very different magnitudes; each feature
+    therefore goes through an `L2Norm` of its own (section 3.3). The paper compares early fusion,
+    this one, with late fusion, the sum of a classifier for each feature: with the one linear
+    classifier at hand they are the same function.
+
+    Attributes:
+      num_classes: channels of the logits.
+      backbone: a module that returns features with `"c5"` and those of `levels`.
+      levels: features to concatenate, `"fc7"` for the last; with several, the finer ones first, as
+        `("conv4", "conv5", "fc7")` for the paper's multi-layer network on VGG16 and `("c3", "c4",
+        "fc7")` on other backbones. They are resized to fc7's size.
+      global_context: whether the mean over the picture is one of them; without it and with one
+        level it is the paper's baseline, with a normalisation.
+      initial_scale: of all `L2Norm`, 10 in the paper; None for no normalisation at all.
+      kernel_size: of fc6.
+      rate: dilation of fc6.
+      features: channels of fc6 and fc7.
+      dropout: rate of dropout after fc6 and fc7.
+      normalization: what the backbone expects of its input.
+      dtype: dtype of the head's computation; the logits are float32.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    levels: Sequence[str] = ("fc7",)
+    global_context: bool = True
+    initial_scale: float | None = 10.0
+    kernel_size: int = 3
+    rate: int = 12
+    features: int = 1024
+    dropout: float = 0.5
+    normalization: ImageNormalization = CAFFE
+    dtype: Dtype | None = None
+
+    default_backbone: ClassVar[str] = "vgg16"
+    default_output_stride: ClassVar[int] = 8
+    cell_options: ClassVar[tuple[str, ...]] = ("rate",)
+    default_backbone_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {"vgg16": VGG_OPTIONS}
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
+        """Segments pictures.
+
+        Args:
+          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
+          train: whether dropout is in use; needs the rng `"dropout"`.
+
+        Returns:
+          A `Prediction` without auxiliary outputs.
+
+        Raises:
+          ValueError: the backbone has not the features of `levels`.
+        """
+        features = dict(self.backbone(image, train=train))
+        features["fc7"] = last = fully_connected(
+            features["c5"],
+            (self.features, self.features),
+            kernel_size=self.kernel_size,
+            rate=self.rate,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            train=train,
+        )
+        missing = [level for level in self.levels if level not in features]
+        if missing:
+            raise ValueError(
+                f"levels has {', '.join(missing)}; the backbone's features are "
+                f"{', '.join(features)}."
+            )
+        parts = []
+        for level in self.levels:
+            x = self._normalized(features[level], level)
+            parts.append(resize(x, last.shape[1:3], align_corners=None))
+        if self.global_context:
+            whole = self._normalized(global_average_pool(last), "global")
+            parts.append(jnp.broadcast_to(whole, last.shape))
+        logits = classifier(self.num_classes)(jnp.concatenate(parts, -1))
+        return Prediction(resize(logits, image.shape[1:3], align_corners=None), {})
+
+    def _normalized(self, x: jax.Array, name: str) -> jax.Array:
+        if self.initial_scale is None:
+            return x
+        return L2Norm(self.initial_scale, dtype=self.dtype, name=f"norm_{name}")(x)

@@ -1,0 +1,147 @@
+"""Names of SegNet's and DeconvNet's parts in the released Caffe nets, which PyTorch ports keep."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flaxseg.errors import WeightsError
+from flaxseg.layers.image_normalization import ImageNormalization
+from flaxseg.weights.name_maps import NameMap, caffe_vgg_module
+
+# Of VGG16, and so of the decoders' stages.
+_STAGES = {"1": 2, "2": 2, "3": 3, "4": 3, "5": 3}
+# That of our BatchNorm, to make one that only scales and shifts.
+_EPSILON = 1e-5
+# SegNet sees the pixels as they are.
+_RAW = ImageNormalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+_DECONVNET_MEAN = ImageNormalization((122.675, 116.669, 104.008), (1.0, 1.0, 1.0))
+
+
+def segnet_module(path: str) -> str:
+    """The layer of a module of `SegNet` on its VGG16."""
+    part, _, rest = path.partition("/")
+    if part == "backbone":
+        kind, place = _conv_or_bn(rest)
+        return f"conv{place}" + ("_bn" if kind == "bn" else "")
+    if path == "classifier":
+        return "conv1_1_D"
+    kind, place = _conv_or_bn(rest)
+    stage, number = place.split("_")
+    # They count a stage of the decoder backwards.
+    theirs = f"conv{stage}_{_STAGES[stage] + 1 - int(number)}_D"
+    return f"{theirs}_bn" if kind == "bn" else theirs
+
+
+def segnet_basic_module(path: str) -> str:
+    """The layer of a module of `SegNetBasic`."""
+    if path == "classifier":
+        return "conv_classifier"
+    found = re.fullmatch(r"(?:(backbone)|decoder)/(conv|bn)(\d)(?:_1)?", path)
+    if found is None:
+        raise KeyError(path)
+    layer = f"conv{'' if found[1] else '_decode'}{found[3]}"
+    return f"{layer}_bn" if found[2] == "bn" else layer
+
+
+def deconvnet_module(path: str) -> str:
+    """The layer of a module of `DeconvNet` on its VGG16."""
+    fixed = {
+        "fc6": "fc6",
+        "fc6_bn": "bnfc6",
+        "fc7": "fc7",
+        "fc7_bn": "bnfc7",
+        "fc6_deconv": "fc6-deconv",
+        "fc6_deconv_bn": "fc6-deconv-bn",
+        "classifier": "seg-score-voc",
+    }
+    if path in fixed:
+        return fixed[path]
+    part, _, rest = path.partition("/")
+    kind, place = _conv_or_bn(rest)
+    if part == "backbone":
+        return f"{kind}{place}"
+    return f"de{kind}{place}"
+
+
+def _conv_or_bn(path: str) -> tuple[str, str]:
+    """Kind and place of `"conv5_3"` or `"bn5_3"`; KeyError for any other path."""
+    kind = "bn" if path.startswith("bn") else "conv"
+    place = path.removeprefix(kind)
+    caffe_vgg_module(f"conv{place}")
+    return kind, place
+
+
+class DeconvNetNames(NameMap):
+    """Transposed convolutions of stride 1 are convolutions here, with the kernel turned round."""
+
+    def convert(self, path: str, tensor: np.ndarray) -> np.ndarray:
+        """Returns their tensor in our layout; see `NameMap`."""
+        if path.startswith("params/decoder/") and tensor.ndim == 4:
+            return np.ascontiguousarray(tensor.transpose(2, 3, 0, 1)[::-1, ::-1])
+        return super().convert(path, tensor)
+
+
+SEGNET = NameMap("Caffe segnet", segnet_module, bgr=("backbone/conv1_1",), normalization=_RAW)
+SEGNET_BASIC = NameMap(
+    "Caffe segnet_basic", segnet_basic_module, bgr=("backbone/conv1",), normalization=_RAW
+)
+DECONVNET = DeconvNetNames(
+    "Caffe deconvnet",
+    deconvnet_module,
+    grids={"fc6": (7, 7), "fc7": (1, 1)},
+    bgr=("backbone/conv1_1",),
+    transposed=("fc6_deconv",),
+    normalization=_DECONVNET_MEAN,
+)
+
+
+def unpooling_net(
+    tensors: Mapping[str, np.ndarray], name: str, source: str
+) -> tuple[str, dict[str, Any], NameMap, dict[str, np.ndarray]]:
+    """Tells the options of a released net, and what is there to load.
+
+    Its BN layers have two blobs, `[1, C, 1, 1]`. A file for inference has the statistics of the
+    training set worked into them: the layer scales and shifts, and becomes a BatchNorm that does
+    the same. One with running statistics, as of a port, keeps them. A training snapshot, whose
+    scale and shift belong to the statistics of a batch, looks like the first and is of no use: run
+    the release's script over it.
+
+    Args:
+      tensors: by names such as `"conv5_3_D.weight"`, in Caffe's layouts, for pictures in blue,
+        green, red.
+      name: the model's, `"segnet"`, `"segnet_basic"` or `"deconvnet"`.
+      source: what to call the tensors in messages.
+
+    Returns:
+      The kernel of the classifier, options for `create_model`, the naming scheme and the tensors.
+
+    Raises:
+      WeightsError: a blob of a BN layer has not one number a channel.
+    """
+    name_map = {"segnet": SEGNET, "segnet_basic": SEGNET_BASIC, "deconvnet": DECONVNET}[name]
+    options: dict[str, Any] = {"normalization": dataclasses.asdict(name_map.normalization)}
+    if name == "deconvnet" and "fc6.weight" in tensors:
+        options["fc_features"] = len(tensors["fc6.weight"])
+    result = dict(tensors)
+    for key in tensors:
+        layer, _, array = key.rpartition(".")
+        if array != "weight" or not re.search(r"_bn$|^(de)?bn\w+$|-bn$", layer):
+            continue
+        for blob in ("weight", "bias", "running_mean", "running_var"):
+            values = tensors.get(f"{layer}.{blob}")
+            if values is None:
+                continue
+            if values.size != max(values.shape, default=1):
+                raise WeightsError(
+                    f"{source}: {layer}.{blob} has shape {list(values.shape)}; wanted [C] or "
+                    "[1, C, 1, 1]."
+                )
+            result[f"{layer}.{blob}"] = values.reshape(-1)
+        if f"{layer}.running_mean" not in tensors:
+            scale = result[f"{layer}.weight"]
+            result[f"{layer}.running_mean"] = np.zeros_like(scale)
+            result[f"{layer}.running_var"] = np.full_like(scale, 1 - _EPSILON)
+    return f"{name_map.module('classifier')}.weight", options, name_map, result

@@ -1,0 +1,139 @@
+"""The recipes of U-Net, SegNet, DeconvNet, Dilated-Net and ParseNet: valid configs, models that can
+be made, a weight for every output, and crops of which the networks lose nothing."""
+
+import importlib.util
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import flaxseg
+from flaxseg.data import dataset_info, list_datasets
+from flaxseg.errors import ConfigError
+from flaxseg.training.config import names_in, validate_config
+from flaxseg.training.optimizer import frozen_parameters
+from flaxseg.weights import HUB_WEIGHTS
+
+DATA = ("voc", "cityscapes", "ade20k", "camvid", "shapes")
+VARIANTS = {
+    "unet": ("valid", "same", "backbone"),
+    "segnet": ("segnet", "basic"),
+    "deconvnet": (None,),
+    "dilatednet": ("front", "context", "joint"),
+    "parsenet": ("global", "multi_layer", "baseline"),
+}
+# The first variant on all data sets, the others on one with the paper's backbone and one without.
+CASES = [
+    (name, variant, data)
+    for name, variants in VARIANTS.items()
+    for variant, data in itertools.product(variants, DATA)
+    if variant == variants[0] or data in ("voc", "camvid")
+]
+
+
+@pytest.fixture(scope="module")
+def recipe(repository):
+    def load(name, argument=""):
+        path = repository / "configs" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config(argument)
+
+    return load
+
+
+def create_model(config):
+    return flaxseg.create_model(
+        config.model.name,
+        5,
+        backbone=config.model.backbone,
+        output_stride=config.model.output_stride,
+        **config.model.options.to_dict(),
+    )
+
+
+def parameters_and_outputs(model):
+    prediction, variables = jax.eval_shape(
+        lambda key, image: model.init_with_output(
+            {"params": key, "dropout": key}, image, train=True
+        ),
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32),
+    )
+    return variables["params"], set(prediction.auxiliary)
+
+
+@pytest.mark.parametrize(("name", "variant", "data"), CASES)
+def test_every_recipe_is_valid_and_makes_a_model(recipe, name, variant, data):
+    argument = f"data={data}" if variant is None else f"variant={variant},data={data}"
+    config = recipe(name, argument)
+    if config.data.name in list_datasets():
+        validate_config(config)
+    model = create_model(config)
+    params, outputs = parameters_and_outputs(model)
+    weights = config.loss.auxiliary_weights
+    assert set(weights) == ({*outputs, "logits"} if outputs else set())
+    frozen = frozen_parameters(params, names_in(config.optimizer.frozen))
+    moving = {part for part, tree in frozen.items() if not all(jax.tree.leaves(tree))}
+    assert moving == ({"context_module"} if variant == "context" else set(params))
+    assert ("context_module" in params) == (variant in ("context", "joint"))
+    if config.init.backbone in HUB_WEIGHTS and data != "camvid":
+        assert model.normalization == HUB_WEIGHTS[config.init.backbone].normalization
+    assert (config.init.backbone == "") or (config.init.model == "")
+    if name == "unet" and variant == "valid" and data not in ("camvid", "shapes"):
+        assert all(side % 16 == 4 for side in config.data.crop_size)
+    if name == "dilatednet":
+        # Labels are resized onto the scores: cells lie in the middle of their pixels without
+        # padding, else on the first.
+        aligned = config.loss.align_corners
+        assert aligned == (data in ("camvid", "shapes"))
+        assert all(side % 8 == aligned for side in config.data.crop_size)
+
+
+def test_the_published_networks(recipe):
+    unet = create_model(recipe("unet"))
+    assert (unet.backbone.padding, unet.backbone.batch_norm, unet.mirror) == ("valid", False, True)
+    same = create_model(recipe("unet", "variant=same"))
+    assert (same.backbone.padding, same.backbone.batch_norm) == ("torch", True)
+    assert "stage1_1" in parameters_and_outputs(create_model(recipe("unet", "variant=backbone")))[0]
+    dilated = create_model(recipe("dilatednet", "variant=joint,context=large"))
+    assert dilated.context == "large"
+    assert dilated.backbone.padding == "valid"
+    ten = create_model(recipe("dilatednet", "variant=joint,data=cityscapes"))
+    assert (len(ten.rates), ten.upsampling) == (9, "deconv")
+    multi = create_model(recipe("parsenet", "variant=multi_layer"))
+    assert set(parameters_and_outputs(multi)[0]) >= {"norm_conv4", "norm_conv5", "norm_global"}
+    assert (
+        "norm_fc7"
+        not in parameters_and_outputs(create_model(recipe("parsenet", "variant=baseline")))[0]
+    )
+
+
+def test_stages_start_from_each_other(recipe):
+    front, context, joint = (
+        recipe("dilatednet", f"variant={name}") for name in ("front", "context", "joint")
+    )
+    assert (front.init.backbone, front.init.model) == ("VGG16.npz", "")
+    assert (context.init.model, context.init.reinit_head) == ("runs/dilatednet_front", True)
+    assert (joint.init.model, joint.init.reinit_head) == ("runs/dilatednet_context", False)
+    rates = [config.optimizer.learning_rate for config in (front, context, joint)]
+    assert rates == [1e-3, 1e-3, 1e-5]
+
+
+def test_segnets_own_recipe_weighs_the_classes_of_camvid(recipe):
+    config = recipe("segnet")
+    validate_config(config)
+    assert config.data.crop_size == (360, 480)
+    weights = dict(zip(dataset_info("camvid").class_names, config.loss.class_weights, strict=True))
+    assert (weights["Sky"], weights["Road"], weights["Bicyclist"]) == (0.2595, 0.1417, 7.3614)
+    assert create_model(config).convs == (3, 3, 3, 2, 1)
+    basic = create_model(recipe("segnet", "variant=basic"))
+    assert (basic.kernel_size, basic.relu) == (7, False)
+    assert basic.normalization.mean == (0.0, 0.0, 0.0)
+
+
+def test_mistakes_are_named(recipe):
+    with pytest.raises(ConfigError, match=r"configs/segnet.py:variant=basics: .*Did you mean"):
+        recipe("segnet", "variant=basics")
