@@ -67,9 +67,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
         pad_first=False,
         upsampling="bilinear",
     )
-    with config.unlocked():
-        config.loss.auxiliary_weights.update(logits=0.0, scores=1.0)
-    config.loss.resize_labels = True
+    config.loss.outputs.logits.weight = 0.0
+    recipes.set_output_loss(config, "scores", resize_labels=True)
     _DATA[chosen["data"]](config, variant)
     if variant != "front":
         config.init.backbone = ""
@@ -122,7 +121,7 @@ def _camvid(config: config_dict.ConfigDict, variant: str) -> None:
     config.model.output_stride = 16
     config.optimizer.head_lr_multiplier = 0.1  # no BatchNorm in the head
     recipes.set_options(config, rates=(1, 1, 1, 2, 4, 8, 1))
-    config.loss.align_corners = True
+    config.loss.outputs.scores.align_corners = True
 
 
 def _shapes(config: config_dict.ConfigDict, variant: str) -> None:
@@ -130,7 +129,7 @@ def _shapes(config: config_dict.ConfigDict, variant: str) -> None:
     recipes.shapes(config, crop=97)
     config.model.output_stride = 16
     recipes.set_options(config, rates=(1, 1, 1, 2, 4, 1))
-    config.loss.align_corners = True
+    config.loss.outputs.scores.align_corners = True
 
 
 _DATA = {

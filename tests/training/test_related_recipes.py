@@ -73,8 +73,7 @@ def test_every_recipe_is_valid_and_makes_a_model(recipe, name, variant, data):
         validate_config(config)
     model = create_model(config)
     params, outputs = parameters_and_outputs(model)
-    weights = config.loss.auxiliary_weights
-    assert set(weights) == ({*outputs, "logits"} if outputs else set())
+    assert set(config.loss.outputs) == {*outputs, "logits", "auxiliary"}
     frozen = frozen_parameters(params, names_in(config.optimizer.frozen))
     moving = {part for part, tree in frozen.items() if not all(jax.tree.leaves(tree))}
     assert moving == ({"context_module"} if variant == "context" else set(params))
@@ -87,7 +86,7 @@ def test_every_recipe_is_valid_and_makes_a_model(recipe, name, variant, data):
     if name == "dilatednet":
         # Labels are resized onto the scores: cells lie in the middle of their pixels without
         # padding, else on the first.
-        aligned = config.loss.align_corners
+        aligned = config.loss.outputs.scores.align_corners
         assert aligned == (data in ("camvid", "shapes"))
         assert all(side % 8 == aligned for side in config.data.crop_size)
 
