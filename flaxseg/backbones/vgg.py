@@ -35,8 +35,8 @@ class VGG(nn.Module):
       output_stride: 8, 16 or 32; dilation replaces the strides beyond it.
       first_padding: cells around the picture at the first convolution: 1, or the 100 of FCN, whose
         fc6 pads nothing (`fc_padding="valid"`).
-      padding: of the other convolutions, see `explicit_padding`: "torch" keeps the size, "valid" is
-        Dilated-Net's, whose pictures come with a margin (and `first_padding=0`).
+      conv_padding: of the other convolutions, see `explicit_padding`: "torch" keeps the size,
+        "valid" is Dilated-Net's, whose pictures come with a margin (and `first_padding=0`).
       pool_window: 2, or the 3 of DeepLab, which is padded by 1.
       dilated_pools: whether the windows of pools beyond the output stride are dilated.
       late_pools: whether there are pools beyond the output stride, where they do not subsample;
@@ -63,7 +63,7 @@ class VGG(nn.Module):
     features: Sequence[int] = (64, 128, 256, 512, 512)
     output_stride: int = 32
     first_padding: int = 1
-    padding: Padding = "torch"
+    conv_padding: Padding = "torch"
     pool_window: int = 2
     dilated_pools: bool = True
     late_pools: bool = True
@@ -144,7 +144,7 @@ class VGG(nn.Module):
             self.features[stage - 1],
             3,
             rate=rate,
-            padding=self.first_padding if place == "1_1" else self.padding,
+            padding=self.first_padding if place == "1_1" else self.conv_padding,
             use_bias=True,
             dtype=self.dtype,
             name=f"conv{place}",

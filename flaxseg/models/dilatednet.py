@@ -79,7 +79,7 @@ class DilatedNet(nn.Module):
         {
             "vgg16": {
                 "first_padding": 0,
-                "padding": "valid",
+                "conv_padding": "valid",
                 "late_pools": False,
                 "fc_features": (4096, 4096),
                 "fc_padding": "valid",
@@ -112,7 +112,7 @@ class DilatedNet(nn.Module):
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
         size = image.shape[1:3]
         stride = getattr(self.backbone, "output_stride", 8)
-        mirrored = getattr(self.backbone, "padding", None) == "valid"
+        mirrored = getattr(self.backbone, "conv_padding", None) == "valid"
         if mirrored:
             if stride != 8:
                 raise ValueError(f"output_stride is {stride}; the front end's margin is for 8.")

@@ -99,7 +99,7 @@ def test_the_published_networks(recipe):
     assert "stage1_1" in parameters_and_outputs(create_model(recipe("unet", "variant=backbone")))[0]
     dilated = create_model(recipe("dilatednet", "variant=joint,context=large"))
     assert dilated.context == "large"
-    assert dilated.backbone.padding == "valid"
+    assert dilated.backbone.conv_padding == "valid"
     ten = create_model(recipe("dilatednet", "variant=joint,data=cityscapes"))
     assert (len(ten.rates), ten.upsampling) == (9, "deconv")
     multi = create_model(recipe("parsenet", "variant=multi_layer"))
