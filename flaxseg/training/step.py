@@ -95,8 +95,9 @@ def make_train_step(
 
     Raises:
       ConfigError: for a value out of range; from `step_fn`, as it is traced, when the batch does
-        not divide, an output has no entry in `outputs` or an entry no output, the state has moving
-        averages and `ema_decay` is 0 or the other way round, or model and axis name do not fit.
+        not divide, an output has no entry in `outputs` or an entry no output, an output that is
+        compared with the label has not one channel per class, the state has moving averages and
+        `ema_decay` is 0 or the other way round, or model and axis name do not fit.
     """
     if accumulate_steps < 1:
         raise ConfigError(f"accumulate_steps {accumulate_steps} must be at least 1.")
@@ -109,6 +110,12 @@ def make_train_step(
 
     described = _DEFAULT_OUTPUTS if outputs is None else dict(outputs)
     _check_used(described, label_smoothing=label_smoothing, class_weights=class_weights)
+    derived = [name for name, own in described.items() if own.weight and own.target != "label"]
+    if sample_rate < 1 and derived:
+        raise ConfigError(
+            f"sample_rate is {sample_rate}, and the targets of {', '.join(derived)} are made from "
+            "whole labels; set it to 1."
+        )
     terms = {
         name: own.terms(
             label_smoothing=label_smoothing, class_weights=class_weights, ignore_label=ignore_label

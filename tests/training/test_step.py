@@ -344,9 +344,10 @@ def test_learning_rate_comes_from_the_step_of_the_state():
 
 
 def first_loss(model: nn.Module, **weights: float) -> float:
-    """Of a step with outputs of these weights."""
-    outputs = {name: OutputLoss(weight=weight) for name, weight in weights.items()}
-    return train(model, batches(1), outputs=outputs)[1][0]["loss"]
+    """Of a step with outputs of these weights; without any, of the default ones."""
+    outputs = {name: OutputLoss(weight=weight) for name, weight in weights.items()} or None
+    start, step_fn = new_run(model, outputs=outputs)
+    return jax.jit(lambda state, batch: step_fn(state, batch)[1]["loss"])(start, tiny_batch(0))
 
 
 def test_outputs_have_weights_by_name_or_that_of_all_auxiliary_ones():
@@ -356,13 +357,10 @@ def test_outputs_have_weights_by_name_or_that_of_all_auxiliary_ones():
     assert abs(whole - none) > 0.1
     assert first_loss(model, logits=1.0, auxiliary=0.5) == half
     assert first_loss(model, logits=1.0, auxiliary=0.0, stride2=0.5) == half
-    np.testing.assert_allclose(
-        train(model, batches(1))[1][0]["loss"], none + 0.4 * (whole - none), rtol=1e-6
-    )
-    main = [first_loss(model, logits=w, stride2=1.0) for w in (0.0, 0.5, 1.0)]
-    np.testing.assert_allclose(main[1], (main[0] + main[2]) / 2, rtol=1e-6)
-    assert main[2] == whole
-    assert abs(main[2] - main[0]) > 0.1
+    np.testing.assert_allclose(first_loss(model), none + 0.4 * (whole - none), rtol=1e-6)
+    main = [first_loss(model, logits=w, stride2=1.0) for w in (0.0, 0.5)]
+    np.testing.assert_allclose(main[1], (main[0] + whole) / 2, rtol=1e-6)
+    assert abs(whole - main[0]) > 0.1
 
 
 @pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("pmap", 2)])
@@ -487,6 +485,102 @@ def test_resized_labels_give_the_same_step_on_many_devices_and_in_micro_batches(
         )
         all_close(many[1], one[1])
         all_close(many[0], one[0])
+
+
+MANY = {
+    "logits": OutputLoss(kind="cross_entropy + 0.5 * dice"),
+    "stride2": OutputLoss(weight=0.4, kind="ohem(threshold=0.4, min_kept=3)", resize_labels=True),
+    "border": OutputLoss(weight=0.1, kind="focal(alpha=0.25)", target="border(radius=1)"),
+}
+
+
+@pytest.fixture(scope="module")
+def many_losses() -> tuple[TrainState, list[dict]]:
+    return train(TinySegmenter(batch_norm=False, auxiliary=True, border=True), [rows(8)], **WITH)
+
+
+def rows(size: int) -> dict:
+    """A batch whose images have regions, and whose first has no valid pixel."""
+    batch = tiny_batch(0, size=size)
+    label = batch["label"][:, ::4, ::4].repeat(4, 1).repeat(4, 2)[:, : SIZE[0], : SIZE[1]]
+    label[0] = 255
+    return {**batch, "label": label}
+
+
+WITH = {"outputs": MANY, "class_weights": (0.5, 1.0, 2.0, 1.0), "label_smoothing": 0.1}
+
+
+def test_losses_of_several_kinds_and_targets_are_the_sum_of_their_means(many_losses):
+    model = TinySegmenter(batch_norm=False, auxiliary=True, border=True)
+    batch = rows(8)
+    start, _ = new_run(model)
+    of_classes = {"class_weights": WITH["class_weights"], "label_smoothing": 0.1}
+
+    @jax.jit
+    def parts(label):
+        image = normalize(batch["image"], model.normalization)
+        prediction = model.apply(start.variables(), image, train=True)
+        main, aux = prediction.logits, prediction.auxiliary["stride2"]
+        small = resize(label[..., None], aux.shape[1:3], method="nearest", align_corners=False)
+        border = losses.border_target(label, 4, radius=1)
+        return [
+            (1.0, losses.segmentation_loss(main, label, **of_classes)),
+            (0.5, losses.dice_loss(main, label)),
+            (0.4, losses.ohem_loss(aux, small[..., 0], threshold=0.4, min_kept=3, **of_classes)),
+            (0.1, losses.focal_loss(prediction.auxiliary["border"], border, alpha=0.25)),
+        ]
+
+    terms = parts(batch["label"])
+    assert terms[1][1][1] == 7  # images
+    wanted = sum(weight * total / count for weight, (total, count) in terms)
+    np.testing.assert_allclose(many_losses[1][0]["loss"], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "devices", "accumulate_steps"), [("jit", 2, 1), ("pmap", 2, 2)])
+def test_losses_of_several_kinds_give_the_same_step_on_many_devices_and_in_micro_batches(
+    many_losses, kind, devices, accumulate_steps
+):
+    model = TinySegmenter(batch_norm=False, auxiliary=True, border=True)
+    spread = {"kind": kind, "devices": devices, "accumulate_steps": accumulate_steps}
+    many = train(model, [rows(8)], **spread, **WITH)
+    all_close(many[1], many_losses[1])
+    all_close(many[0], many_losses[0])
+
+
+def test_a_main_loss_over_images_leaves_the_mean_as_it_is_when_summed(many_losses):
+    """With `reduction="sum"` the gradient is the mean's times the pixels of an image."""
+    model, batch = TinySegmenter(batch_norm=False), tiny_batch(0)
+    options = {"outputs": {"logits": OutputLoss(kind="dice")}}
+    mean = train(model, [batch], **options)[1][0]
+    total = train(model, [batch], reduction="sum", **options)[1][0]
+    share = float((batch["label"] != 255).sum() / len(batch["label"]))
+    np.testing.assert_allclose(total["loss"], mean["loss"], rtol=1e-6)
+    np.testing.assert_allclose(total["grad_norm"], share * mean["grad_norm"], rtol=1e-5)
+    assert 0 < mean["loss"] < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"outputs": {"logits": OutputLoss(kind="dice")}, "class_weights": (1.0,) * 4},
+            r"class_weights is \(1.0, .*no output's loss has it: dice",
+        ),
+        (
+            {"outputs": {"logits": OutputLoss(kind="focal")}, "label_smoothing": 0.1},
+            "label_smoothing is 0.1, and no output's loss has it: focal",
+        ),
+        ({"outputs": MANY, "sample_rate": 0.5}, "the targets of border are made from whole"),
+        (
+            {"outputs": {**MANY, "border": OutputLoss(kind="focal")}},
+            "'border' has 1 channels, and the label 4 classes",
+        ),
+    ],
+)
+def test_losses_that_do_not_go_with_the_settings_are_refused(options, message):
+    model = TinySegmenter(batch_norm=False, auxiliary=True, border=True)
+    with pytest.raises(ConfigError, match=message):
+        train(model, batches(1), **options)
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ class TinyHead(nn.Module):
 
 
 class TinySegmenter(nn.Module):
-    """`nan_above` makes the logits NaN when a normalised pixel is above it."""
+    """`nan_above` makes the logits NaN when a normalised pixel is above it; `border` adds an output
+    of one logit."""
 
     num_classes: int = 4
     normalization: ImageNormalization = IMAGENET
@@ -56,6 +57,7 @@ class TinySegmenter(nn.Module):
     stride: int = 2
     dtype: jnp.dtype = jnp.float32
     nan_above: float = np.inf
+    border: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
@@ -72,10 +74,12 @@ class TinySegmenter(nn.Module):
         logits = head(x, train=train).astype(jnp.float32)
         logits = jnp.where(jnp.max(image) > self.nan_above, jnp.nan, logits)
         logits = resize(logits, image.shape[1:3], align_corners=False)
-        if not self.auxiliary:
-            return Prediction(logits, {})
-        auxiliary = nn.Conv(self.num_classes, (1, 1), name="auxiliary")(x)
-        return Prediction(logits, {"stride2": auxiliary} if train else {})
+        auxiliary = {}
+        if self.auxiliary:
+            auxiliary["stride2"] = nn.Conv(self.num_classes, (1, 1), name="auxiliary")(x)
+        if self.border:
+            auxiliary["border"] = nn.Conv(1, (1, 1), name="border")(x)
+        return Prediction(logits, auxiliary if train else {})
 
 
 def tiny_batch(seed: int, size: int = 8, hw: tuple[int, int] = (9, 11), classes: int = 4) -> dict:
