@@ -41,7 +41,6 @@ OTHER_FORMS = {
         {"decoder_kernel_size": 1, "decoder_convs": 1},
     ),
     "pspnet": ({"pooling": "max", "reduce": False},),
-    "gcn": ({"kind": "stack", "kernel_size": 5, "stack_features": 4, "upsampling": "depthwise"},),
 }
 # Options under which a model has the same parameters at all output strides, where by default it has
 # a deconvolution from each grid to the next.
@@ -53,7 +52,7 @@ SMALL = {
     "fcn8s": {},
     "deeplabv2": {"fc_features": 16, "rates": (1, 2)},
     "gcn": {"kernel_size": 3},
-    "dfn": {"features": 16, "border_features": 4},
+    "dfn": {"features": 8, "border_features": 4, "head_factor": 2},
     "lrr": {"num_bases": 2, "mask_window": 3},
     "refinenet": {"features": 8, "input_units": 1, "output_units": 1, "pooling_blocks": 1},
     "refinenet_lw": {"features": 8, "pooling_blocks": 1},

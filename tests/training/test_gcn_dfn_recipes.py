@@ -111,7 +111,7 @@ def test_dfn_has_a_loss_for_every_output(recipe, variant):
             assert (loss.weight, loss.kind, loss.target) == (1.0, "cross_entropy", "label")
 
 
-@pytest.mark.parametrize(("system", "variant"), [("gcn", "gcn"), ("dfn", "dfn"), ("dfn", "rrb")])
+@pytest.mark.parametrize(("system", "variant"), [("gcn", "gcn"), ("dfn", "dfn")])
 def test_a_training_step_takes_the_losses_of_the_recipe(recipe, system, variant):
     """As it is traced, a step refuses outputs without a loss, and losses without an output."""
     config = recipe(system, f"data=shapes,variant={variant}")
