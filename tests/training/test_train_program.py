@@ -188,9 +188,13 @@ def test_two_programs_can_not_share_a_run(tmp_path, repository, environment, tra
         ("configs/deeplab.py:data=shapes", ["--wrkdir=x"], 2, ["wrkdir", "workdir"]),
         (
             "configs/deeplab.py:data=shapes",
-            ["--config.steps=0", "--config.data.crop_size=0,9"],
+            [
+                "--config.steps=0",
+                "--config.data.crop_size=0,9",
+                "--config.loss.outputs.logits.kind=cross_entropy + 0.5 * dise",
+            ],
             2,
-            ["steps is 0", "data.crop_size is (0, 9)"],
+            ["steps is 0", "data.crop_size is (0, 9)", "loss.outputs.logits", 'mean "dice"?'],
         ),
         (
             "configs/deeplab.py:data=camvid",

@@ -60,7 +60,7 @@ def top_k_loss(
     )
     valid = jnp.sum(pixels.valid, axis=(1, 2), dtype=jnp.int32)
     kept = jnp.maximum(jnp.round(valid.astype(jnp.float32) * fraction).astype(jnp.int32), 1)
-    return _mean_over(pixels, _rank(pixels) < kept[:, None, None])
+    return _mean_over(pixels, _hardest(pixels, kept))
 
 
 def ohem_loss(
@@ -118,18 +118,32 @@ def ohem_loss(
         logits, label, label_smoothing, class_weights, ignore_label, align_corners
     )
     is_hard = pixels.surprise > -math.log(threshold)
-    return _mean_over(pixels, is_hard | (_rank(pixels) < min_kept))
+    return _mean_over(pixels, is_hard | _hardest(pixels, min_kept))
 
 
-def _rank(pixels: PixelCrossEntropy) -> jax.Array:
-    """The place of each pixel in its image from the hardest on, int32 ``[N, H, W]``; those that are
-    not valid come last."""
-    hardness = jnp.where(pixels.valid, jax.lax.stop_gradient(pixels.surprise), -jnp.inf)
-    rows = -hardness.reshape(hardness.shape[0], -1)
-    position = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 1)
-    _, order = jax.lax.sort((rows, position), num_keys=1)
-    _, rank = jax.lax.sort((order, position), num_keys=1)
-    return rank.reshape(hardness.shape)
+def _hardest(pixels: PixelCrossEntropy, number: jax.Array | int) -> jax.Array:
+    """So many of each image's valid pixels, those with the least probability of their label, the
+    first of equal ones; all, where there are no more.
+
+    Args:
+      pixels: of N images.
+      number: int32 ``[N]``, or one for all.
+
+    Returns:
+      bool ``[N, H, W]``.
+    """
+    # The bits of a float that is not negative rise with it, and integers are sorted several times
+    # as fast on CPU.
+    surprise = jnp.maximum(jax.lax.stop_gradient(pixels.surprise), 0.0)
+    bits = jax.lax.bitcast_convert_type(surprise, jnp.int32)
+    key = jnp.where(pixels.valid, bits, -1).reshape(surprise.shape[0], -1)
+    valid = jnp.sum(key >= 0, axis=1, dtype=jnp.int32)
+    number = jnp.clip(number, 1, jnp.maximum(valid, 1))[:, None]
+    least = jnp.take_along_axis(jnp.sort(key, axis=1), key.shape[1] - number, axis=1)
+    room = number - jnp.sum(key > least, axis=1, keepdims=True, dtype=jnp.int32)
+    equal = key == least
+    kept = (key > least) | (equal & (jnp.cumsum(equal, axis=1, dtype=jnp.int32) <= room))
+    return kept.reshape(surprise.shape) & pixels.valid
 
 
 def _mean_over(pixels: PixelCrossEntropy, kept: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -76,18 +76,19 @@ def _jaccard_steps(error: jax.Array, is_label: jax.Array, is_valid: jax.Array) -
     """By how much one minus the IoU rises when a pixel becomes wrong after all with larger errors.
 
     Args:
-      error: float ``[..., P]`` in ``[0, 1]``.
-      is_label: bool ``[..., P]``, where the pixel has the class.
-      is_valid: bool ``[..., P]``.
+      error: float ``[N, C, P]`` in ``[0, 1]``, P pixels, fewer than ``2**29``.
+      is_label: bool ``[N, C, P]``, where the pixel has the class.
+      is_valid: bool ``[N, C, P]``.
 
     Returns:
-      float32 ``[..., P]``, zero where the pixel is not valid.
+      float32 ``[N, C, P]``, zero where the pixel is not valid.
     """
-    position = jax.lax.broadcasted_iota(jnp.int32, error.shape, error.ndim - 1)
-    key = jnp.where(is_valid, -error, 1.0)  # what is not valid comes last
-    _, has_class, has_other, position = jax.lax.sort(
-        (key, is_label, is_valid & ~is_label, position), num_keys=1
-    )
+    # One value to carry along, the place with the pixel's kind in the last two bits: on CPU that
+    # takes half the time of a sort of four arrays.
+    places = jax.lax.broadcasted_iota(jnp.int32, error.shape, 2)
+    kind = is_label + 2 * (is_valid & ~is_label).astype(jnp.int32)
+    _, carried = jax.lax.sort((-error, 4 * places + kind), num_keys=1)
+    has_class, has_other, place = carried % 4 == 1, carried % 4 == 2, carried // 4
     missed = jnp.cumsum(has_class, axis=-1, dtype=jnp.int32)
     added = jnp.cumsum(has_other, axis=-1, dtype=jnp.int32)
     size = missed[..., -1:]
@@ -96,5 +97,5 @@ def _jaccard_steps(error: jax.Array, is_label: jax.Array, is_valid: jax.Array) -
     # The differences written out: those of rounded J would have few digits left.
     step = jnp.where(has_class, 1.0 / jnp.maximum(union, 1.0), 0.0)
     step += jnp.where(has_other, intersection / jnp.maximum(union * (union - 1.0), 1.0), 0.0)
-    _, step = jax.lax.sort((position, step), num_keys=1)  # back in place
-    return step
+    images, classes, _ = jnp.indices(error.shape, sparse=True)
+    return jnp.zeros_like(step).at[images, classes, place].set(step, unique_indices=True)
