@@ -141,6 +141,17 @@ def test_the_mask_matters(network):
     assert relative_difference(other, wanted) > 100 * TOLERANCE
 
 
+def test_bfloat16_computes_close_by_with_float32_logits(network):
+    net, model, variables = network
+    image = picture(1, 64, 32)
+    half = model.clone(dtype=jnp.bfloat16, backbone=model.backbone.clone(dtype=jnp.bfloat16))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes_of(half)))
+    logits = jax.jit(half.apply)(variables, image).logits
+    assert logits.dtype == jnp.float32
+    wanted = peers.from_torch(net(peers.to_torch(image))["4x"])
+    assert TOLERANCE < relative_difference(logits, wanted) < 0.1
+
+
 def test_files_that_are_no_such_network_are_refused(network):
     tensors = released(network[0])
     with pytest.raises(WeightsError, match="averageImage"):
