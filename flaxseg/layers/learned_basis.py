@@ -13,10 +13,10 @@ of the coefficients of these cells with the parts of the bases that fall there.
 in turns. With 21 classes of 10 bases, on two CPU cores that were busy with other programs too, for
 two maps of 24x24 cells XLA's took 55 to 74 times as long (27 to 49 with the gradient), PyTorch's 11
 to 20 (32 to 56); for one of 96x96 PyTorch's 2.3 (3.6 to 5.5). Other forms that were measured there:
-the product of each cell with its whole bases, overlaps added, 1.4 to 1.9 times as long; batched
-products with the classes first, 0.9 to 1.5 and with the gradient up to twice; a dense sub-pixel
-convolution with a block-diagonal kernel, 1.3 to 3.7 and with the gradient 6 to 17; sums of shifted
-elementwise products, 1.4 to 7.5 and 3 to 11.
+the product of each cell with its whole bases, overlaps added, 1.2 to 3.5 times as long and with the
+gradient 4 and more; the same as here with the classes first, about as long (0.5 to 1.5, with the
+gradient 0.7 to 5); a dense sub-pixel convolution with a block-diagonal kernel, 1.3 to 3.7; sums of
+shifted elementwise products, 1.4 to 7.5.
 """
 
 import math
