@@ -95,8 +95,9 @@ def make_train_step(
 
     Raises:
       ConfigError: for a value out of range; from `step_fn`, as it is traced, when the batch does
-        not divide, an output has no entry in `outputs` or an entry no output, the state has moving
-        averages and `ema_decay` is 0 or the other way round, or model and axis name do not fit.
+        not divide, an output has no entry in `outputs` or an entry no output, an output that is
+        compared with the label has not one channel per class, the state has moving averages and
+        `ema_decay` is 0 or the other way round, or model and axis name do not fit.
     """
     if accumulate_steps < 1:
         raise ConfigError(f"accumulate_steps {accumulate_steps} must be at least 1.")

@@ -14,6 +14,7 @@ from flaxseg.training.config import (
     validate_config,
 )
 from flaxseg.training.losses import OutputLoss
+from flaxseg.training.run import model_options
 
 
 def test_the_default_is_valid_and_json():
@@ -185,3 +186,15 @@ def test_the_losses_of_outputs_are_checked():
 def test_a_kind_that_can_not_be_read_is_refused(kind, message):
     with pytest.raises(ConfigError, match=message):
         OutputLoss(kind=kind)
+
+
+def test_a_loss_of_auxiliary_outputs_makes_a_model_that_has_them():
+    config = default_config()
+    assert "auxiliary" not in model_options(config)
+    config.loss.outputs.auxiliary.weight = 0.4
+    assert model_options(config)["auxiliary"]
+    config.loss.outputs.auxiliary.weight = 0.0
+    recipes.set_output_loss(config, "c4", weight=0.4)
+    assert model_options(config)["auxiliary"]
+    config.model.name = "fcn8s"  # has no such option
+    assert "auxiliary" not in model_options(config)
