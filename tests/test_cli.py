@@ -389,7 +389,9 @@ def test_wrong_flags_exit_with_2_and_a_hint(capsys, arguments, words):
     assert "--help" in stderr
 
 
-@pytest.mark.parametrize("command", [[], ["evaluate"], ["predict"], ["prune"], ["prepare-data"]])
+@pytest.mark.parametrize(
+    "command", [[], ["evaluate"], ["predict"], ["prune"], ["learn-basis"], ["prepare-data"]]
+)
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as exit_info:
         cli.main([*command, "--help"])

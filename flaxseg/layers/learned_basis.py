@@ -5,15 +5,18 @@ picture is painted there.
 2016.)
 
 It is a transposed convolution with a group per class, which XLA writes as a dilated grouped
-convolution: 393 ms on two CPU cores for two maps of 24x24 cells and 21 classes, where PyTorch's
-`ConvTranspose2d(groups=21)` takes 22 ms. All that stands between two rows and columns of cells
-depends on the cells around it alone, so it is one small matrix product per class, of the
-coefficients of these cells with the parts of the bases that fall there: 2 ms. Others that were
-measured and are slower forward or backward: the product of each cell with its whole bases, overlaps
-added (3 ms; 1.9 times as slow at 96x96), class-major batched products (up to 3 times as slow
-backward), a dense sub-pixel convolution with a block-diagonal kernel (8 ms, gradient 17 times as
-slow), sums of shifted elementwise products (15 ms). `benchmarks/learned_basis.py` times it against
-XLA's form and PyTorch's in one run.
+convolution, slower by two orders of magnitude on a CPU. But all that stands between two rows and
+columns of cells depends on the cells around it alone, so it is one small matrix product per class,
+of the coefficients of these cells with the parts of the bases that fall there.
+
+`benchmarks/learned_basis.py` times it against XLA's form and PyTorch's `ConvTranspose2d(groups=C)`
+in turns. With 21 classes of 10 bases, on two CPU cores that were busy with other programs too, for
+two maps of 24x24 cells XLA's took 55 to 74 times as long (27 to 49 with the gradient), PyTorch's 11
+to 20 (32 to 56); for one of 96x96 PyTorch's 2.3 (3.6 to 5.5). Other forms that were measured there:
+the product of each cell with its whole bases, overlaps added, 1.2 to 3.5 times as long and with the
+gradient 4 and more; the same as here with the classes first, about as long (0.5 to 1.5, with the
+gradient 0.7 to 5); a dense sub-pixel convolution with a block-diagonal kernel, 1.3 to 3.7; sums of
+shifted elementwise products, 1.4 to 7.5.
 """
 
 import math

@@ -14,7 +14,7 @@ from random_weights import picture, relative_difference, shapes_of
 import flaxseg
 from flaxseg.errors import WeightsError
 from flaxseg.layers import IMAGENET
-from flaxseg.weights import load_pretrained
+from flaxseg.weights import load_into, load_pretrained
 from flaxseg.weights.name_maps_lrr import lrr_tensors
 
 TOLERANCE = 1e-4
@@ -141,6 +141,17 @@ def test_the_mask_matters(network):
     assert relative_difference(other, wanted) > 100 * TOLERANCE
 
 
+def test_bfloat16_computes_close_by_with_float32_logits(network):
+    net, model, variables = network
+    image = picture(1, 64, 32)
+    half = model.clone(dtype=jnp.bfloat16, backbone=model.backbone.clone(dtype=jnp.bfloat16))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes_of(half)))
+    logits = jax.jit(half.apply)(variables, image).logits
+    assert logits.dtype == jnp.float32
+    wanted = peers.from_torch(net(peers.to_torch(image))["4x"])
+    assert TOLERANCE < relative_difference(logits, wanted) < 0.1
+
+
 def test_files_that_are_no_such_network_are_refused(network):
     tensors = released(network[0])
     with pytest.raises(WeightsError, match="averageImage"):
@@ -237,6 +248,25 @@ def test_outputs_of_all_forms_have_their_stride(options, strides):
 def test_what_is_impossible_is_refused(options, part):
     with pytest.raises(ValueError, match=part):
         shapes_of(small(**options))
+
+
+def test_a_stage_starts_from_the_one_before_with_its_own_bases(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def values(model):
+        return jax.tree.map(
+            lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes_of(model)
+        )
+
+    coarse = values(small(finest=32))
+    options = {"num_bases": 2, "backbone_options": SMALL, "finest": 32}
+    flaxseg.save_model(tmp_path, coarse, name="lrr", num_classes=2, options=options)
+    fresh = values(small(finest=16))
+    params = load_into(fresh, tmp_path, reinit_head=True)[0]["params"]
+    for name in ("backbone", "coefficients_32x", "reconstruction_32x"):
+        jax.tree.map(np.testing.assert_array_equal, params[name], coarse["params"][name])
+    for name in ("coefficients_16x", "reconstruction_16x"):
+        jax.tree.map(np.testing.assert_array_equal, params[name], fresh["params"][name])
 
 
 def test_torchvisions_weights_and_colours_are_an_option():
