@@ -260,8 +260,7 @@ def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, bac
     [
         n
         for n in NAMES
-        if n not in ("deeplabv1", "deeplabv2", "icnet", "lrr") and has(n, "auxiliary")
-        if n not in ("deeplabv1", "deeplabv2", "icnet", "dilatednet") and has(n, "auxiliary")
+        if n not in ("deeplabv1", "deeplabv2", "icnet", "lrr", "dilatednet") and has(n, "auxiliary")
     ],
 )  # whose outputs are no heads of their own; see their tests
 def test_auxiliary_logits_are_there_in_training_only(name):
