@@ -8,6 +8,9 @@ freely to these four labels reach a mIoU of 0.97 at stride 4, 0.90 at 8, 0.82 at
 measures it). So the pictures here are the middle of four pictures of CamVid, half of each side or
 what `--part` says, twice as large; `--part=1 --enlarge=1` takes the pictures as they are.
 
+DeepLab v1 and v2 and ICNet have their loss on labels of the scores' size. With `--full_labels` the
+scores are resized to the labels instead, so that every pixel is learned.
+
 CAMVID is the published folder, WEIGHTS a file of EfficientNet-Lite0's ImageNet weights. The rest
 is that of the recipes for CamVid, less their augmentation and dropout, with AdamW. Prints a line
 of a table for each system.
@@ -101,6 +104,8 @@ def make_config(
     config.model.output_stride = output_stride
     if "dropout" in config.model.options:
         config.model.options.dropout = 0.0
+    if options.full_labels:
+        config.loss.resize_labels = False
     config.steps, config.batch_size = options.steps, len(PICTURES)
     config.optimizer.update(
         name="adamw", learning_rate=options.rate, head_lr_multiplier=1.0, weight_decay=0.0
@@ -159,6 +164,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--part", type=float, default=0.5)
     parser.add_argument("--enlarge", type=int, default=2)
+    parser.add_argument("--full_labels", action="store_true")
     parser.add_argument("--bounds", action="store_true")
     options = parser.parse_args()
 
