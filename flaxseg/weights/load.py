@@ -13,10 +13,10 @@ import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import ImageNormalization
+from flaxseg.weights.caffe_tensors import caffe_tensors
 from flaxseg.weights.files import read_tensors
 from flaxseg.weights.fully_connected import load_fully_connected
 from flaxseg.weights.name_maps import FLAXSEG, NAME_MAPS, NameMap, family_of
-from flaxseg.weights.name_maps_deeplab import caffe_tensors
 from flaxseg.weights.report import LoadReport, describe_mismatch, listed
 from flaxseg.weights.sources import Source, find_source
 

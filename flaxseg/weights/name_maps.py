@@ -15,7 +15,6 @@ import numpy as np
 from flaxseg.backbones.mobile import EFFICIENTNET_LITE0_STAGES, MOBILENET_V2_STAGES, Stage
 from flaxseg.layers.image_normalization import CAFFE, IMAGENET, ImageNormalization
 from flaxseg.weights.name_maps_slim import (
-    slim_deeplab_head_module,
     slim_mobilenet_v2_module,
     slim_resnet_module,
     slim_xception_module,
@@ -470,70 +469,3 @@ def family_of(flat: Mapping[str, object]) -> str | None:
         if blocks == sum(stage.blocks for stage in stages):
             return family
     return None
-
-
-# Whole models. Each module path of ours begins with the part of the model that it is in.
-
-
-def torchvision_deeplabv3_module(path: str) -> str:
-    """torchvision's name of a module of `DeepLabV3` with `head_conv` on a ResNet."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return f"backbone.{_resnet_module(rest)}"
-    fixed = {
-        "aspp/image_pooling/block/conv": "classifier.0.convs.4.1",
-        "aspp/image_pooling/block/bn": "classifier.0.convs.4.2",
-        "aspp/project/conv": "classifier.0.project.0",
-        "aspp/project/bn": "classifier.0.project.1",
-        "head/conv": "classifier.1",
-        "head/bn": "classifier.2",
-        "classifier": "classifier.4",
-        "auxiliary_head/block/conv": "aux_classifier.0",
-        "auxiliary_head/block/bn": "aux_classifier.1",
-        "auxiliary_head/classifier": "aux_classifier.4",
-    }
-    if path in fixed:
-        return fixed[path]
-    branch = re.fullmatch(r"aspp/aspp(\d)/(conv|bn)", path)
-    if branch is None:
-        raise KeyError(path)
-    return f"classifier.0.convs.{branch[1]}.{0 if branch[2] == 'conv' else 1}"
-
-
-def mobile_deeplabv3_module(path: str) -> str:
-    """The name, in `deeplabv3_mobilenet_v2_voc21`, of a module of `DeepLabV3` without atrous
-    branches on a MobileNetV2."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return f"backbone.{_torchvision_mobilenet_v2_module(rest)}"
-    return {
-        "aspp/aspp0/conv": "head.aspp0.0",
-        "aspp/aspp0/bn": "head.aspp0.1",
-        "aspp/image_pooling/block/conv": "head.image_pooling.1",
-        "aspp/image_pooling/block/bn": "head.image_pooling.2",
-        "aspp/project/conv": "head.project.0",
-        "aspp/project/bn": "head.project.1",
-        "classifier": "head.classifier",
-    }[path]
-
-
-def slim_deeplab_module(backbone: str, scope: str) -> Callable[[str], str]:
-    """The scopes, in TensorFlow's release, of the modules of `DeepLabV3` and `DeepLabV3Plus`.
-
-    Args:
-      backbone: `"xception"`, `"resnet"` or `"mobilenet_v2"`.
-      scope: of the backbone, such as `"xception_65"`.
-    """
-    of_backbone = {
-        "xception": slim_xception_module,
-        "resnet": slim_resnet_module,
-        "mobilenet_v2": slim_mobilenet_v2_module,
-    }[backbone]
-
-    def module(path: str) -> str:
-        part, _, rest = path.partition("/")
-        if part == "backbone":
-            return f"{scope}/{of_backbone(rest)}"
-        return slim_deeplab_head_module(path)
-
-    return module

@@ -15,7 +15,7 @@ import flaxseg
 from flaxseg.errors import WeightsError
 from flaxseg.layers import IMAGENET
 from flaxseg.weights import load_into, load_pretrained
-from flaxseg.weights.name_maps_lrr import lrr_tensors
+from flaxseg.weights.layouts.lrr import read_lrr
 
 TOLERANCE = 1e-4
 CLASSES = 19
@@ -155,16 +155,16 @@ def test_bfloat16_computes_close_by_with_float32_logits(network):
 def test_files_that_are_no_such_network_are_refused(network):
     tensors = released(network[0])
     with pytest.raises(WeightsError, match="averageImage"):
-        lrr_tensors({**tensors, "bases_coef_32xf": tensors["bases_coef_32xf"][..., :180]}, "x.npz")
+        read_lrr({**tensors, "bases_coef_32xf": tensors["bases_coef_32xf"][..., :180]}, "x.npz")
     voc = {**tensors, "bases_coef_32xf": tensors["bases_coef_32xf"][..., :180]}
-    classes, options, kept = lrr_tensors({**voc, "averageImage": np.float32([1, 2, 3])}, "x.npz")
-    assert (classes, options["mask_window"]) == (18, 9)
-    assert options["normalization"]["mean"] == (1.0, 2.0, 3.0)
-    assert not any("bil" in name or "average" in name for name in kept)
+    found = read_lrr({**voc, "averageImage": np.float32([1, 2, 3])}, "x.npz")
+    assert (found.num_classes, found.options["mask_window"]) == (18, 9)
+    assert found.options["normalization"]["mean"] == (1.0, 2.0, 3.0)
+    assert not any("bil" in name or "average" in name for name in found.tensors)
     with pytest.raises(WeightsError, match="not the fixed bilinear kernel"):
-        lrr_tensors({**tensors, "dec_prediction_8x_bil_x2f": np.ones((4, 4, 1, 19))}, "x.npz")
+        read_lrr({**tensors, "dec_prediction_8x_bil_x2f": np.ones((4, 4, 1, 19))}, "x.npz")
     with pytest.raises(WeightsError, match="no tensor 'conv2_1b'"):
-        lrr_tensors({k: v for k, v in tensors.items() if k != "conv2_1b"}, "x.npz")
+        read_lrr({k: v for k, v in tensors.items() if k != "conv2_1b"}, "x.npz")
 
 
 class OnlyCoarse(nn.Module):

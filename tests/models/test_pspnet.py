@@ -30,8 +30,8 @@ from flaxseg.weights import (
     load_pretrained,
     load_weights,
 )
+from flaxseg.weights.layouts.pspnet import SEMSEG_PSPNET
 from flaxseg.weights.load import flatten
-from flaxseg.weights.name_maps_pspnet import SEMSEG_PSPNET
 
 TOLERANCE = 1e-4
 

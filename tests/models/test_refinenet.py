@@ -31,12 +31,12 @@ from flaxseg.weights import (
     pretrained,
     read_pretrained,
 )
-from flaxseg.weights.load import flatten
-from flaxseg.weights.name_maps_refinenet import (
+from flaxseg.weights.layouts.refinenet import (
     REFINENET,
     REFINENET_LW,
     refinenet_module,
 )
+from flaxseg.weights.load import flatten
 
 TOLERANCE = 1e-4
 RELEASED_MOBILENET = {"padding": "torch", "expand_first": True}

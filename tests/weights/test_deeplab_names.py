@@ -14,15 +14,15 @@ from random_weights import picture, relative_difference, shapes_of, torch_tensor
 import flaxseg
 from flaxseg.errors import WeightsError
 from flaxseg.weights import NAME_MAPS, NameMap, load_backbone, load_pretrained, read_pretrained
-from flaxseg.weights.load import flatten
-from flaxseg.weights.name_maps import CaffeResNetNames, caffe_resnet_module
-from flaxseg.weights.name_maps_deeplab import (
+from flaxseg.weights.caffe_tensors import caffe_tensors
+from flaxseg.weights.layouts.deeplab_v1_v2 import (
     MEAN,
-    caffe_tensors,
     deeplab_resnet_module,
     deeplab_vgg_module,
     kazuto_module,
 )
+from flaxseg.weights.load import flatten
+from flaxseg.weights.name_maps import CaffeResNetNames, caffe_resnet_module
 
 TOLERANCE = 1e-4
 BGR = ("backbone/conv1", "backbone/conv1_1", "image_mlp/conv1")

@@ -25,8 +25,8 @@ from flaxseg.weights import (
     load_weights,
     read_pretrained,
 )
+from flaxseg.weights.layouts.fcn import TORCHVISION_FCN, caffe_fcn_map
 from flaxseg.weights.load import flatten
-from flaxseg.weights.name_maps_fcn import TORCHVISION_FCN, caffe_fcn_map
 
 CLASSES, WIDTH = 4, 16
 

@@ -19,7 +19,7 @@ from flaxseg.weights import (
     load_weights,
     read_pretrained,
 )
-from flaxseg.weights.name_maps import torchvision_deeplabv3_module
+from flaxseg.weights.layouts.deeplab_v3 import torchvision_deeplabv3_module
 
 VOC21 = "deeplabv3_mobilenet_v2_voc21.safetensors"
 
@@ -150,7 +150,7 @@ def test_tensors_too_many_or_too_few_are_refused(tmp_path):
 def test_other_layouts_are_refused(tmp_path, weights_dir):
     with pytest.raises(WeightsError, match="load_backbone"):
         read_pretrained(weights_dir / "mobilenet_v2_imagenet.safetensors")
-    with pytest.raises(WeightsError, match="give the path of its weights file"):
+    with pytest.raises(WeightsError, match="Give the path of a network's weights file"):
         load_pretrained("deeplabv3_mobilenet_v2_voc21")
     tensors = {
         "classifier.0.convs.0.0.weight": np.zeros((1, 1, 1, 1), np.float32),

@@ -1,7 +1,13 @@
 """Where the first author's PyTorch code (TorchSeg) keeps the weights of DFN."""
 
+import dataclasses
 import re
+from collections.abc import Mapping
 
+import numpy as np
+
+from flaxseg.layers.image_normalization import IMAGENET
+from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
 from flaxseg.weights.name_maps import NameMap, deep_stem_resnet_module
 
 _STEM = {
@@ -47,3 +53,17 @@ def dfn_module(path: str) -> str:
 
 
 TORCHSEG_DFN = NameMap("TorchSeg dfn", dfn_module)
+
+
+def read_dfn(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads DFN of the first author's code."""
+    options = {
+        "backbone": bottleneck_resnet(tensors, r"backbone\.layer3\.(\d+)\.", source),
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = count_classes(tensors, "smooth_heads.3.conv.weight", source)
+    used = {name: value for name, value in tensors.items() if not name.startswith(IDLE)}
+    return Network("dfn", num_classes, options, TORCHSEG_DFN, used)
+
+
+LAYOUTS = (Layout("TorchSeg's DFN", (r"smooth_pre_rrbs\.0\.conv_1x1\.weight",), read_dfn),)

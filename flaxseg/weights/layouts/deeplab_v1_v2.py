@@ -14,13 +14,13 @@ What stands for `voc12` may be any word.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import CAFFE
+from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
 from flaxseg.weights.name_maps import (
     NAME_MAPS,
     CaffeResNetNames,
@@ -41,66 +41,12 @@ ISHT7_ANCHOR = r"layer5\.conv2d_list\.0\.weight"
 _MSC_INPUTS = {"image": "data", "c1": "pool1", "c2": "pool2", "c3": "pool3", "c4": "pool4"}
 _MSC_LAYERS = {"conv1": "conv", "conv2": "fc", "classifier": "ms"}
 
-_TENSORFLOW_LEAVES = {
-    "weights": ("", "weight"),
-    "biases": ("", "bias"),
-    "gamma": ("scale", "weight"),
-    "beta": ("scale", "bias"),
-    "moving_mean": ("", "running_mean"),
-    "moving_variance": ("", "running_var"),
-}
 
-
-def caffe_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the tensors of a converted Caffe net with PyTorch's leaves and layout.
-
-    Two forms are converted, other tensors are returned as they are. `<layer>.<blob>`, such as
-    `conv1_1.0`, has Caffe's blobs by number; BatchNorm's third is a factor of the other two.
-    `<layer>/weights`, `biases`, `gamma`, `beta`, `moving_mean` and `moving_variance` is TensorFlow,
-    kernels `[h, w, in, out]`.
-    """
-    result = dict(tensors)
-    blobs: dict[str, dict[int, np.ndarray]] = {}
-    for name in tensors:
-        if match := re.fullmatch(r"(\w+)[./](\d)", name):
-            blobs.setdefault(match[1], {})[int(match[2])] = result.pop(name)
-            continue
-        layer, _, leaf = name.rpartition("/")
-        if leaf in _TENSORFLOW_LEAVES:
-            kind, leaf = _TENSORFLOW_LEAVES[leaf]
-            layer = re.sub(r"(^|/)bn(?=[^/]*$)", rf"\1{kind}", layer) if kind else layer
-            value = result.pop(name)
-            if value.ndim == 4:
-                value = value.transpose(3, 2, 0, 1)
-            result[f"{layer.replace('/', '.')}.{leaf}"] = value
-    for layer, values in blobs.items():
-        if len(values) > 3:  # not a layer of Caffe's own
-            result |= {f"{layer}.{blob}": value for blob, value in values.items()}
-            continue
-        if 2 in values and values[2].size == 1:
-            factor = float(values[2].item())
-            factor = 1.0 / factor if factor else 0.0  # Caffe's own rule for a net without training
-            result[f"{layer}.running_mean"] = values[0].reshape(-1) * factor
-            result[f"{layer}.running_var"] = values[1].reshape(-1) * factor
-            continue
-        result[f"{layer}.weight"] = values[0]
-        if 1 in values:
-            result[f"{layer}.bias"] = values[1].reshape(-1)
-    return result
-
-
-def read_deeplab_v1(tensors: Mapping[str, np.ndarray], source: str):
-    """Returns what `Pretrained` needs of Caffe's VGG16 nets of both versions.
+def read_deeplab_v1(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads Caffe's VGG16 nets of both versions.
 
     LargeFOV has the same tensors in version 1, with an average pool before fc6, and in version 2,
     without; it is taken for the former. A 4x4 kernel is taken to have rate 4, not 8.
-
-    Args:
-      tensors: by name, without prefix.
-      source: for messages.
-
-    Returns:
-      `(model, options, name of the classifier's kernel, name map, tensors)`.
     """
     word = _word(tensors, r"fc8_(\w+?)(_1)?\.weight")
     if "fc6_1.weight" in tensors:
@@ -132,21 +78,14 @@ def read_deeplab_v1(tensors: Mapping[str, np.ndarray], source: str):
         bgr=("backbone/conv1_1", "image_mlp/conv1"),
         normalization=CAFFE,
     )
-    return model, options, kernel, name_map, tensors
+    return _network(model, options, kernel, name_map, tensors, source)
 
 
-def read_deeplab_v2(tensors: Mapping[str, np.ndarray], source: str):
-    """Returns what `Pretrained` needs of version 2 on a ResNet, in Caffe's or a port's names.
+def read_deeplab_v2(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads version 2 on a ResNet, in Caffe's or a port's names.
 
     All were trained, and are evaluated, at three scales; `scales=(1.0,)` among the overrides of
     `load_pretrained` is the net at one.
-
-    Args:
-      tensors: by name, without prefix.
-      source: for messages.
-
-    Returns:
-      `(model, options, name of the classifier's kernel, name map, tensors)`.
     """
     tensors = {k: v for k, v in tensors.items() if not re.search(r"_res0\d+\.\w+$", k)}
     if "aspp.c0.weight" in tensors:
@@ -161,18 +100,11 @@ def read_deeplab_v2(tensors: Mapping[str, np.ndarray], source: str):
         layout, head = "Caffe", f"fc1_{word}_c{{}}" if several else f"fc1_{word}"
         unit, names = r"res4(\w+)_branch2a", CaffeResNetNames
         body = caffe_resnet_module("res4b1_branch2a.weight" in tensors)
-    units = {m[1] for name in tensors if (m := re.match(unit, name))}
-    depths = {6: 50, 23: 101, 36: 152}
-    if len(units) not in depths:
-        raise WeightsError(
-            f"{source} is a DeepLabv2 on a backbone with {len(units)} units in the fourth stage; "
-            "known are resnet50 (6), resnet101 (23) and resnet152 (36)."
-        )
     heads = {head.format(branch) for branch in range(9)}
     branches = sum(f"{name}.weight" in tensors for name in heads)
 
     options = {
-        "backbone": f"resnet{depths[len(units)]}",
+        "backbone": bottleneck_resnet(tensors, unit, source),
         "rates": _rates(branches, source),
         "scales": (1.0, 0.75, 0.5),
     }
@@ -182,7 +114,13 @@ def read_deeplab_v2(tensors: Mapping[str, np.ndarray], source: str):
         bgr=("backbone/conv1",),
         normalization=CAFFE,
     )
-    return "deeplabv2", options, f"{head.format(0)}.weight", name_map, tensors
+    kernel = f"{head.format(0)}.weight"
+    return _network("deeplabv2", options, kernel, name_map, tensors, source)
+
+
+def _network(name, options, kernel, name_map, tensors, source) -> Network:
+    options |= {"normalization": {"mean": MEAN, "std": (1.0, 1.0, 1.0)}}
+    return Network(name, count_classes(tensors, kernel, source), options, name_map, tensors)
 
 
 def _word(tensors: Mapping[str, np.ndarray], pattern: str) -> str:
@@ -257,9 +195,11 @@ def kazuto_module(path: str) -> str:
     return f"layer{int(place[1]) + 1}.block{int(place[2]) + 1}.{part}.{place[4]}"
 
 
-READERS: Sequence[tuple[str, Callable[..., Any]]] = (
-    (KAZUTO_ANCHOR, read_deeplab_v2),
-    (ISHT7_ANCHOR, read_deeplab_v2),
-    (CAFFE_RESNET_ANCHOR, read_deeplab_v2),
-    (CAFFE_VGG_ANCHOR, read_deeplab_v1),
+LAYOUTS = (
+    Layout(
+        "DeepLab v2 on a ResNet",
+        (KAZUTO_ANCHOR, ISHT7_ANCHOR, CAFFE_RESNET_ANCHOR),
+        read_deeplab_v2,
+    ),
+    Layout("DeepLab v1 and v2 on VGG16", (CAFFE_VGG_ANCHOR,), read_deeplab_v1),
 )

@@ -4,22 +4,25 @@ the latter, keep their weights."""
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from flaxseg.backbones.mobile import MOBILENET_V2_STAGES
-from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import IMAGENET
+from flaxseg.weights.layouts.network import (
+    Layout,
+    Network,
+    bottleneck_resnet,
+    count_classes,
+)
 from flaxseg.weights.name_maps import NAME_MAPS, NameMap
 
 # Our features by their path, which counts from coarse to fine.
 _PATHS = {"c5": 1, "c4": 2, "c3": 3, "c2": 4}
 _UNIT = {"1": "conv", "2": "conv_relu_varout_dimred"}
 _MOBILE_PARTS = {"expand": 0, "depthwise": 1, "project": 2}
-_DEPTHS = {6: 50, 23: 101, 36: 152}
 
-ANCHORS = {
+_ANCHORS = {
     "p_ims1d2_outl1_dimred.weight": "clf_conv.weight",
     "conv_adapt4.weight": "segm.weight",
 }
@@ -94,17 +97,12 @@ REFINENET_LW_MOBILENET = NameMap(
 )
 
 
-def refinenet_layout(
-    tensors: Mapping[str, np.ndarray], source: str
-) -> tuple[str, dict[str, Any], str, NameMap]:
+def read_refinenet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     """Tells which of the networks has these tensors.
 
     A chain of residual convolution units tells RefineNet from the light-weight one; units of the
-    third stage tell the ResNet; the pooling chain its length.
-
-    Returns:
-      The model's name and options for `create_model`, the name of the classifier's kernel, and the
-      naming scheme. Pictures are normalised as for torchvision's networks.
+    third stage tell the ResNet; the pooling chain its length. Pictures are normalised as for
+    torchvision's networks.
 
     Raises:
       WeightsError: the ResNet has another depth than 50, 101 or 152.
@@ -117,22 +115,23 @@ def refinenet_layout(
             "backbone_options": {"padding": "torch", "expand_first": True},
             "pooling_blocks": _count(r"crp4\.0\.(\d+)_", tensors),
         }
-        return "refinenet_lw", options, ANCHORS[mobile], REFINENET_LW_MOBILENET
-    units = _count(r"layer3\.(\d+)\.", tensors)
-    if units not in _DEPTHS:
-        raise WeightsError(
-            f"{source} is a RefineNet on a backbone with {units} units in its third stage; known "
-            "are resnet50 (6), resnet101 (23) and resnet152 (36)."
-        )
+        num_classes = count_classes(tensors, _ANCHORS[mobile], source)
+        return Network("refinenet_lw", num_classes, options, REFINENET_LW_MOBILENET, tensors)
     options |= {
-        "backbone": f"resnet{_DEPTHS[units]}",
+        "backbone": bottleneck_resnet(tensors, r"layer3\.(\d+)\.", source),
         "pooling_blocks": _count(r"mflow_conv_g1_pool\.0\.(\d+)_", tensors),
     }
+    num_classes = count_classes(tensors, _ANCHORS[resnet], source)
     if "adapt_stage1_b.0.1_conv.weight" in tensors:
-        return "refinenet", options, ANCHORS[resnet], REFINENET
-    return "refinenet_lw", options, ANCHORS[resnet], REFINENET_LW
+        return Network("refinenet", num_classes, options, REFINENET, tensors)
+    return Network("refinenet_lw", num_classes, options, REFINENET_LW, tensors)
 
 
 def _count(pattern: str, tensors: Mapping[str, np.ndarray]) -> int:
     """How many values the pattern's group has."""
     return len({match[1] for name in tensors if (match := re.match(pattern, name))})
+
+
+LAYOUTS = (
+    Layout("RefineNet and Light-Weight RefineNet", tuple(map(re.escape, _ANCHORS)), read_refinenet),
+)

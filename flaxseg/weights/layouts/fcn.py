@@ -10,6 +10,7 @@ import numpy as np
 
 from flaxseg.layers.bilinear_deconv import bilinear_kernel
 from flaxseg.layers.image_normalization import CAFFE, IMAGENET
+from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
 from flaxseg.weights.name_maps import (
     CAFFE_ALEXNET,
     CAFFE_VGG16,
@@ -62,10 +63,8 @@ def caffe_fcn_map(model: str) -> NameMap:
     )
 
 
-def caffe_fcn(
-    tensors: Mapping[str, np.ndarray], source: str
-) -> tuple[str, dict[str, Any], NameMap, dict[str, np.ndarray]]:
-    """Tells which of the released nets has these tensors, and what is there to load.
+def read_caffe(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Tells which of the released nets has these tensors.
 
     The skips tell the variant. FCN-8s at once differs from FCN-8s only by the constants 0.01 and
     0.0001, which are tensors of Caffe's net (`scale_pool4.weight`, `scale_pool3.weight`) and stand
@@ -78,8 +77,8 @@ def caffe_fcn(
         red.
       source: what the file is called.
 
-    Returns:
-      The model's name and options for `create_model`, the naming scheme, and the tensors.
+    Raises:
+      WeightsError: the classifier has no usable shape.
     """
     base = os.path.basename(source).lower().replace("-", "").replace("_", "")
     scales = ("scale_pool4.weight", "scale_pool3.weight")
@@ -107,7 +106,8 @@ def caffe_fcn(
     for up in ups:
         if not learned or (up == last and last not in learned):
             del kept[f"{up}.weight"]
-    return name, options, caffe_fcn_map(name), kept
+    num_classes = count_classes(tensors, "score_fr.weight", source)
+    return Network(name, num_classes, options, caffe_fcn_map(name), kept)
 
 
 def _is_bilinear(kernel: np.ndarray) -> bool:
@@ -131,3 +131,21 @@ def _torchvision_fcn_module(path: str) -> str:
 
 
 TORCHVISION_FCN = NameMap("torchvision fcn", _torchvision_fcn_module, normalization=IMAGENET)
+
+
+def read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads torchvision's `fcn_resnet50` or `fcn_resnet101`."""
+    options = {
+        "backbone": bottleneck_resnet(tensors, r"backbone\.layer3\.(\d+)\.", source),
+        "output_stride": 8,
+        "auxiliary": "aux_classifier.4.weight" in tensors,
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = count_classes(tensors, "classifier.4.weight", source)
+    return Network("fcn", num_classes, options, TORCHVISION_FCN, tensors)
+
+
+LAYOUTS = (
+    Layout("torchvision's FCN", (r"classifier\.1\.running_mean",), read_torchvision),
+    Layout("Caffe's FCN", (r"score_fr\.weight",), read_caffe),
+)

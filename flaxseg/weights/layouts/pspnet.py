@@ -1,14 +1,21 @@
 """Where the three published PSPNets keep their weights: the author's PyTorch code (semseg),
 mmsegmentation and the Caffe release."""
 
+import dataclasses
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
+from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
+from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
 from flaxseg.weights.name_maps import DEEP_STEM, NameMap, deep_stem_resnet_module
 
 # Of all published networks.
 _BINS = (1, 2, 3, 6)
+# Of the Caffe nets of PSPNet's authors: the mean only. Red, green, blue, as all our pictures; the
+# nets' blue, green, red is undone in the first convolution.
+CAFFE_PSPNET_NORMALIZATION = ImageNormalization((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
 
 _semseg_backbone = deep_stem_resnet_module(
     {part: f"layer0.{number}" for part, number in DEEP_STEM.items()}
@@ -110,3 +117,57 @@ class CaffeNames(NameMap):
 SEMSEG_PSPNET = NameMap("semseg pspnet", semseg_module)
 MMSEGMENTATION_PSPNET = NameMap("mmsegmentation pspnet", mmsegmentation_module)
 CAFFE_PSPNET = CaffeNames("Caffe pspnet", caffe_module, bgr=("backbone/conv1_1",))
+
+
+def read_semseg(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads semseg's PSPNet."""
+    options = {
+        "backbone": bottleneck_resnet(tensors, r"layer3\.(\d+)\.", source),
+        "auxiliary": "aux.4.weight" in tensors,
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = count_classes(tensors, "cls.4.weight", source)
+    return Network("pspnet", num_classes, options, SEMSEG_PSPNET, tensors)
+
+
+def read_mmsegmentation(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads mmsegmentation's PSPNet.
+
+    It is taken to be of a config for crops of 512; those for 769 align corners.
+    """
+    options = {
+        "backbone": bottleneck_resnet(tensors, r"backbone\.layer3\.(\d+)\.", source),
+        "backbone_options": {"deep_stem": (32, 32, 64), "dilate_first_unit": False},
+        "auxiliary": "auxiliary_head.conv_seg.weight" in tensors,
+        "align_corners": False,
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = count_classes(tensors, "decode_head.conv_seg.weight", source)
+    return Network("pspnet", num_classes, options, MMSEGMENTATION_PSPNET, tensors)
+
+
+def read_caffe(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads the authors' PSPNet, with its mean as the model's normalisation."""
+    backbone = bottleneck_resnet(tensors, r"conv4_(\d+)_3x3\.", source)
+    options = {
+        "backbone": backbone,
+        # Nothing in the file tells: so it is in the published definitions, ResNet-50 for ADE20K
+        # and ResNet-101 for VOC and Cityscapes.
+        "backbone_options": {"stride_on": "1x1" if backbone == "resnet50" else "3x3"},
+        "bins": (6, 3, 2, 1),
+        "channel_dropout": False,
+        "normalization": dataclasses.asdict(CAFFE_PSPNET_NORMALIZATION),
+    }
+    num_classes = count_classes(tensors, "conv6.weight", source)
+    return Network("pspnet", num_classes, options, CAFFE_PSPNET, tensors)
+
+
+LAYOUTS = (
+    Layout("semseg's PSPNet", (r"ppm\.features\.0\.1\.weight",), read_semseg),
+    Layout(
+        "mmsegmentation's PSPNet",
+        (r"decode_head\.psp_modules\.0\.1\.conv\.weight",),
+        read_mmsegmentation,
+    ),
+    Layout("Caffe's PSPNet", (r"conv5_3_pool1_conv\.weight",), read_caffe),
+)

@@ -5,8 +5,14 @@ The authors published none. The port and its forks have a torchvision ResNet in 
 that upsample by deconvolutions call them `deconv1` to `deconv5`.
 """
 
+import dataclasses
 import re
+from collections.abc import Mapping
 
+import numpy as np
+
+from flaxseg.layers.image_normalization import IMAGENET
+from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
 from flaxseg.weights.name_maps import NameMap, deep_stem_resnet_module
 
 _LEVELS = ("c5", "c4", "c3", "c2", "s2", "s1")
@@ -38,3 +44,21 @@ def gcn_module(path: str) -> str:
 
 
 PORT_GCN = NameMap("gcn port", gcn_module, transposed=tuple(f"up_{level}" for level in _LEVELS[1:]))
+
+
+def read_gcn(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads GCN of the PyTorch ports.
+
+    Where they upsample bilinearly, corners are taken to be aligned.
+    """
+    num_classes = count_classes(tensors, "gcm1.conv_l1.weight", source)
+    options = {
+        "backbone": bottleneck_resnet(tensors, r"layer3\.(\d+)\.", source),
+        "kernel_size": tensors["gcm1.conv_l1.weight"].shape[2],
+        "upsampling": "dense" if "deconv1.weight" in tensors else "resize",
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    return Network("gcn", num_classes, options, PORT_GCN, tensors)
+
+
+LAYOUTS = (Layout("ports of GCN", (r"gcm1\.conv_l1\.weight",), read_gcn),)

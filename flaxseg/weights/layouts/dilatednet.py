@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers.context_module import CONTEXT_RATES
 from flaxseg.layers.image_normalization import ImageNormalization
+from flaxseg.weights.layouts.network import Layout, Network, count_classes
 from flaxseg.weights.name_maps import CAFFE_VGG16, NameMap, caffe_vgg_module
 
 _DILATION7 = (1, 1, 2, 4, 8, 1)
@@ -49,10 +49,8 @@ def dilatednet_map(convs: int, *, prefix: str, final: str, mean: str) -> NameMap
     )
 
 
-def dilatednet(
-    tensors: Mapping[str, np.ndarray], source: str
-) -> tuple[str, dict[str, Any], NameMap, dict[str, np.ndarray]]:
-    """Tells which of the released nets has these tensors, and what is there to load.
+def read_dilatednet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Tells which of the released nets has these tensors.
 
     The convolutions of the context module tell: none is the front end of VOC, 6 are KITTI's, 7
     VOC's (`ct_...`) or CamVid's, 9 Cityscapes'. The latter's fixed upsampling is left out. The
@@ -62,10 +60,6 @@ def dilatednet(
       tensors: by names such as `"ctx_conv1_1.weight"`, in Caffe's layouts, for pictures in blue,
         green, red.
       source: what to call them in messages.
-
-    Returns:
-      The kernel with as many outputs as classes, options for `create_model`, the naming scheme and
-      the tensors.
 
     Raises:
       WeightsError: no released net has so many convolutions in its context module.
@@ -101,4 +95,10 @@ def dilatednet(
     if fc != (4096, 4096):
         options["backbone_options"] = {"fc_features": fc}
     kept = {k: v for k, v in tensors.items() if not k.startswith("ctx_upsample")}
-    return f"{final}.weight", options, name_map, kept
+    num_classes = count_classes(tensors, f"{final}.weight", source)
+    return Network("dilatednet", num_classes, options, name_map, kept)
+
+
+LAYOUTS = (
+    Layout("Caffe's Dilated-Net", (r"fc-final\.weight", r"ctx_final\.weight"), read_dilatednet),
+)

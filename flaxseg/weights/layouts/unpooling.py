@@ -3,12 +3,14 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import ImageNormalization
+from flaxseg.weights.layouts.network import Layout, Network, count_classes
 from flaxseg.weights.name_maps import NameMap, caffe_vgg_module
 
 # Of VGG16, and so of the decoders' stages.
@@ -98,10 +100,8 @@ DECONVNET = DeconvNetNames(
 )
 
 
-def unpooling_net(
-    tensors: Mapping[str, np.ndarray], name: str, source: str
-) -> tuple[str, dict[str, Any], NameMap, dict[str, np.ndarray]]:
-    """Tells the options of a released net, and what is there to load.
+def read_unpooling_net(name: str, tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads a released net.
 
     Its BN layers have two blobs, `[1, C, 1, 1]`. A file for inference has the statistics of the
     training set worked into them: the layer scales and shifts, and becomes a BatchNorm that does
@@ -110,13 +110,10 @@ def unpooling_net(
     the release's script over it.
 
     Args:
+      name: the model's, `"segnet"`, `"segnet_basic"` or `"deconvnet"`.
       tensors: by names such as `"conv5_3_D.weight"`, in Caffe's layouts, for pictures in blue,
         green, red.
-      name: the model's, `"segnet"`, `"segnet_basic"` or `"deconvnet"`.
       source: what to call the tensors in messages.
-
-    Returns:
-      The kernel of the classifier, options for `create_model`, the naming scheme and the tensors.
 
     Raises:
       WeightsError: a blob of a BN layer has not one number a channel.
@@ -144,4 +141,15 @@ def unpooling_net(
             scale = result[f"{layer}.weight"]
             result[f"{layer}.running_mean"] = np.zeros_like(scale)
             result[f"{layer}.running_var"] = np.full_like(scale, 1 - _EPSILON)
-    return f"{name_map.module('classifier')}.weight", options, name_map, result
+    num_classes = count_classes(tensors, f"{name_map.module('classifier')}.weight", source)
+    return Network(name, num_classes, options, name_map, result)
+
+
+LAYOUTS = tuple(
+    Layout(name, (anchor,), partial(read_unpooling_net, name))
+    for name, anchor in (
+        ("segnet", r"conv5_3_D\.weight"),
+        ("segnet_basic", r"conv_decode4\.weight"),
+        ("deconvnet", r"fc6-deconv\.weight"),
+    )
+)

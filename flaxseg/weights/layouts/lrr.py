@@ -9,17 +9,17 @@ heads of dilation and erosion in several spellings.
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers.bilinear_deconv import bilinear_kernel
 from flaxseg.layers.image_normalization import ImageNormalization
+from flaxseg.weights.layouts.network import Layout, Network
 from flaxseg.weights.name_maps import NameMap, caffe_vgg_module
 
-LRR_ANCHOR = "bases_coef_32xf"
-"""The tensor that every network has."""
+# The tensor that every network has.
+_ANCHOR = "bases_coef_32xf"
 
 _BASES = 10
 _MEAN = "averageImage"
@@ -56,10 +56,8 @@ class _LRRNames(NameMap):
 MATCONVNET_LRR = _LRRNames("MatConvNet lrr", lambda path: path, channels_last=True)
 
 
-def lrr_tensors(
-    tensors: Mapping[str, np.ndarray], source: str
-) -> tuple[int, dict[str, Any], dict[str, np.ndarray]]:
-    """Tells which network these tensors are, and what is there to load.
+def read_lrr(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads a released network.
 
     One with 19 classes is taken for the release's for Cityscapes: its masks have a window of 17 and
     its mean is known. Others have the 9 of the training code, and their mean, of the training
@@ -69,16 +67,13 @@ def lrr_tensors(
       tensors: by their names in the release.
       source: what the file is called.
 
-    Returns:
-      The number of classes, options for `create_model`, and the tensors.
-
     Raises:
       WeightsError: a level is missing, the mean is, or the fixed upsampling is not bilinear.
     """
-    channels = tensors[LRR_ANCHOR].shape[-1]
+    channels = tensors[_ANCHOR].shape[-1]
     if channels % _BASES or channels < 2 * _BASES:
         raise WeightsError(
-            f"{source}: {LRR_ANCHOR} has {channels} filters; wanted {_BASES} for each class."
+            f"{source}: {_ANCHOR} has {channels} filters; wanted {_BASES} for each class."
         )
     num_classes = channels // _BASES
     try:
@@ -115,7 +110,7 @@ def lrr_tensors(
         "dilation_erosion": "dil_seg32x_coeff" in tensors,
         "normalization": dataclasses.asdict(ImageNormalization(mean, (1.0, 1.0, 1.0))),
     }
-    return num_classes, options, kept
+    return Network("lrr", num_classes, options, MATCONVNET_LRR, kept)
 
 
 def _is_bilinear(kernel: np.ndarray) -> bool:
@@ -123,3 +118,6 @@ def _is_bilinear(kernel: np.ndarray) -> bool:
     return kernel.shape[:2] == (4, 4) and np.allclose(
         kernel, np.outer(line, line)[:, :, None, None], atol=1e-5
     )
+
+
+LAYOUTS = (Layout("MatConvNet's LRR", (_ANCHOR,), read_lrr),)

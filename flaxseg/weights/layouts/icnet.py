@@ -1,13 +1,15 @@
 """The released ICNet: names of its layers in Caffe and in ports, and its tensors in one form."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
 from flaxseg.errors import WeightsError
+from flaxseg.weights.layouts.network import Layout, Network, count_classes
+from flaxseg.weights.layouts.pspnet import CAFFE_PSPNET_NORMALIZATION, caffe_resnet_module
 from flaxseg.weights.name_maps import NameMap
-from flaxseg.weights.name_maps_pspnet import caffe_resnet_module
 
 # The modules of our head, and theirs: (path, Caffe, meetps' pytorch-semseg).
 _HEAD = (
@@ -164,3 +166,29 @@ def _uniform_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         key = f"{base}/bn.{array}" if is_bn else f"{base}.{array}"
         result[key] = value if array == "weight" and not is_bn else value.reshape(-1)
     return result
+
+
+def read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads the released ICNet, its TensorFlow port or meetps' pytorch-semseg.
+
+    Tensors of other layers, which the released file has from training, are left out.
+    """
+    tensors = icnet_tensors(tensors, source)
+    stem = tensors.get("conv1_2_3x3.weight")
+    options = {
+        "backbone": "resnet50",
+        "width": 0.5 if stem is None else len(stem) / 64,
+        "auxiliary": "sub4_out.weight" in tensors,
+        "normalization": dataclasses.asdict(CAFFE_PSPNET_NORMALIZATION),
+    }
+    num_classes = count_classes(tensors, "conv6_cls.weight", source)
+    return Network("icnet", num_classes, options, CAFFE_ICNET, tensors, allow_unused=True)
+
+
+LAYOUTS = (
+    Layout(
+        "Caffe's ICNet",
+        (r"conv1_sub1[./](weights?|0)", r"convbnrelu1_sub1\.cbr_unit\.0\.weight"),
+        read_icnet,
+    ),
+)

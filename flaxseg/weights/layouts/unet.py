@@ -1,0 +1,58 @@
+"""Names of U-Net's parts in segmentation_models.pytorch."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from flaxseg.errors import WeightsError
+from flaxseg.layers.image_normalization import IMAGENET
+from flaxseg.weights.layouts.network import Layout, Network, count_classes
+from flaxseg.weights.name_maps import NAME_MAPS, NameMap
+
+
+def smp_unet_module(path: str) -> str:
+    """The name of a module of `UNet` on a ResNet."""
+    part, _, rest = path.partition("/")
+    if part == "backbone":
+        return f"encoder.{NAME_MAPS['resnet'][0].module(rest)}"
+    if path == "classifier":
+        return "segmentation_head.0"
+    found = re.fullmatch(r"stage(\d)_(\d)/(conv|bn)", path)
+    if found is None:
+        raise KeyError(path)
+    stage, place, kind = found.groups()
+    return f"decoder.blocks.{int(stage) - 1}.conv{place}.{0 if kind == 'conv' else 1}"
+
+
+SMP_UNET = NameMap("segmentation_models.pytorch unet", smp_unet_module)
+
+
+def read_unet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
+    """Reads a U-Net without attention, of any width of its stages."""
+    units = {m[1] for name in tensors if (m := re.match(r"encoder\.layer3\.(\d+)\.", name))}
+    bottleneck = "encoder.layer1.0.conv3.weight" in tensors
+    depths = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
+    depth = depths.get((len(units), bottleneck))
+    if depth is None:
+        raise WeightsError(
+            f"{source} is a U-Net of segmentation_models.pytorch on an encoder with {len(units)} "
+            f"units in layer3; known are the ResNets {', '.join(map(str, depths.values()))}."
+        )
+    blocks = [f"decoder.blocks.{index}.conv1.0.weight" for index in range(5)]
+    options = {
+        "backbone": f"resnet{depth}",
+        "output_stride": 32,
+        "features": tuple(len(tensors[name]) for name in blocks if name in tensors),
+        "normalization": dataclasses.asdict(IMAGENET),
+    }
+    num_classes = count_classes(tensors, "segmentation_head.0.weight", source)
+    return Network("unet", num_classes, options, SMP_UNET, tensors)
+
+
+LAYOUTS = (
+    Layout(
+        "segmentation_models.pytorch's U-Net", (r"decoder\.blocks\.0\.conv1\.0\.weight",), read_unet
+    ),
+)
