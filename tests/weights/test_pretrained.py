@@ -157,5 +157,5 @@ def test_other_layouts_are_refused(tmp_path, weights_dir):
         "backbone.features.0.0.weight": np.zeros(3, np.float32),
     }
     safetensors.numpy.save_file(tensors, tmp_path / "net.safetensors")
-    with pytest.raises(WeightsError, match=r"known are resnet50 \(6\) and resnet101"):
+    with pytest.raises(WeightsError, match=r"known are resnet50 \(6\), resnet101"):
         read_pretrained(tmp_path / "net.safetensors")
