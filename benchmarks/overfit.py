@@ -47,6 +47,15 @@ SYSTEMS = {
     "icnet": ("icnet.py:", 8),
     "gcn": ("gcn.py:", 32),
     "dfn": ("dfn.py:", 32),
+    "lrr": ("lrr.py:", 32),
+    "refinenet": ("refinenet.py:", 32),
+    "refinenet_lw": ("refinenet.py:variant=lw", 32),
+    "unet": ("unet.py:", 32),
+    "segnet": ("segnet.py:", 32),
+    "segnet_basic": ("segnet.py:variant=basic", 32),
+    "deconvnet": ("deconvnet.py:", 32),
+    "dilatednet": ("dilatednet.py:", 8),
+    "parsenet": ("parsenet.py:", 8),
 }
 
 
@@ -105,7 +114,10 @@ def make_config(
     if "dropout" in config.model.options:
         config.model.options.dropout = 0.0
     if options.full_labels:
-        config.loss.resize_labels = False
+        for output in config.loss.outputs.values():
+            output.resize_labels = False
+    if options.bases and system == "lrr":
+        config.init.bases = options.bases
     config.steps, config.batch_size = options.steps, len(PICTURES)
     config.optimizer.update(
         name="adamw", learning_rate=options.rate, head_lr_multiplier=1.0, weight_decay=0.0
@@ -159,6 +171,7 @@ def main() -> None:
     )
     parser.add_argument("--camvid", type=pathlib.Path, required=True)
     parser.add_argument("--backbone", default="timm/tf_efficientnet_lite0.in1k")
+    parser.add_argument("--bases", default="", help="of LRR: a folder of learn-basis")
     parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=2e-3)
