@@ -58,7 +58,7 @@ from flaxseg.layers.refinement_residual import RefinementResidual
 from flaxseg.layers.residual_conv_unit import ResidualConvUnit
 from flaxseg.layers.resize import resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
-from flaxseg.layers.transposed_conv import TransposedConv
+from flaxseg.layers.transposed_convolution import TransposedConv
 from flaxseg.layers.unpooling import max_pool_with_indices, max_unpool
 from flaxseg.layers.unpooling_decoder import UnpoolingDecoder, mirrored_features
 

@@ -212,9 +212,10 @@ def test_vgg16_on_pictures_of_the_classifiers_size_is_torchvisions_classifier(ba
     image = picture(1, 224, 224)
     x, features = peers.to_torch(image), {}
     for layer in net.features:
-        x = layer(x)
         if isinstance(layer, torch.nn.MaxPool2d):
-            features[f"c{len(features) + 1}"] = x
+            stage = len(features) // 2 + 1
+            features |= {f"conv{stage}": x, f"c{stage}": layer(x)}
+        x = layer(x)
     fc7 = net.classifier[:6](x.flatten(1))
     logits = net.classifier[6](fc7)
     features["fc7"] = fc7[:, :, None, None]
