@@ -32,9 +32,10 @@ def resize(
     Args:
       x: `[N, H, W, C]`, any number type.
       size: `(height, width)` of the result, at least 1.
-      method: `"bilinear"`, or `"nearest"` for labels: no value is invented. Nearest takes
-        `floor(target * n / m)` with `align_corners=False` (PyTorch's `"nearest"`) and the rounded
-        position with True and None.
+      method: `"bilinear"`, or `"nearest"` for labels: no value is invented. Nearest takes the cell
+        whose centre is nearest to the position that bilinear would read, of two the further one
+        (PyTorch's `"nearest-exact"` and Pillow's `NEAREST`; PyTorch's `"nearest"` takes
+        the upper left of the pixels that become one).
       align_corners: see above. There is no default, because both are common and a wrong one costs
         accuracy silently.
       antialias: widen the bilinear kernel by the factor of the reduction when the result is
@@ -120,7 +121,8 @@ def _source_position(n: int, m: int, align_corners: bool | None) -> np.ndarray:
 def _nearest_index(n: int, m: int, align_corners: bool | None) -> np.ndarray:
     if align_corners or align_corners is None:
         return np.floor(_source_position(n, m, align_corners) + 0.5).astype(np.int32)
-    return np.minimum(np.arange(m, dtype=np.int64) * n // m, n - 1).astype(np.int32)
+    # In whole numbers, so that no tie depends on rounding.
+    return ((2 * np.arange(m, dtype=np.int64) + 1) * n // (2 * m)).astype(np.int32)
 
 
 def _interpolate_rows(x: jax.Array, weights: np.ndarray) -> jax.Array:

@@ -36,7 +36,7 @@ def test_resize_equals_torch(source, target, mode):
     x = random(2, *source, 3)
     align_corners, antialias = mode == "aligned", mode == "antialias"
     if mode == "nearest":
-        ours, theirs = {"method": "nearest"}, {"mode": "nearest"}
+        ours, theirs = {"method": "nearest"}, {"mode": "nearest-exact"}
     else:
         theirs = {"mode": "bilinear", "align_corners": align_corners, "antialias": antialias}
         ours = {"antialias": antialias}
