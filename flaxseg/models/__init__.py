@@ -95,8 +95,9 @@ def create_model(
       backbone: one of `list_backbones()`, or a module of your own that returns named features; the
         paper's by default (the class's `default_backbone`).
       output_stride: of the backbone, 8, 16 or 32; by default the paper's. It may change between
-        training and evaluation: the parameters are the same. A module of your own has its own, and
-        must say so here for the rates to fit.
+        training and evaluation: the parameters are the same, but for models with a learned
+        deconvolution for each doubling (`gcn`). A module of your own has its own, and must say so
+        here for the rates to fit.
       dtype: dtype of the computation, such as `jnp.bfloat16`. Parameters, statistics and logits
         are float32.
       batch_norm_momentum: share of the old running statistics that is kept in a training step.

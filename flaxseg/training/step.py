@@ -110,11 +110,11 @@ def make_train_step(
 
     described = _DEFAULT_OUTPUTS if outputs is None else dict(outputs)
     _check_used(described, label_smoothing=label_smoothing, class_weights=class_weights)
-    derived = [name for name, own in described.items() if own.weight and own.target != "label"]
-    if sample_rate < 1 and derived:
+    whole = [name for name, own in described.items() if own.weight and own.needs_whole_labels]
+    if sample_rate < 1 and whole:
         raise ConfigError(
-            f"sample_rate is {sample_rate}, and the targets of {', '.join(derived)} are made from "
-            "whole labels; set it to 1."
+            f"sample_rate is {sample_rate}, and the losses of {', '.join(whole)} need whole "
+            "labels; set it to 1."
         )
     terms = {
         name: own.terms(

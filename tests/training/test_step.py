@@ -570,7 +570,11 @@ def test_a_main_loss_over_images_leaves_the_mean_as_it_is_when_summed(many_losse
             {"outputs": {"logits": OutputLoss(kind="focal")}, "label_smoothing": 0.1},
             "label_smoothing is 0.1, and no output's loss has it: focal",
         ),
-        ({"outputs": MANY, "sample_rate": 0.5}, "the targets of border are made from whole"),
+        ({"outputs": MANY, "sample_rate": 0.5}, "the losses of border need whole labels"),
+        (
+            {"outputs": {"logits": OutputLoss(kind="dice + boundary")}, "sample_rate": 0.5},
+            "the losses of logits need whole labels",
+        ),
         (
             {"outputs": {**MANY, "border": OutputLoss(kind="focal")}},
             "'border' has 1 channels, and the label 4 classes",

@@ -43,6 +43,9 @@ TARGETS: dict[str, Callable[..., jax.Array]] = {
 # Losses whose count is `label_weight`: an output with the label as it is needs no scaling.
 _PIXEL_MEANS = ("cross_entropy", "focal")
 
+# Losses that look at the labels around a pixel, not only at its own.
+_OF_NEIGHBOURS = ("boundary", "dilated_masks", "eroded_masks")
+
 # Arguments of a loss or target that come from elsewhere than its text.
 _SHARED = ("ignore_label", "align_corners", "class_weights", "label_smoothing")
 
@@ -133,6 +136,12 @@ class OutputLoss:
                 LossTerm(factor, partial(loss, **options), whole_label and name in _PIXEL_MEANS)
             )
         return tuple(terms)
+
+    @property
+    def needs_whole_labels(self) -> bool:
+        """Whether labels of which pixels were left out would have another loss."""
+        kinds = {name for _, name, _ in _parse_sum(self.kind)}
+        return self.target != "label" or not kinds.isdisjoint(_OF_NEIGHBOURS)
 
     def takes(self, argument: str) -> bool:
         """Whether ``"class_weights"`` or ``"label_smoothing"`` play a part in this loss."""
