@@ -38,8 +38,9 @@ Source of the recipe: the released training code for VOC (golnazghiasi/LRR): rat
 of 32x, halved after 50 and 60, then 6.25e-5 for 16 epochs of each stage; momentum 0.9, decay 5e-4,
 also of biases, which have twice the rate; pictures whose longer side becomes 288 to 704 pixels,
 parts of 384 x 384; a loss per level on labels of its size, all of weight 1, and the heads of
-dilation and erosion at 32x. The bases are not trained. Three things differ: the release takes the
-centre of a picture, one scale for a batch, and forgets its momentum after each epoch.
+dilation and erosion at 32x. The bases are not trained. Four things differ: the release takes the
+centre of a picture, one scale for a batch, the mean over each picture's pixels before that over the
+batch, and forgets its momentum after each epoch.
 """
 
 from ml_collections import config_dict
