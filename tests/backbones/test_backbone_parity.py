@@ -248,7 +248,6 @@ def test_dilated_vgg16_keeps_the_features_of_the_coarse_one():
     ("name", "output_stride"),
     [
         ("xception41", 16),
-        pytest.param("xception41", 8, marks=pytest.mark.slow),
         pytest.param("xception65", 32, marks=pytest.mark.slow),
         pytest.param("xception71", 16, marks=pytest.mark.slow),
     ],

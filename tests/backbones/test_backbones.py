@@ -44,7 +44,10 @@ PARAMETERS = {
 # Parts of one network that were never classifiers; see that network's tests.
 ENCODERS = ("unet_encoder", "segnet_basic_encoder")
 # AlexNet has one output stride and pads nothing at first.
-GRIDS = [name for name in list_backbones() if name not in ("alexnet", *ENCODERS)]
+WITHOUT_GRIDS = ("alexnet", *ENCODERS)
+# The same blocks as in smaller networks, more often.
+DEEPER = ("resnet34", "resnet101", "resnet152", "resnet101_beta", "xception65", "xception71")
+GRIDS = [name for name in list_backbones() if name not in (*WITHOUT_GRIDS, *DEEPER)]
 
 
 def count(params) -> int:

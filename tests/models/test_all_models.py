@@ -157,9 +157,7 @@ def some_labels(*shape, num_classes=2):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("size", "num_classes"), [((65, 97), 2), ((65, 97), 21), ((1, 1), 2), ((2, 33), 3)]
-)
+@pytest.mark.parametrize(("size", "num_classes"), [((65, 97), 21), ((1, 1), 2)])
 def test_any_size_in_evaluation(name, size, num_classes):
     model = make(name, "mobile", num_classes)
     variables = initial(model)
@@ -169,6 +167,10 @@ def test_any_size_in_evaluation(name, size, num_classes):
     assert prediction.logits.dtype == jnp.float32
     assert bool(np.isfinite(prediction.logits).all())
     assert prediction.auxiliary == {}
+    for other in ((2, 33), (96, 64)):
+        image = jax.ShapeDtypeStruct((3, *other, 3), jnp.float32)
+        logits = jax.eval_shape(model.apply, variables, image).logits
+        assert logits.shape == (3, *other, num_classes)
 
 
 @pytest.mark.parametrize(("name", "backbone", "options"), CASES)
@@ -215,7 +217,8 @@ def test_a_few_steps_learn_a_picture(name):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Without normalisation in the head there is only that of the backbone: one of these is enough.
+@pytest.mark.parametrize("name", ["fcn8s", *(name for name in NAMES if has(name, "norm"))])
 def test_frozen_batch_norm_keeps_all_statistics_in_training(name):
     model = make(name, "resnet", frozen=True, dropout=0.0)
     variables = initial(model)
