@@ -171,15 +171,16 @@ def _stored_parts(info: DatasetInfo, split: str, sizes: Mapping[str, int]) -> st
         elif not bracket:
             written += members
         else:
-            total = tfds.core.SplitInfo(name, [sum(sizes[member] for member in members)], 0)
+            total = sum(sizes[member] for member in members)
+            known = {name: tfds.core.SplitInfo(name, [total], 0)}
             try:
-                (piece,) = tfds.core.ReadInstruction.from_spec(part).to_absolute({name: total})
+                (piece,) = tfds.core.ReadInstruction.from_spec(part).to_absolute(known)
             except ValueError as error:
                 raise _no_part(split, str(error), sizes) from None
             start = 0
             for member in members:
-                first = max(piece.from_ - start, 0)
-                last = min(piece.to - start, sizes[member])
+                first = max((piece.from_ or 0) - start, 0)
+                last = min((total if piece.to is None else piece.to) - start, sizes[member])
                 if first < last:
                     written.append(f"{member}[{first}:{last}]")
                 start += sizes[member]
@@ -202,14 +203,14 @@ def _length_of_parts(
             return length
         reason = "there is no record in it"
     except ValueError as error:  # TFDS can not read it, or it goes beyond the end
-        reason = str(error).split("\n")[0]
+        reason = str(error)
     raise _no_part(split, reason, sizes)
 
 
 def _no_part(split: str, reason: str, sizes: Mapping[str, int]) -> DataError:
     known = ", ".join(f"{name} ({size} records)" for name, size in sizes.items())
     return DataError(
-        f"{split!r} is no part of a split: {reason}. Write one as 'train[:100]', 'train[10%:]' or "
+        f"{split!r} is no part of a split: {reason.splitlines()[0]}. Write one as 'train[:100]', 'train[10%:]' or "
         f"'train+val'. There are {known}."
     )
 

@@ -223,11 +223,12 @@ def _check_names(labels: FileTree) -> list[str]:
     except (OSError, UnicodeDecodeError, UndecodableError) as error:
         return [f"{file}: the list can not be read: {error}"]
     named = dict(tuple(map(str.strip, line.partition(":")[::2])) for line in lines)
-    return [
-        f"{file}: id {raw} is {named.get(str(raw))!r}, wanted {name!r}"
+    others = [
+        f"id {raw} is {named.get(str(raw))!r}, wanted {name!r}"
         for raw, name in _CLASSES
         if named.get(str(raw), "").replace(" ", "") != name
     ]
+    return [f"{file}: {len(others)} names are not as expected: {others[0]}"] if others else []
 
 
 def decode_published(encoded: bytes) -> np.ndarray:
