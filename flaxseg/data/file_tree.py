@@ -182,6 +182,7 @@ def pair_up(
             stem.rpartition("/")[2],
             images.file(f"{image_folder}/{stem}{image_suffix}"),
             labels.file(f"{label_folder}/{stem}{label_suffix}"),
+            as_stored=True,
         )
         for stem in sorted(found)
     ]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from flaxseg.data.builders.segmentation import EncodedExample
 from flaxseg.data.decode import UndecodableError, decode_image, decode_label
+from flaxseg.data.exif import set_upright
 from flaxseg.data.label_map import LabelMap
 from flaxseg.errors import DataError
 
@@ -34,16 +35,19 @@ class Pair:
       id: name of the pair, unique within the splits that repeat no other.
       image, label: the files.
       decode: from the bytes of the label file to raw ids, `[H, W]`; raises UndecodableError.
+      as_stored: the label fits the picture's pixels as they are stored, whatever EXIF says.
     """
 
     id: str
     image: File
     label: File
     decode: Callable[[bytes], np.ndarray] = decode_label
+    as_stored: bool = False
 
     def image_bytes(self) -> bytes:
         """Reads the picture file."""
-        return self.image.read_bytes()
+        encoded = self.image.read_bytes()
+        return set_upright(encoded) if self.as_stored else encoded
 
     def label_bytes(self) -> bytes:
         """Reads the label file."""

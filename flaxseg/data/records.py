@@ -210,8 +210,8 @@ def _length_of_parts(
 def _no_part(split: str, reason: str, sizes: Mapping[str, int]) -> DataError:
     known = ", ".join(f"{name} ({size} records)" for name, size in sizes.items())
     return DataError(
-        f"{split!r} is no part of a split: {reason.splitlines()[0]}. Write one as 'train[:100]', 'train[10%:]' or "
-        f"'train+val'. There are {known}."
+        f"{split!r} is no part of a split: {reason.splitlines()[0]}. Write one as 'train[:100]', "
+        f"'train[10%:]' or 'train+val'. There are {known}."
     )
 
 

@@ -1,5 +1,7 @@
 """VOC 2012 and SBD: the published archives, the lists of the splits, and real files."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -155,6 +157,22 @@ def test_what_is_wrong_is_named_with_archive_and_file(tmp_path):
     ):
         assert words in message, words
     assert not flaxseg.data.is_prepared("voc_segmentation", tmp_path / "data")
+
+
+def test_a_picture_with_notes_of_turning_is_read_as_its_label_was_drawn(tmp_path):
+    """Upright as stored; as another program turns it, it would not fit its label."""
+    files = voc_files(TRAIN, VAL)
+    name = f"VOCdevkit/VOC2012/JPEGImages/{TRAIN[1]}.jpg"
+    image = Image.open(io.BytesIO(files[name]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = io.BytesIO()
+    image.save(turned, "JPEG", exif=exif, quality=95)
+    files[name] = turned.getvalue()
+    write_tar(tmp_path / "VOCtrainval_11-May-2012.tar", files)
+    prepare(tmp_path, tmp_path / "data")
+    record = flaxseg.data.open_split("voc_segmentation", "train", tmp_path / "data")[1]
+    np.testing.assert_array_equal(record["image"], np.array(Image.open(turned)))
 
 
 def test_a_folder_without_voc_says_what_is_wanted(tmp_path):

@@ -205,7 +205,13 @@ def find_pairs(
     for split in INFO.splits:
         ids = read_ids(voc, f"ImageSets/{lists}/{split}.txt", problems)
         pairs[split] = [
-            Pair(i, voc.file(f"JPEGImages/{i}.jpg"), labels.file(pattern.format(i)), **options)
+            Pair(
+                i,
+                voc.file(f"JPEGImages/{i}.jpg"),
+                labels.file(pattern.format(i)),
+                as_stored=True,
+                **options,
+            )
             for i in ids
         ]
     return pairs, problems

@@ -175,7 +175,8 @@ def _find_sbd(
 
 
 def _pair(voc: FileTree, name: str, labels: FileTree, label: str, **options) -> Pair:
-    return Pair(name, voc.file(f"JPEGImages/{name}.jpg"), labels.file(label), **options)
+    image = voc.file(f"JPEGImages/{name}.jpg")
+    return Pair(name, image, labels.file(label), as_stored=True, **options)
 
 
 def decode_sbd(encoded: bytes) -> np.ndarray:
