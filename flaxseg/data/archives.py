@@ -6,14 +6,15 @@ place, those of a compressed tar from one nameless temporary file; each is read 
 files, encrypted ones, and archives that unpack to far more than they are, are refused by name.
 """
 
+import io
 import os
 import pathlib
 import stat
 import struct
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import BinaryIO
 
 from flaxseg.data.decode import UndecodableError
 from flaxseg.data.packed_files import Account, PackedFile, check_entry_name, check_size
@@ -58,54 +59,49 @@ def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
     Raises:
       DataError: it is no whole zip, or has more than `MAX_ENTRIES` entries.
     """
-    with path.open("rb") as file:
-        size = _directory_size(file)
-        if size > _MAX_DIRECTORY_BYTES:
-            raise DataError(f"{path} has a list of entries of {size} bytes; refused")
-        # The number that is written there proves nothing: zipfile reads as many as there are.
-        account = Account(path)
-        for _ in range(_count_entries(file, size) if size else 0):
-            account.entry()
+    file = _WatchedFile(path)
     try:
-        return zipfile.ZipFile(path)
+        opened = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
         raise DataError(
             f"{path} is not a zip that can be read: {error}. Is it whole? Download it again."
         ) from None
+    file.watch = False
+    return opened
 
 
-def _end_of_zip(file: BinaryIO) -> tuple[int, int] | None:
-    """Returns where the list of entries ends and its size, or None where there is none.
+class _WatchedFile(io.BufferedReader):
+    """A file from which no more than a bounded list of entries can be read.
 
-    (APPNOTE.TXT of PKWARE, 4.3.14 to 4.3.16.)
+    What a zip states about its list proves nothing, in none of the places where it does. Whatever
+    zipfile believes, it reads the list by one call and makes an object of each entry afterwards.
+
+    Attributes:
+      watch: False once the list is read.
     """
-    length = file.seek(0, os.SEEK_END)
-    start = max(0, length - 22 - 0xFFFF)
-    file.seek(start)
-    tail = file.read()
-    at = tail.rfind(b"PK\5\6")
-    if at < 0 or at + 22 > len(tail):
-        return None
-    (size,) = struct.unpack_from("<L", tail, at + 12)
-    end = start + at
-    if at >= 20 and tail[at - 20 : at - 16] == b"PK\6\7":
-        (offset,) = struct.unpack_from("<Q", tail, at - 12)
-        file.seek(min(offset, length))
-        record = file.read(56)
-        if len(record) == 56 and record[:4] == b"PK\6\6":
-            return offset, struct.unpack_from("<Q", record, 40)[0]
-    return end, size
 
+    def __init__(self, path: pathlib.Path):
+        number = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, number)
+        super().__init__(io.FileIO(number, closefd=False))
+        self._path = path
+        self.watch = True
 
-def _directory_size(file: BinaryIO) -> int:
-    found = _end_of_zip(file)
-    return 0 if found is None else found[1]
-
-
-def _count_entries(file: BinaryIO, size: int) -> int:
-    end, _ = _end_of_zip(file)
-    file.seek(max(0, end - size))
-    return file.read(size).count(b"PK\1\2")
+    def read(self, number: int | None = -1) -> bytes:
+        if not self.watch:
+            return super().read(number)
+        limit = _MAX_DIRECTORY_BYTES
+        there = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        asked = there if number is None or number < 0 else min(number, there)
+        if asked > limit:
+            raise DataError(
+                f"{self._path} has a list of entries of more than {limit} bytes; refused"
+            )
+        content = super().read(asked)
+        account = Account(self._path)
+        for _ in range(content.count(b"PK\1\2")):
+            account.entry()
+        return content
 
 
 def _read_zip(path: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, PackedFile]:

@@ -88,6 +88,7 @@ def _tar_entries(path: pathlib.Path, source: _Bytes, account: Account) -> Iterat
             raise DataError(f"{path}: {header.name!r} has {header.size} bytes; refused")
         if header.type in (b"L", b"K", b"x", b"X", b"g"):
             content = _header_content(path, source, header)
+            account.unpacked(len(content), header.name)
             if header.type == b"L":
                 name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
                 attributes["path"] = name
@@ -97,8 +98,9 @@ def _tar_entries(path: pathlib.Path, source: _Bytes, account: Account) -> Iterat
         name = attributes.get("path", header.name)
         size = header.size
         if "size" in attributes:
-            size = int(attributes["size"]) if attributes["size"].isdecimal() else -1
-        sparse = header.type == b"S" or any(key.startswith("GNU.sparse") for key in attributes)
+            digits = attributes["size"]
+            size = int(digits) if digits.isdecimal() and len(digits) < 20 else -1
+        sparse = header.type == b"S" or "sparse" in attributes
         attributes = {}
         while name.startswith("./"):  # as `tar -c .` writes them
             name = name[2:]
@@ -120,7 +122,11 @@ def _header_content(path: pathlib.Path, source: _Bytes, header: tarfile.TarInfo)
 
 
 def _pax_attributes(path: pathlib.Path, content: bytes) -> dict[str, str]:
-    """Parses records such as `21 path=folder/a.png`, each ended by a newline."""
+    """Parses records such as `21 path=folder/a.png`, each ended by a newline.
+
+    Returns:
+      The few that matter: "path" and "size", and "sparse" for a file that is stored in pieces.
+    """
     attributes = {}
     while content:
         length, space, _ = content.partition(b" ")
@@ -128,7 +134,10 @@ def _pax_attributes(path: pathlib.Path, content: bytes) -> dict[str, str]:
         key, equals, value = content[len(length) + 1 : number - 1].partition(b"=")
         if not (space and equals and len(length) < number <= len(content)):
             raise DataError(f"{path} is not a tar that can be read: a damaged header")
-        attributes[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        if key in (b"path", b"size"):
+            attributes[key.decode()] = value.decode("utf-8", "surrogateescape")
+        elif key.startswith(b"GNU.sparse"):
+            attributes["sparse"] = "yes"
         content = content[number:]
     return attributes
 

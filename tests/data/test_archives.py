@@ -233,7 +233,7 @@ def test_a_zip_that_hides_how_many_entries_it_has(tmp_path, monkeypatch):
     assert len(zipfile.ZipFile(tmp_path / "a.zip").infolist()) == 3001
     bounded_refusal(tmp_path / "a.zip", "more than 2000 entries")
     monkeypatch.setattr(archives, "_MAX_DIRECTORY_BYTES", 10_000)
-    bounded_refusal(tmp_path / "a.zip", r"a list of entries of \d+ bytes")
+    bounded_refusal(tmp_path / "a.zip", "a list of entries of more than 10000 bytes")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -282,6 +282,16 @@ def test_strange_numbers_in_headers_of_a_tar(tmp_path):
         content = attributes.tobuf() + records.ljust(512, b"\0")
         (tmp_path / "a.tar").write_bytes(content + tarfile.TarInfo("top/a").tobuf() + bytes(1024))
         with pytest.raises(DataError, match="a damaged header"):
+            read_archive(tmp_path / "a.tar", wanted)
+    attributes = tarfile.TarInfo("x")
+    attributes.type, attributes.size = tarfile.XHDTYPE, 6012
+    for record, words in (
+        (b"6012 size=" + b"9" * 6001 + b"\n", "'top/a' has -1 bytes|ends early"),
+        (b"6012 GNU.sparse.major=" + b"1" * 5989 + b"\n", "a link or device: 'top/a'"),
+    ):
+        content = attributes.tobuf() + record.ljust(6144, b"\0")
+        (tmp_path / "a.tar").write_bytes(content + tarfile.TarInfo("top/a").tobuf() + bytes(1024))
+        with pytest.raises(DataError, match=words):
             read_archive(tmp_path / "a.tar", wanted)
     huge = tarfile.TarInfo("top/a")
     huge.size = 1 << 60
