@@ -201,14 +201,24 @@ def read_compressed_tar(
                     raise _cut_off(path)
                 read = _handle_reader(handle, kept.tell(), entry.size)
                 found[entry.name] = PackedFile(path, entry.name, read)
-                kept.write(content)
+                _keep(kept, content, path)
                 remaining -= entry.size
             for part in source.skip(remaining):
                 account.unpacked(part, entry.name)
             shown.advance(packed.tell() - done)
             done = packed.tell()
-        kept.flush()
     return found
+
+
+def _keep(kept: BinaryIO, content: bytes, path: pathlib.Path) -> None:
+    try:
+        kept.write(content)
+        kept.flush()
+    except OSError as error:
+        raise DataError(
+            f"{path}: what is wanted of it does not fit into {tempfile.gettempdir()}: "
+            f"{error.strerror}; set TMPDIR to a folder with more space"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -249,6 +249,19 @@ def test_archives_that_are_cut_off_say_so(tmp_path, suffix, kept):
     assert str(path) in str(caught.value)
 
 
+def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(
+        tar_files.tempfile, "TemporaryFile", lambda **_: Full(tmp_path / "kept", "w+")
+    )
+    path = write(tmp_path / "archive.tgz", FILES)
+    with pytest.raises(DataError, match=r"archive.tgz: .*No space left on device; set TMPDIR"):
+        read_archive(path, wanted)
+
+
 def test_other_files_are_not_taken_for_archives(tmp_path):
     for content in (b"", b"<html>please log in</html>", b"\x89PNG" + bytes(2000), b"PK" * 400):
         (tmp_path / "file").write_bytes(content)

@@ -128,8 +128,8 @@ def find_pairs(
     del progress
     check_folder(INFO.name, folder)
     labels = {
-        "gtFine": _open(folder, "gtFine", "gtFine_trainvaltest.zip", "train"),
-        "gtCoarse": _open(folder, "gtCoarse", _COARSE, "train"),
+        "gtFine": _open(folder, "gtFine", "gtFine_trainvaltest.zip"),
+        "gtCoarse": _open(folder, "gtCoarse", _COARSE),
     }
     fine = _open(folder, "leftImg8bit", "leftImg8bit_trainvaltest.zip", "train")
     images = dict.fromkeys(("train", "val", "test"), fine)
@@ -153,7 +153,7 @@ def find_pairs(
     return pairs, []
 
 
-def _open(folder: pathlib.Path, kind: str, archive: str, part: str) -> FileTree | None:
+def _open(folder: pathlib.Path, kind: str, archive: str, part: str = "") -> FileTree | None:
     return open_tree(
         folder,
         roots=("", archive.removesuffix(".zip"), "cityscapes", "Cityscapes"),

@@ -119,7 +119,12 @@ def find_pairs(
         marker="ImageSets/Segmentation/val.txt",
         archive=VOC_ARCHIVE,
         prefix="VOCdevkit/VOC2012/",
-        parts=("JPEGImages/", "SegmentationClass/", "SegmentationClassAug/", "ImageSets/Segm"),
+        parts=(
+            "JPEGImages/",
+            "SegmentationClass/",
+            "SegmentationClassAug/",
+            "ImageSets/Segmentation/",
+        ),
         progress=progress,
     )
     if voc is None:
