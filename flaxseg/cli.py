@@ -74,6 +74,8 @@ converts the published files in --manual_dir. A data set that is ready already i
 _PREPARE_EPILOG = """examples:
   python -m flaxseg prepare-data shapes
   python -m flaxseg prepare-data camvid --manual_dir=downloads/CamVid --data_dir=/data
+  python -m flaxseg prepare-data voc_segmentation
+  python -m flaxseg prepare-data cityscapes --manual_dir=downloads
 """
 
 _IMPORT = """Converts a segmentation network of another library into a saved model, for predict and

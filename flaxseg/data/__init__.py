@@ -9,6 +9,7 @@ Example:
 """
 
 from flaxseg.data.augmentation import Augmentation, augment
+from flaxseg.data.builders.cityscapes import to_label_ids as cityscapes_label_ids
 from flaxseg.data.catalog import dataset_info, list_datasets
 from flaxseg.data.info import IGNORE_LABEL, DatasetInfo
 from flaxseg.data.pipeline import TrainBatches, train_batches
@@ -31,6 +32,7 @@ __all__ = [
     "Records",
     "TrainBatches",
     "augment",
+    "cityscapes_label_ids",
     "dataset_info",
     "default_data_dir",
     "is_prepared",

@@ -5,8 +5,16 @@ import difflib
 import pathlib
 from collections.abc import Callable
 
-from flaxseg.data.builders import camvid, shapes
+from flaxseg.data.builders import (
+    ade20k,
+    camvid,
+    cityscapes,
+    pascal_context,
+    shapes,
+    voc_segmentation,
+)
 from flaxseg.data.builders.segmentation import SegmentationBuilder
+from flaxseg.data.download import Download
 from flaxseg.data.info import DatasetInfo
 from flaxseg.data.pairs import Pair
 from flaxseg.errors import DataError
@@ -37,7 +45,9 @@ class Entry:
       examples: for a generated set, per split what yields the examples; None for one that is made
         of files.
       find_pairs: for files, from their folder to (pairs per split, problems).
-      archive: where files come from when no folder is given; None if they can not be downloaded.
+      archive: the zip of a repository from which files come when no folder is given.
+      downloads: or the archives from which they come.
+      how_to_get: where neither is possible, what to do instead.
     """
 
     info: DatasetInfo
@@ -45,6 +55,8 @@ class Entry:
     examples: Callable | None = None
     find_pairs: Callable[[pathlib.Path], tuple[dict[str, list[Pair]], list[str]]] | None = None
     archive: Archive | None = None
+    downloads: tuple[Download, ...] = ()
+    how_to_get: str = ""
 
 
 _DATASETS = {
@@ -55,25 +67,46 @@ _DATASETS = {
         find_pairs=camvid.find_pairs,
         archive=Archive(camvid.ARCHIVE_URL, camvid.ARCHIVE_FOLDER, camvid.GIT_TREE),
     ),
+    "voc_segmentation": Entry(
+        voc_segmentation.INFO,
+        voc_segmentation.VocSegmentation,
+        find_pairs=voc_segmentation.find_pairs,
+        downloads=(
+            Download(voc_segmentation.VOC_URL, voc_segmentation.VOC_DIGEST),
+            Download(voc_segmentation.SBD_URL, voc_segmentation.SBD_DIGEST),
+        ),
+    ),
+    "cityscapes": Entry(
+        cityscapes.INFO,
+        cityscapes.Cityscapes,
+        find_pairs=cityscapes.find_pairs,
+        how_to_get=cityscapes.HOW_TO_GET,
+    ),
+    "ade20k": Entry(
+        ade20k.INFO,
+        ade20k.Ade20k,
+        find_pairs=ade20k.find_pairs,
+        downloads=(Download(ade20k.URL, ade20k.DIGEST),),
+    ),
+    "pascal_context": Entry(
+        pascal_context.INFO,
+        pascal_context.PascalContext,
+        find_pairs=pascal_context.find_pairs,
+        how_to_get=pascal_context.HOW_TO_GET,
+    ),
+    "pascal_context_60": Entry(
+        pascal_context.INFO_60,
+        pascal_context.PascalContext60,
+        find_pairs=pascal_context.find_pairs,
+        how_to_get=pascal_context.HOW_TO_GET,
+    ),
 }
 
-_VOC = (
-    "PASCAL VOC 2012",
-    "VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012, and for train_aug "
-    "the SBD annotations, benchmark.tgz",
-)
-# Well-known sets that people will ask for by these names, and where their files are.
-_WITHOUT_BUILDER = {
-    "voc": _VOC,
-    "voc2012": _VOC,
-    "pascal_voc": _VOC,
-    "voc_segmentation": _VOC,
-    "cityscapes": (
-        "Cityscapes",
-        "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from cityscapes-dataset.com, "
-        "after registration",
-    ),
-    "ade20k": ("ADE20K", "ADEChallengeData2016.zip from groups.csail.mit.edu/vision/datasets"),
+# Names under which people look for them.
+_OTHER_NAMES = {
+    **dict.fromkeys(("voc", "voc2012", "voc12", "pascal_voc", "sbd"), "voc_segmentation"),
+    **dict.fromkeys(("ade", "ade20k_150", "scene_parse150"), "ade20k"),
+    **dict.fromkeys(("pcontext", "pascal_context_59"), "pascal_context"),
 }
 
 
@@ -100,17 +133,9 @@ def find_entry(name: str) -> Entry:
     if name in _DATASETS:
         return _DATASETS[name]
     known = ", ".join(list_datasets())
-    if name in _WITHOUT_BUILDER:
-        title, files = _WITHOUT_BUILDER[name]
-        raise DataError(
-            f"data set {name!r} ({title}) is not prepared, and this version has no builder that "
-            f"could prepare it. Data sets that it can prepare: {known}.\n"
-            "  To train now, use the generated one, which needs no download: "
-            "--config=configs/deeplab.py:data=shapes\n"
-            f"  To use {title}: get {files}; write a builder beside "
-            "flaxseg/data/builders/camvid.py, which reads files of the same kind; and add it to "
-            "flaxseg/data/catalog.py."
-        )
-    near = difflib.get_close_matches(name, list_datasets(), n=1)
+    if name in _OTHER_NAMES:
+        near = [_OTHER_NAMES[name]]
+    else:
+        near = difflib.get_close_matches(name, list_datasets(), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(f"there is no data set {name!r}.{hint} Data sets: {known}.")

@@ -10,19 +10,19 @@ import json
 import os
 import pathlib
 import shutil
-import stat
 import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 
+from flaxseg.data.archives import check_zip_member, open_zip
+from flaxseg.data.packed_files import check_entry_name
 from flaxseg.data.progress import Progress
 from flaxseg.errors import DataError
 
 MAX_ARCHIVE_BYTES = 4 * 2**30
-MAX_FILE_BYTES = 64 * 2**20
-MAX_FILES = 50_000
 _CHUNK = 1 << 18
 _ATTEMPTS = 4
 _TIMEOUT_S = 60.0
@@ -72,6 +72,67 @@ def fetch_folder(
         raise
     archive.unlink()
     return unpacked
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """A published file.
+
+    Attributes:
+      url: http or https; its last part is the file's name.
+      digest: of its content, as `"md5:..."` or `"sha1:..."`, whichever is published.
+    """
+
+    url: str
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.url.rpartition("/")[2]
+
+
+def fetch_files(
+    files: Sequence[Download], folder: pathlib.Path, what: str, progress: bool = True
+) -> None:
+    """Downloads files into a folder and compares them with what is published.
+
+    A file that is there already is compared only, so a download that was broken off goes on where
+    it ended, with the file that was not complete.
+
+    Args:
+      files: what to download.
+      folder: where to; made if need be.
+      what: name for messages.
+      progress: show progress on stderr.
+
+    Raises:
+      DataError: a download failed, or a file is not the published one; it is deleted then.
+    """
+    for file in files:
+        path = folder / file.name
+        download(file.url, path, f"{what} {file.name}", progress)
+        kind, _, wanted = file.digest.partition(":")
+        found = _digest(path, kind, f"checking {file.name}", progress)
+        if found != wanted:
+            path.unlink()
+            raise DataError(
+                f"{what}: {file.url} is not the published file ({kind} {found}, wanted {wanted}). "
+                "Nothing of it was used. Try again, or give the folder of a copy that you trust "
+                "with --manual_dir."
+            )
+
+
+def _digest(path: pathlib.Path, kind: str, what: str, progress: bool) -> str:
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with (
+        path.open("rb") as file,
+        Progress(what, path.stat().st_size, progress, unit="B") as shown,
+    ):
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            shown.advance(len(chunk))
+    return digest.hexdigest()
 
 
 def download(url: str, path: pathlib.Path, what: str, progress: bool = True) -> None:
@@ -210,7 +271,7 @@ def unzip_folder(archive: pathlib.Path, folder: str, target: pathlib.Path) -> pa
         files, or no such folder.
     """
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with open_zip(archive) as opened:
             members = _wanted_members(archive, opened, folder)
             if sum(member.file_size for member, _ in members) > MAX_ARCHIVE_BYTES:
                 raise DataError(f"{archive} unpacks to more than {MAX_ARCHIVE_BYTES} bytes")
@@ -222,7 +283,7 @@ def unzip_folder(archive: pathlib.Path, folder: str, target: pathlib.Path) -> pa
                     # CRC.
                     shutil.copyfileobj(source, file)
                 path.chmod(0o755 if (member.external_attr >> 16) & 0o100 else 0o644)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DataError(f"{archive} is not a zip that can be read: {error}") from None
     return target / folder
 
@@ -233,22 +294,12 @@ def _wanted_members(
     """Returns the files below the folder with the parts of their paths in it, after checking all
     names of the archive.
     """
-    infos = opened.infolist()
-    if len(infos) > MAX_FILES:
-        raise DataError(f"{archive} holds {len(infos)} entries, more than {MAX_FILES}")
     wanted = []
-    for member in infos:
-        name = member.filename
-        parts = tuple(name.rstrip("/").split("/"))
-        if name.startswith("/") or "\\" in name or ":" in parts[0] or {"", ".", ".."} & set(parts):
-            raise DataError(f"{archive} holds an entry outside its folder: {name!r}; refused")
+    for member in opened.infolist():
+        parts = check_entry_name(archive, member.filename)
         if len(parts) < 3 or parts[1] != folder or member.is_dir():
             continue
-        kind = stat.S_IFMT(member.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG):
-            raise DataError(f"{archive} holds a link or device: {name!r}; refused")
-        if member.file_size > MAX_FILE_BYTES:
-            raise DataError(f"{archive}: {name!r} has {member.file_size} bytes; refused")
+        check_zip_member(archive, member)
         wanted.append((member, parts[2:]))
     if not wanted:
         raise DataError(f"{archive} holds no folder {folder!r}")

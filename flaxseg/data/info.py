@@ -1,7 +1,7 @@
 """What is known about a data set before any of its pictures is read."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 IGNORE_LABEL = 255
 """The label of a pixel that counts neither in the loss nor in a metric, in every loaded record."""
@@ -25,6 +25,9 @@ class DatasetInfo:
       eval_size: `(H, W)` of the largest picture, a hint for padding; (0, 0) where sizes vary
         widely.
       license, citation, homepage: terms of use, what to cite, and where it comes from.
+      combined: splits that are others one after the other, and are not stored: name -> their names.
+      repeated: splits that hold pictures of another split again: name -> the other's name.
+      optional: splits that are left out where their files are not given: name -> which files.
     """
 
     name: str
@@ -40,13 +43,41 @@ class DatasetInfo:
     license: str
     citation: str
     homepage: str
+    combined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    repeated: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         assert len(self.class_names) == len(self.class_colors)
         assert set(self.label_map.values()) <= {*range(len(self.class_names)), IGNORE_LABEL}
         assert self.eval_split in self.splits
+        assert {*self.split_sizes, *self.combined, *self.repeated, *self.optional} <= {*self.splits}
 
     @property
     def num_classes(self) -> int:
         """Number of train ids."""
         return len(self.class_names)
+
+    def differences(self, sizes: Mapping[str, int]) -> Iterator[str]:
+        """Says which splits are not as published.
+
+        Args:
+          sizes: number of pictures in each split that is stored.
+
+        Yields:
+          A line for the splits that are left out for want of the same files; one for those of other
+          sizes.
+        """
+        left_out: dict[str, list[str]] = {}
+        for split in self.splits:
+            if not all(part in sizes for part in self.combined.get(split, (split,))):
+                left_out.setdefault(self.optional.get(split, "its files"), []).append(split)
+        for files, splits in left_out.items():
+            yield f"without {', '.join(splits)}, for which {files} would be needed"
+        other = [
+            f"{split} has {sizes[split]} pictures of {number}"
+            for split, number in self.split_sizes.items()
+            if sizes.get(split, number) != number
+        ]
+        if other:
+            yield f"not of the size published: {', '.join(other)}"

@@ -7,6 +7,9 @@ import numpy as np
 
 from flaxseg.data.info import IGNORE_LABEL
 
+# Pixels counted at a time: bounds the memory of the int64 copy that counting makes to 32 MiB.
+_CHUNK = 1 << 22
+
 
 class LabelMap:
     """Maps raw label ids to train ids; an id outside the map is found, never passed on.
@@ -26,10 +29,7 @@ class LabelMap:
 
     def unknown_ids(self, raw: np.ndarray) -> dict[int, int]:
         """Returns the ids of `raw` that are not in the map, each with its number of pixels."""
-        values, counts = np.unique(raw, return_counts=True)
-        return {
-            int(v): int(n) for v, n in zip(values, counts, strict=True) if int(v) not in self.ids
-        }
+        return {v: n for v, n in count_ids(raw).items() if v not in self.ids}
 
     def apply(self, raw: np.ndarray) -> np.ndarray:
         """Maps a raw label `[H, W]` (uint8 or uint16) to train ids (uint8 `[H, W]`).
@@ -46,10 +46,50 @@ class LabelMap:
             return table[raw]
         raise ValueError(self.complaint(raw))
 
+    def to_raw(self, train_ids: np.ndarray, ignored: int) -> np.ndarray:
+        """Turns train ids into raw ids, as test servers want predictions.
+
+        Args:
+          train_ids: integers of any shape, 0 to the last class, or 255 where nothing is predicted.
+          ignored: the raw id for 255.
+
+        Returns:
+          The same shape; uint8, or uint16 where raw ids need it. Of several raw ids of one class it
+          is the smallest.
+
+        Raises:
+          ValueError: other values, with their numbers of pixels; or not integers.
+        """
+        train_ids = np.asarray(train_ids)
+        if train_ids.dtype.kind not in "iu":
+            raise ValueError(f"train ids are {train_ids.dtype}; they must be integers")
+        back = {t: r for r, t in sorted(self.ids.items(), reverse=True) if t != IGNORE_LABEL}
+        back[IGNORE_LABEL] = ignored
+        values, counts = np.unique(train_ids, return_counts=True)
+        unknown = [
+            f"{v} ({n} pixels)" for v, n in zip(values, counts, strict=True) if v not in back
+        ]
+        if unknown:
+            raise ValueError(
+                f"no raw label has the train ids {', '.join(unknown)}; known are {_ranges(back)}"
+            )
+        table = np.zeros(256, np.uint8 if max(back.values()) < 256 else np.uint16)
+        table[list(back)] = list(back.values())
+        return table[train_ids]
+
     def complaint(self, raw: np.ndarray) -> str:
         """Says which ids of `raw` are unknown, in how many pixels, and which are known."""
         found = ", ".join(f"{v} ({n} pixels)" for v, n in self.unknown_ids(raw).items())
         return f"label ids outside the map: {found}; known ids are {_ranges(self.ids)}"
+
+
+def count_ids(raw: np.ndarray) -> dict[int, int]:
+    """Returns the number of pixels of each id in a label (uint8 or uint16), in rising order."""
+    counts = np.zeros(np.iinfo(raw.dtype).max + 1, np.int64)
+    flat = raw.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        counts += np.bincount(flat[start : start + _CHUNK], minlength=counts.size)
+    return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
 
 
 def _ranges(ids: Mapping[int, int]) -> str:

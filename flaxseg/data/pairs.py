@@ -3,16 +3,28 @@
 import concurrent.futures
 import dataclasses
 import hashlib
+import io
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
 
 from flaxseg.data.builders.segmentation import EncodedExample
 from flaxseg.data.decode import UndecodableError, decode_image, decode_label
+from flaxseg.data.exif import set_upright
 from flaxseg.data.label_map import LabelMap
 from flaxseg.errors import DataError
 
 MAX_LISTED_PROBLEMS = 50
+
+
+class File(Protocol):
+    """A path, or a file in an archive; as text it is its name for messages."""
+
+    def read_bytes(self) -> bytes:
+        """Reads it whole; raises OSError, or UndecodableError where its archive is damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,23 +32,33 @@ class Pair:
     """A picture file and its label file.
 
     Attributes:
-      id: name of the pair, unique within the data set.
+      id: name of the pair, unique within the splits that repeat no other.
       image, label: the files.
+      decode: from the bytes of the label file to raw ids, `[H, W]`; raises UndecodableError.
+      as_stored: the label fits the picture's pixels as they are stored, whatever EXIF says.
     """
 
     id: str
-    image: pathlib.Path
-    label: pathlib.Path
+    image: File
+    label: File
+    decode: Callable[[bytes], np.ndarray] = decode_label
+    as_stored: bool = False
+
+    def image_bytes(self) -> bytes:
+        """Reads the picture file."""
+        encoded = self.image.read_bytes()
+        return set_upright(encoded) if self.as_stored else encoded
+
+    def label_bytes(self) -> bytes:
+        """Reads the label file."""
+        return self.label.read_bytes()
 
     def read(self) -> EncodedExample:
-        """Reads both files."""
-        return EncodedExample(
-            self.id,
-            self.image.read_bytes(),
-            self.label.read_bytes(),
-            str(self.image),
-            str(self.label),
-        )
+        """Reads both files; a label that does not store its ids as a PNG is made into one."""
+        label = self.label_bytes()
+        if self.decode is not decode_label:
+            label = _as_png(self.decode(label))
+        return EncodedExample(self.id, self.image_bytes(), label, str(self.image), str(self.label))
 
 
 def check_pairs(
@@ -62,7 +84,7 @@ def check_pairs(
     """
     problems: list[str] = []
     first_with_id: dict[str, str] = {}
-    first_with_content: dict[bytes, tuple[str, pathlib.Path]] = {}
+    first_with_content: dict[bytes, tuple[str, File]] = {}
     work = [(split, pair) for split, of_split in pairs.items() for pair in of_split]
     with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
         results = pool.map(lambda item: _check_pair(item[1], label_map), work)
@@ -109,8 +131,8 @@ def _check_pair(pair: Pair, label_map: LabelMap) -> tuple[bytes | None, list[str
     the pair.
     """
     problems: list[str] = []
-    image_bytes = _read(pair.image, "picture", pair, problems)
-    label_bytes = _read(pair.label, "label", pair, problems)
+    image_bytes = _read(pair.image_bytes, pair.image, "picture", pair, problems)
+    label_bytes = _read(pair.label_bytes, pair.label, "label", pair, problems)
     image = label = None
     if image_bytes is not None:
         try:
@@ -119,7 +141,7 @@ def _check_pair(pair: Pair, label_map: LabelMap) -> tuple[bytes | None, list[str
             problems.append(f"{pair.image}: {error}")
     if label_bytes is not None:
         try:
-            label = decode_label(label_bytes)
+            label = pair.decode(label_bytes)
         except UndecodableError as error:
             problems.append(f"{pair.label}: {error}")
     if image is not None and label is not None and image.shape[:2] != label.shape:
@@ -133,11 +155,21 @@ def _check_pair(pair: Pair, label_map: LabelMap) -> tuple[bytes | None, list[str
     return digest, problems
 
 
-def _read(path: pathlib.Path, what: str, pair: Pair, problems: list[str]) -> bytes | None:
+def _read(
+    read: Callable[[], bytes], file: File, what: str, pair: Pair, problems: list[str]
+) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read()
     except FileNotFoundError:
-        problems.append(f"{path}: the {what} of {pair.id!r} is missing")
+        problems.append(f"{file}: the {what} of {pair.id!r} is missing")
     except OSError as error:
-        problems.append(f"{path}: the {what} of {pair.id!r} can not be read: {error.strerror}")
+        problems.append(f"{file}: the {what} of {pair.id!r} can not be read: {error.strerror}")
+    except UndecodableError as error:
+        problems.append(f"{file}: {error}")
     return None
+
+
+def _as_png(ids: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(ids).save(file, "PNG")
+    return file.getvalue()

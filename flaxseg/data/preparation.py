@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -105,6 +106,7 @@ def prepare(
                 written.chmod(0o755)
                 written.rename(target)
                 _sync_folder(target.parent)
+                shutil.rmtree(_downloads(data_dir, name), ignore_errors=True)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     return target
@@ -130,8 +132,8 @@ def read_manifest(name: str, data_dir: PathLike | None = None) -> Manifest:
     target = prepared_dir(info, data_dir)
     manifest = _load_manifest(target)
     if manifest is None:
-        archive = catalog.find_entry(name).archive
-        manual = "" if archive is None else " --manual_dir=FOLDER_WITH_ITS_FILES"
+        generated = catalog.find_entry(name).examples is not None
+        manual = "" if generated else " --manual_dir=FOLDER_WITH_ITS_FILES"
         raise DataError(
             f"data set {name!r} is not prepared in {data_dir} (looked for {target}). Prepare it "
             f"with: python -m flaxseg prepare-data {name} --data_dir={data_dir}{manual}"
@@ -197,7 +199,7 @@ def _find_examples(
         folder = pathlib.Path(manual_dir).expanduser()
         source = str(folder.resolve())
         advice = f"Mend or replace these files in {folder} and prepare again; nothing was written."
-    else:
+    elif entry.archive is not None:
         archive = entry.archive
         folder = download.fetch_folder(
             archive.url,
@@ -210,16 +212,40 @@ def _find_examples(
         )
         source = archive.url
         advice = "The published files are not as expected; give your own copy with --manual_dir."
-    pairs, problems = entry.find_pairs(folder)
+    elif entry.downloads:
+        folder = _downloads(data_dir, name)
+        download.fetch_files(entry.downloads, folder, name, progress)
+        source = ", ".join(file.url for file in entry.downloads)
+        advice = "The published files are not as expected; give your own copy with --manual_dir."
+    else:
+        raise DataError(
+            f"data set {name!r} can not be downloaded by a program. {entry.how_to_get}: "
+            f"python -m flaxseg prepare-data {name} --data_dir={data_dir} --manual_dir=FOLDER "
+            "(train.py: --config.data.manual_dir)"
+        )
+    pairs, problems = entry.find_pairs(folder, progress)
+    sizes = {split: len(of_split) for split, of_split in pairs.items()}
+    if progress:
+        for line in entry.info.differences(sizes):
+            print(f"{name}: {line}", file=sys.stderr, flush=True)
     problems += _check(name, pairs, entry.info, progress)
     raise_problems(name, problems, advice)
-    return readers(pairs), {split: len(of_split) for split, of_split in pairs.items()}, source
+    return readers(pairs), sizes, source
+
+
+def _downloads(data_dir: pathlib.Path, name: str) -> pathlib.Path:
+    """Where the archives of a data set are kept until it is prepared."""
+    return data_dir / ".downloads" / name
 
 
 def _check(name: str, pairs: dict[str, list[Pair]], info: DatasetInfo, progress: bool) -> list[str]:
-    total = sum(map(len, pairs.values()))
-    with Progress(f"checking {name}", total, progress) as shown:
-        return check_pairs(pairs, LabelMap(info.label_map), shown.advance)
+    """Checks all pairs; pictures of a split that repeats another one are not looked for in it."""
+    first = {split: of_split for split, of_split in pairs.items() if split not in info.repeated}
+    again = [{split: of_split} for split, of_split in pairs.items() if split in info.repeated]
+    label_map = LabelMap(info.label_map)
+    with Progress(f"checking {name}", sum(map(len, pairs.values())), progress) as shown:
+        found = [check_pairs(part, label_map, shown.advance) for part in (first, *again)]
+    return [problem for of_part in found for problem in of_part]
 
 
 def _write(

@@ -35,13 +35,20 @@ class Records(Sequence):
     """
 
     def __init__(
-        self, info: DatasetInfo, split: str, folder: pathlib.Path, length: int, fingerprint: str
+        self,
+        info: DatasetInfo,
+        split: str,
+        folder: pathlib.Path,
+        length: int,
+        fingerprint: str,
+        stored: str | None = None,
     ):
         self.info = info
         self.split = split
         self.fingerprint = fingerprint
         self._folder = folder
         self._length = length
+        self._stored = stored or split  # in the names of the splits that have files
         self._label_map = LabelMap(info.label_map)
         self._source = None
 
@@ -80,7 +87,7 @@ class Records(Sequence):
     def _read(self, number: int) -> dict[str, bytes]:
         try:
             if self._source is None:
-                self._source = _open_source(self._folder, self.split)
+                self._source = _open_source(self._folder, self._stored)
             return self._source[number]
         except Exception as error:
             # The readers below raise many types; whatever it is, the files are not what prepare
@@ -136,10 +143,50 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
             )
     manifest = read_manifest(name, data_dir)
     folder = prepared_dir(info, as_data_dir(data_dir)).resolve()
-    length = manifest.splits.get(split)
+    for part in split_names(split):
+        if not all(stored in manifest.splits for stored in info.combined.get(part, (part,))):
+            raise DataError(
+                f"split {part!r} of data set {name!r} was left out when it was prepared, because "
+                f"{info.optional.get(part, 'its files')} was not among the files. Put it beside "
+                f"the others, delete {folder} and prepare the data set again."
+            )
+    stored = _stored_parts(info, split, manifest.splits)
+    length = manifest.splits.get(stored)
     if length is None:
-        length = _length_of_parts(folder, split, manifest.splits)
-    return Records(info, split, folder, length, manifest.fingerprint)
+        length = _length_of_parts(folder, stored, manifest.splits, split)
+    return Records(info, split, folder, length, manifest.fingerprint, stored)
+
+
+def _stored_parts(info: DatasetInfo, split: str, sizes: Mapping[str, int]) -> str:
+    """Writes parts of combined splits as parts of the stored ones: "trainval" as "train+val".
+
+    Example: "trainval[2:]" is "train[2:3]+val[0:2]" for 3 and 2 records.
+    """
+    written = []
+    for part in map(str.strip, split.split("+")):
+        name, bracket, _ = part.partition("[")
+        members = info.combined.get(name.strip())
+        if members is None:
+            written.append(part)
+        elif not bracket:
+            written += members
+        else:
+            total = sum(sizes[member] for member in members)
+            known = {name: tfds.core.SplitInfo(name, [total], 0)}
+            try:
+                (piece,) = tfds.core.ReadInstruction.from_spec(part).to_absolute(known)
+            except ValueError as error:
+                raise _no_part(split, str(error), sizes) from None
+            start = 0
+            for member in members:
+                first = max((piece.from_ or 0) - start, 0)
+                last = min((total if piece.to is None else piece.to) - start, sizes[member])
+                if first < last:
+                    written.append(f"{member}[{first}:{last}]")
+                start += sizes[member]
+    if not written:
+        raise _no_part(split, "there is no record in it", sizes)
+    return "+".join(written)
 
 
 def split_names(split: str) -> tuple[str, ...]:
@@ -147,18 +194,24 @@ def split_names(split: str) -> tuple[str, ...]:
     return tuple(part.partition("[")[0].strip() for part in split.split("+"))
 
 
-def _length_of_parts(folder: pathlib.Path, split: str, sizes: Mapping[str, int]) -> int:
+def _length_of_parts(
+    folder: pathlib.Path, stored: str, sizes: Mapping[str, int], split: str
+) -> int:
     try:
-        length = tfds.builder_from_directory(folder).info.splits[split].num_examples
+        length = tfds.builder_from_directory(folder).info.splits[stored].num_examples
         if length > 0:
             return length
         reason = "there is no record in it"
     except ValueError as error:  # TFDS can not read it, or it goes beyond the end
-        reason = str(error).split("\n")[0]
+        reason = str(error)
+    raise _no_part(split, reason, sizes)
+
+
+def _no_part(split: str, reason: str, sizes: Mapping[str, int]) -> DataError:
     known = ", ".join(f"{name} ({size} records)" for name, size in sizes.items())
-    raise DataError(
-        f"{split!r} is no part of a split: {reason}. Write one as 'train[:100]', 'train[10%:]' or "
-        f"'train+val'. There are {known}."
+    return DataError(
+        f"{split!r} is no part of a split: {reason.splitlines()[0]}. Write one as 'train[:100]', "
+        f"'train[10%:]' or 'train+val'. There are {known}."
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from published_files import write_camvid
 
 import flaxseg.data
-from flaxseg.data import catalog, download
+from flaxseg.data import catalog, download, packed_files
 from flaxseg.errors import DataError
 
 
@@ -190,15 +190,15 @@ def test_links_bombs_and_broken_archives_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no folder 'CamVid'"):
         unzip(tmp_path, zip_of({"top/README": b"z"}))
     with monkeypatch.context() as limits:
-        limits.setattr(download, "MAX_FILE_BYTES", 1 << 20)
+        limits.setattr(packed_files, "MAX_FILE_BYTES", 1 << 20)
         with pytest.raises(DataError, match="refused"):
             unzip(tmp_path, zip_of({**GOOD, "top/CamVid/big": bytes((1 << 20) + 1)}))
         limits.setattr(download, "MAX_ARCHIVE_BYTES", 1 << 20)
         halves = {f"top/CamVid/{i}": bytes(600_000) for i in range(2)}
         with pytest.raises(DataError, match="unpacks to more"):
             unzip(tmp_path, zip_of(halves))
-        limits.setattr(download, "MAX_FILES", 2)
-        with pytest.raises(DataError, match="3 entries"):
+        limits.setattr(packed_files, "MAX_ENTRIES", 2)
+        with pytest.raises(DataError, match="more than 2 entries"):
             unzip(tmp_path, zip_of(GOOD))
     damaged = bytearray(zip_of({"top/CamVid/a": bytes(range(256)) * 40}))
     damaged[60] ^= 0xFF

@@ -62,22 +62,39 @@ def test_records_travel_to_other_processes_and_threads(camvid_dir):
 
 
 def test_unknown_names_are_explained(tmp_path):
-    with pytest.raises(DataError, match=r"Did you mean 'camvid'\? Data sets: camvid, shapes"):
+    with pytest.raises(DataError, match=r"Did you mean 'camvid'\? Data sets: ade20k, camvid"):
         flaxseg.data.open_split("camvidd", "test", tmp_path)
-    with pytest.raises(DataError, match=r"(?s)PASCAL VOC 2012.*:data=shapes"):
+    with pytest.raises(DataError, match=r"Did you mean 'voc_segmentation'\?"):
         flaxseg.data.dataset_info("voc")
     with pytest.raises(DataError, match=r"prepare-data camvid --data_dir=.*--manual_dir"):
         flaxseg.data.open_split("camvid", "test", tmp_path)
 
 
+CLASSES = {
+    "ade20k": 150,
+    "camvid": 11,
+    "cityscapes": 19,
+    "pascal_context": 59,
+    "pascal_context_60": 60,
+    "shapes": 9,
+    "voc_segmentation": 21,
+}
+
+
 def test_facts_of_the_data_sets():
-    assert flaxseg.data.list_datasets() == ["camvid", "shapes"]
-    for name in flaxseg.data.list_datasets():
+    assert flaxseg.data.list_datasets() == list(CLASSES)
+    for name, number in CLASSES.items():
         info = flaxseg.data.dataset_info(name)
-        assert info.num_classes == len(set(info.class_colors)) == len(set(info.class_names))
+        assert info.name == name
+        assert info.num_classes == number == len(set(info.class_names))
+        # Two classes of ADE20K are published with one colour.
+        assert len(set(info.class_colors)) == number - (name == "ade20k")
+        assert all(0 <= channel < 256 for color in info.class_colors for channel in color)
         assert info.splits[0] == "train"
+        assert set(info.split_sizes) == set(info.splits)
         assert info.citation
         assert info.license
+        assert info.homepage or name == "shapes"
     camvid = flaxseg.data.dataset_info("camvid")
     assert camvid.label_map[11] == 255
     assert camvid.class_names[8] == "Car"

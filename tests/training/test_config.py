@@ -65,7 +65,7 @@ def test_all_problems_are_reported_at_once():
         ("checkpoint.keep_last", 0, "at least 1"),
         ("init.reinit_head", True, "init.model"),
         ("allow_change", "optimizer.learning_rat", 'Did you mean "optimizer.learning_rate"?'),
-        ("data.name", "voc_segmentation", "data=shapes"),
+        ("data.name", "voc", "Did you mean 'voc_segmentation'?"),
         ("data.name", "camvidd", "Did you mean 'camvid'?"),
     ],
 )

@@ -77,12 +77,15 @@ class Camvid(SegmentationBuilder):
     VERSION = tfds.core.Version(INFO.version)
 
 
-def find_pairs(folder: pathlib.Path) -> tuple[dict[str, list[Pair]], list[str]]:
+def find_pairs(
+    folder: pathlib.Path, progress: bool = False
+) -> tuple[dict[str, list[Pair]], list[str]]:
     """Reads the lists of the published layout.
 
     Args:
       folder: what holds the lists and picture folders; or a folder around it, named as in the
         archive.
+      progress: not used; nothing takes long.
 
     Returns:
       The pairs of each split, in the order of the lists, and what is wrong with the lists.
@@ -90,6 +93,7 @@ def find_pairs(folder: pathlib.Path) -> tuple[dict[str, list[Pair]], list[str]]:
     Raises:
       DataError: no such folder, or nothing of the layout is in it.
     """
+    del progress
     if not folder.is_dir():
         raise DataError(
             f"camvid: manual_dir {folder} is not a folder; give the folder that holds train.txt"

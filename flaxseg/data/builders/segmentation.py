@@ -3,12 +3,17 @@ TensorFlow is never needed.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 
 from flaxseg.data.info import DatasetInfo
+
+SHARD_BYTES = 256 * 2**20
+"""A file of records is ended when it has so many bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +77,52 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             disable_shuffling=True,  # records keep the order of the published lists
         )
 
-    def _split_generators(self, dl_manager) -> dict:
-        del dl_manager
-        assert self._examples is not None, "the examples are given to prepare only"
-        return {split: self._generate_examples(make) for split, make in self._examples.items()}
+    def _download_and_prepare(self, dl_manager, download_config) -> None:
+        """Writes the records of each split one by one.
 
-    def _generate_examples(self, make: Callable[[], Iterator[EncodedExample]]) -> Iterator[tuple]:
-        for number, example in enumerate(make()):
-            yield number, dataclasses.asdict(example)
+        TFDS's own writer collects a split in memory, to sort it, and needs TensorFlow as soon as it
+        has more than 1000 MiB.
+        """
+        del dl_manager, download_config
+        assert self._examples is not None, "the examples are given to prepare only"
+        written = [self._write_split(split, make) for split, make in self._examples.items()]
+        self.info.set_splits(tfds.core.splits.SplitDict(written))
+
+    def _write_split(
+        self, split: str, make: Callable[[], Iterator[EncodedExample]]
+    ) -> tfds.core.SplitInfo:
+        template = self._get_filename_template(split)
+        folder = self.data_path
+        features = self.info.features
+        lengths: list[int] = []
+        num_bytes, left, writer = 0, 0, None
+        for example in make():
+            record = features.serialize_example(dataclasses.asdict(example))
+            if writer is None or left <= 0:
+                if writer is not None:
+                    writer.close()
+                path = folder / _unfinished(split, len(lengths))
+                writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
+                lengths.append(0)
+                left = SHARD_BYTES
+            writer.write(record)
+            lengths[-1] += 1
+            num_bytes += len(record)
+            left -= len(record)
+        assert writer is not None, f"split {split} has no example"
+        writer.close()
+        for number in range(len(lengths)):  # their names hold how many there are
+            path = template.sharded_filepath(shard_index=number, num_shards=len(lengths))
+            (folder / _unfinished(split, number)).rename(path)
+        return tfds.core.SplitInfo(
+            name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template
+        )
+
+    def _split_generators(self, dl_manager):
+        raise NotImplementedError("examples are written by _download_and_prepare")
+
+    _generate_examples = _split_generators
+
+
+def _unfinished(split: str, number: int) -> str:
+    return f"{split}-{number:05d}.unfinished"
