@@ -10,6 +10,7 @@ Example:
 
 from flaxseg.data.augmentation import Augmentation, augment
 from flaxseg.data.catalog import dataset_info, list_datasets
+from flaxseg.data.decoded_cache import CachedRecords
 from flaxseg.data.info import IGNORE_LABEL, DatasetInfo
 from flaxseg.data.pipeline import TrainBatches, train_batches
 from flaxseg.data.preparation import (
@@ -25,6 +26,7 @@ from flaxseg.data.records import Record, Records, open_split, split_names
 __all__ = [
     "IGNORE_LABEL",
     "Augmentation",
+    "CachedRecords",
     "DatasetInfo",
     "Manifest",
     "Record",

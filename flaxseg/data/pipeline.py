@@ -23,6 +23,7 @@ from flaxseg.data.decoded_cache import CachedRecords
 from flaxseg.data.preparation import PathLike
 from flaxseg.data.records import Records, open_split
 from flaxseg.errors import CheckpointError, ConfigError, DataError
+from flaxseg.host_memory import keep_freed_memory
 
 _MAX_THREADS = 16
 _PRACTICALLY_ENDLESS = 2**50  # records
@@ -301,6 +302,7 @@ def _too_many(count: int, limit: int, last: str) -> DataError:
 def _init_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     _use_one_cv2_thread()
+    keep_freed_memory()  # new pages for the arrays of each record take as long as their arithmetic
 
 
 def _use_one_cv2_thread() -> None:
