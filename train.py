@@ -6,6 +6,7 @@ SIGINT, with everything saved.
 """
 
 import logging
+import os
 import pathlib
 import re
 import runpy
@@ -151,7 +152,10 @@ def _set_up_logging() -> None:
 
 
 def _report(error: FlaxsegError) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        # Leaving in good order would wait minutes for the other processes, which wait for this one.
+        os._exit(error.exit_code)
     return error.exit_code
 
 

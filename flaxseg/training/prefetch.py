@@ -102,7 +102,9 @@ class Prefetch:
 
     def _warn_of_silence(self) -> None:
         frame = sys._current_frames().get(self._thread.ident)
-        where = "".join(traceback.format_stack(frame)[-3:]) if frame else "  nowhere: it has ended\n"
+        where = (
+            "".join(traceback.format_stack(frame)[-3:]) if frame else "  nowhere: it has ended\n"
+        )
         _log.warning(
             "no batch has come for %.0f s. A disk or a worker that hangs looks like this; so do "
             "records that are slow to decode with few data.num_threads. The reading thread is at:"
