@@ -38,7 +38,7 @@ from PIL import Image
 MEAN = (124, 116, 104)
 BATCH = 8
 # Size, crop, records, and pictures that are drawn, of which the records are copies.
-KINDS = {"voc": ((375, 500), 513, 1024, 32), "cityscapes": ((1024, 2048), 769, 64, 8)}
+KINDS = {"voc": ((375, 500), 513, 1024, 32), "cityscapes": ((1024, 2048), 769, 32, 6)}
 _LISTS = {"val": 1, "test": 1, "train": 0}  # records; 0: all of them
 
 

@@ -27,6 +27,7 @@ from flaxseg.host_memory import keep_freed_memory
 
 _MAX_THREADS = 16
 _PRACTICALLY_ENDLESS = 2**50  # records
+_WORKER_DIED = re.compile(r"Worker process was terminated .* exit code (-?\d+)")  # Grain's words
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +144,10 @@ class TrainBatches(grain.DatasetIterator):
         try:
             batch = next(self._opened)
         except RuntimeError as error:
-            raise self._explained(error) from error
+            died = _WORKER_DIED.search(str(error))
+            if not died:
+                raise
+            raise self._death_of_worker(int(died[1])) from error
         self._note_broken(batch.pop("broken"))
         self._taken += 1
         return batch
@@ -203,12 +207,7 @@ class TrainBatches(grain.DatasetIterator):
             count = f"{len(self._broken)} of at most {self._skip_broken}"
             _log.warning("broken record left out (%s): %s", count, message)
 
-    def _explained(self, error: RuntimeError) -> Exception:
-        """A DataError where a worker died, else the error itself."""
-        found = re.search(r"Worker process was terminated .* exit code (-?\d+)", str(error))
-        if not found:
-            return error
-        code = int(found[1])
+    def _death_of_worker(self, code: int) -> DataError:
         how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
         advice = "Its own words, if it had any, are above."
         if code == -signal.SIGKILL:
