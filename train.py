@@ -6,6 +6,7 @@ SIGINT, with everything saved.
 """
 
 import logging
+import os
 import pathlib
 import re
 import runpy
@@ -35,6 +36,13 @@ _WORKDIR = flags.DEFINE_string(
 _MULTI_PROCESS = flags.DEFINE_boolean(
     "multi_process", False, "Join the other processes of a TPU pod or cluster (on every host)."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, where no cluster says it; see docs/training.md."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run; with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Of this process, counted from 0; with --coordinator."
+)
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     "",
@@ -51,8 +59,8 @@ def main(argv: list[str]) -> int:
         keep_freed_memory()
         if _CACHE.value != "off":
             enable_compilation_cache(_CACHE.value or None)
-        if _MULTI_PROCESS.value:
-            jax.distributed.initialize()
+        if _MULTI_PROCESS.value or _COORDINATOR.value:
+            _join_processes()
         config = _CONFIG.value
         workdir = _WORKDIR.value or f"runs/{config.model.name}_{config.data.name}"
 
@@ -65,6 +73,24 @@ def main(argv: list[str]) -> int:
         print("interrupted before the first step; there is nothing to save", file=sys.stderr)
         return 130
     return EXIT_STOPPED if result.stopped_by else 0
+
+
+def _join_processes() -> None:
+    """Connect to the other processes; ConfigError where nothing says who they are."""
+    given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if _COORDINATOR.value and None in given:
+        raise ConfigError(
+            "--coordinator needs --num_processes and --process_id, the same command on each host "
+            "but for --process_id, which counts from 0"
+        )
+    try:
+        jax.distributed.initialize(*(value if value != "" else None for value in given))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the processes of the run did not come together: {error}. TPU pods, Slurm and "
+            "Kubernetes tell who they are; elsewhere give --coordinator=HOST:PORT of process 0, "
+            "--num_processes and --process_id on each host, and let the port through the firewall."
+        ) from error
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -126,7 +152,10 @@ def _set_up_logging() -> None:
 
 
 def _report(error: FlaxsegError) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        # Leaving in good order would wait minutes for the other processes, which wait for this one.
+        os._exit(error.exit_code)
     return error.exit_code
 
 

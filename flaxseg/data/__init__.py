@@ -11,6 +11,7 @@ Example:
 from flaxseg.data.augmentation import Augmentation, augment
 from flaxseg.data.builders.cityscapes import to_label_ids as cityscapes_label_ids
 from flaxseg.data.catalog import dataset_info, list_datasets
+from flaxseg.data.decoded_cache import CachedRecords
 from flaxseg.data.info import IGNORE_LABEL, DatasetInfo
 from flaxseg.data.pipeline import TrainBatches, train_batches
 from flaxseg.data.preparation import (
@@ -26,6 +27,7 @@ from flaxseg.data.records import Record, Records, open_split, split_names
 __all__ = [
     "IGNORE_LABEL",
     "Augmentation",
+    "CachedRecords",
     "DatasetInfo",
     "Manifest",
     "Record",

@@ -177,13 +177,18 @@ def _straight_view(
     seen_label = label[part].take(rows.nearest(), axis=0).take(columns.nearest(), axis=1)
     if (rows.size, columns.size) == tuple(crop_size):
         return seen_image, seen_label
-    place = np.s_[rows.at : rows.at + rows.size, columns.at : columns.at + columns.size]
-    full_image = np.empty((*crop_size, 3), np.uint8)
-    full_image[:] = augmentation.fill
-    full_image[place] = seen_image
-    full_label = np.full(crop_size, IGNORE_LABEL, np.uint8)
-    full_label[place] = seen_label
-    return full_image, full_label
+    above, left = rows.at, columns.at
+    border = (
+        above,
+        crop_size[0] - above - rows.size,
+        left,
+        crop_size[1] - left - columns.size,
+        cv2.BORDER_CONSTANT,
+    )
+    return (
+        cv2.copyMakeBorder(seen_image, *border, value=augmentation.fill),
+        cv2.copyMakeBorder(seen_label, *border, value=IGNORE_LABEL),
+    )
 
 
 def _rotated_view(

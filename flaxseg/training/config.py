@@ -25,6 +25,8 @@ FREE_FIELDS = (
     "data.manual_dir",
     "data.num_threads",
     "data.num_workers",
+    "data.skip_broken",
+    "data.cache_dir",
     "data.eval_split",
 )
 
@@ -88,6 +90,8 @@ def default_config() -> config_dict.ConfigDict:
         photometric=0.0,  # strength
         num_threads=-1,  # that read and augment records, per process; -1: one per core, at most 16
         num_workers=0,  # processes to do so; for machines with many cores
+        skip_broken=0,  # records that may be broken and are replaced by others; 0: none may
+        cache_dir="",  # where decoded pictures are kept, 4 bytes a pixel; "": decoded each time
     )
     config.loss = _section(
         label_smoothing=0.0,
@@ -353,6 +357,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "data.photometric": _up_to(0, 1),
     "data.num_threads": _at_least(-1),
     "data.num_workers": _at_least(0),
+    "data.skip_broken": _at_least(0),
     "loss.label_smoothing": _within(0, 1),
     "loss.sample_rate": _share(),
     "optimizer.learning_rate": _above(0),

@@ -148,6 +148,8 @@ def _train(run: Run, position: Position, stop: StopRequest) -> None:
             num_workers=run.config.data.num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            skip_broken=run.config.data.skip_broken,
+            cache_dir=run.config.data.cache_dir,
         )
         stack.callback(iterator.close)
         if position.iterator_state:

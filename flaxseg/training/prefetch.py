@@ -2,14 +2,22 @@
 
 import dataclasses
 import json
+import logging
 import queue
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+
+PATIENCE = 60.0
+"""Seconds without a batch after which a warning says where the reading stands."""
+
+_log = logging.getLogger(__name__)
 
 
 class BatchIterator(Protocol):
@@ -67,6 +75,7 @@ class Prefetch:
         Raises:
           Whatever the iterator raised for this batch.
         """
+        warn_at = time.perf_counter() + PATIENCE
         while True:
             before = time.perf_counter()
             try:
@@ -74,6 +83,9 @@ class Prefetch:
             except queue.Empty:
                 if running is None or running.is_ready():
                     self.seconds_waited += time.perf_counter() - before
+                if time.perf_counter() > warn_at:
+                    self._warn_of_silence()
+                    warn_at = time.perf_counter() + PATIENCE
                 continue
             if isinstance(item, BaseException):
                 raise item
@@ -87,6 +99,19 @@ class Prefetch:
                 self._queue.get(timeout=0.05)
             except queue.Empty:
                 self._thread.join(0.05)
+
+    def _warn_of_silence(self) -> None:
+        frame = sys._current_frames().get(self._thread.ident)
+        where = (
+            "".join(traceback.format_stack(frame)[-3:]) if frame else "  nowhere: it has ended\n"
+        )
+        _log.warning(
+            "no batch has come for %.0f s. A disk or a worker that hangs looks like this; so do "
+            "records that are slow to decode with few data.num_threads. The reading thread is at:"
+            "\n%s",
+            PATIENCE,
+            where.rstrip(),
+        )
 
     def _read(self) -> None:
         try:

@@ -88,7 +88,7 @@ def open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> Run:
             **config.schedule.to_dict(),
         ),
         parallel=parallel,
-        records=data.open_split(config.data.name, config.data.eval_split, config.data.dir),
+        records=_open_records(config),
         checkpoints=Checkpoints(
             directory.checkpoints,
             keep_last=config.checkpoint.keep_last,
@@ -96,6 +96,14 @@ def open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> Run:
         ),
         progress=Progress(config.steps, enabled=jax.process_index() == 0),
     )
+
+
+def _open_records(config: config_dict.ConfigDict) -> Sequence[data.Record]:
+    """The records to evaluate on."""
+    records = data.open_split(config.data.name, config.data.eval_split, config.data.dir)
+    if config.data.cache_dir:
+        return data.CachedRecords(records, config.data.cache_dir)
+    return records
 
 
 def _create_model(

@@ -80,6 +80,44 @@ def test_a_picture_stored_turned_is_refused():
         decode_image(encoded(Image.fromarray(PICTURE), "JPEG", exif=exif))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_turned_picture_is_refused_wherever_the_file_says_it(kind):
+    """XMP says it too, and a PNG can do so behind its pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    content = encoded(Image.fromarray(PICTURE), kind, exif=exif)
+    if kind == "PNG":
+        at = content.index(b"eXIf") - 4
+        size = 12 + int.from_bytes(content[at : at + 4], "big")
+        chunk = content[at : at + size]
+        content = content[:at] + content[at + size : -12] + chunk + content[-12:]
+    with pytest.raises(UndecodableError, match="EXIF orientation 3"):
+        decode_image(content)
+
+
+SMOOTH = np.kron(PICTURE[:5, :7], np.ones((8, 8, 1))).astype(np.uint8)[:39, :53]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(Image.fromarray(SMOOTH), "JPEG", quality=90, subsampling=0),
+        encoded(Image.fromarray(SMOOTH), "JPEG", quality=75, subsampling=2),
+        encoded(Image.fromarray(SMOOTH), "JPEG", quality=60, progressive=True),
+        encoded(Image.fromarray(SMOOTH), "JPEG", keep_rgb=True),
+        encoded(Image.fromarray(SMOOTH).convert("L"), "JPEG"),
+        encoded(Image.fromarray(SMOOTH), "JPEG") + b"behind the end",
+        png(SMOOTH),
+        encoded(Image.fromarray(SMOOTH), "PNG", transparency=tuple(SMOOTH[0, 0].tolist())),
+    ],
+)
+def test_pixels_are_those_of_pillow(content):
+    """Most pictures are decoded by OpenCV, which is faster."""
+    with Image.open(io.BytesIO(content)) as picture:
+        wanted = np.array(picture.convert("RGB"))
+    np.testing.assert_array_equal(decode_image(content), wanted)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -1,6 +1,9 @@
 """The training stream: one function of the seed, whatever reads it, and exactly resumable."""
 
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 
@@ -121,10 +124,18 @@ def test_processes_share_the_global_batch(camvid_dir, reference, count):
     ]
     for step, whole in enumerate(reference):
         for key in whole:
-            joined = np.empty_like(whole[key])
-            for i in range(count):
-                joined[i::count] = parts[i][step][key]
+            joined = np.concatenate([part[step][key] for part in parts])
             np.testing.assert_array_equal(joined, whole[key])
+
+
+def test_processes_see_every_record_once_per_epoch(camvid_dir):
+    """Also where neither a batch nor a process's share of it divides the 7 records."""
+    ids = sorted(record["id"] for record in flaxseg.data.open_split("camvid", "train", camvid_dir))
+    options = {"batch_size": 6, "crop_size": (8, 8), "process_count": 3}
+    parts = [take(open_stream(camvid_dir, process_index=i, **options), 14) for i in range(3)]
+    order = [str(name) for step in zip(*parts, strict=True) for part in step for name in part["id"]]
+    epochs = [sorted(order[i : i + 7]) for i in range(0, 6 * 14, 7)]
+    assert epochs == [ids] * 12
 
 
 def test_impossible_numbers_are_named(camvid_dir):
@@ -150,6 +161,79 @@ def test_a_bad_record_stops_the_stream_with_its_name(camvid_dir, monkeypatch):
         next(open_stream(camvid_dir, num_threads=2))
 
 
+@pytest.fixture
+def broken(monkeypatch) -> set[str]:
+    """Names of records that can not be decoded, to be filled by a test."""
+    names: set[str] = set()
+    decode = flaxseg.data.Records._decode
+
+    def refuse(records, encoded):
+        name = encoded["id"].decode()
+        if name in names:
+            raise records._bad(name, encoded["image_file"], "picture", "broken data stream")
+        return decode(records, encoded)
+
+    monkeypatch.setattr(flaxseg.data.Records, "_decode", refuse)
+    return names
+
+
+def test_broken_records_are_replaced_and_named_where_that_is_allowed(
+    camvid_dir, reference, broken, caplog
+):
+    broken |= {"train_002", "train_005"}
+    stream = open_stream(camvid_dir, num_threads=0, skip_broken=2)
+    batches = take(stream, 6)
+    replaced = 0
+    for found, whole in zip(batches, reference, strict=True):
+        assert sorted(found) == ["id", "image", "label"]
+        for row, name in enumerate(whole["id"]):
+            if name in broken:
+                assert found["id"][row] not in broken
+                replaced += 1
+            else:
+                for key in found:
+                    np.testing.assert_array_equal(found[key][row], whole[key][row])
+    assert replaced >= 6  # 24 places, two of seven records
+    assert len(caplog.messages) == 2  # each is named once, not in every epoch
+    assert all("broken record left out" in message for message in caplog.messages)
+    assert "record 'train_002' (made from" in "".join(caplog.messages)
+    assert "record 'train_005' (made from" in "".join(caplog.messages)
+    assert "2 of at most 2" in caplog.messages[1]
+
+    state = json.loads(json.dumps(stream.get_state()))
+    again = open_stream(camvid_dir, num_threads=3, skip_broken=2)
+    assert_equal(take(again, 6), batches)
+    caplog.clear()
+    again.set_state({**state, "batches_taken": 2})
+    assert_equal(take(again, 4), batches[2:])
+    assert again.get_state() == state
+    assert caplog.messages == []  # they were counted before
+
+
+def test_more_broken_records_than_allowed_end_the_stream(camvid_dir, broken):
+    broken |= {"train_001", "train_004", "train_006"}
+    stream = open_stream(camvid_dir, batch_size=1, skip_broken=2)
+    with pytest.raises(DataError, match=r"3 records are broken, and skip_broken=2 .*train_00"):
+        take(stream, 7)
+    stream = open_stream(camvid_dir, batch_size=1, skip_broken=0)
+    with pytest.raises(DataError, match=r"camvid/train: the picture of record 'train_00\d' \(made"):
+        take(stream, 7)
+    broken |= {f"train_00{i}" for i in range(7)}
+    with pytest.raises(DataError, match="7 records are broken, and skip_broken=50"):
+        next(open_stream(camvid_dir, skip_broken=50))
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_reported(camvid_dir):
+    stream = open_stream(camvid_dir, num_workers=1)
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"camvid/train: a worker .* died by signal 9 .*memory"):
+        take(stream, 20)
+    stream.close()
+
+
 def test_tensorflow_is_never_imported(camvid_folder, tmp_path):
     program = "\n".join(
         [
@@ -166,3 +250,21 @@ def test_tensorflow_is_never_imported(camvid_folder, tmp_path):
         ]
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_killed_ten_times_the_stream_is_the_undisturbed_one(camvid_dir, tmp_path, repository):
+    program = repository / "tests" / "data" / "killed_stream.py"
+    done = subprocess.run(
+        [sys.executable, program, camvid_dir, tmp_path],
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kills"] == 10
+    whole, killed = ((tmp_path / name).read_text().splitlines() for name in ("whole", "killed"))
+    assert [line.split()[0] for line in whole] == [str(number) for number in range(150)]
+    # Each line that was written after a kill is one of the undisturbed stream, and none is missing.
+    assert set(killed) == set(whole)
+    assert len(killed) > len(whole)  # batches after the last saved state came again

@@ -1,4 +1,4 @@
-"""Two processes with two devices each train as one process with four does."""
+"""Two processes train as one does that has as many devices: a step, and the whole program."""
 
 import json
 import os
@@ -44,12 +44,17 @@ def train(kind: str, rank: int, processes: int) -> dict:
     }
 
 
+def free_address() -> str:
+    """HOST:PORT that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_two_processes_equal_one(kind):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     children = [
         subprocess.Popen(
@@ -73,6 +78,106 @@ def test_two_processes_equal_one(kind):
     for part in (first, second):
         assert part["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
         np.testing.assert_allclose(part["params"], expected["params"], rtol=1e-5, atol=1e-6)
+
+
+STEPS, BATCH, RECORDS = 27, 8, 100  # two epochs and a bit, and 8 does not divide 100
+
+
+def train_program(folder: pathlib.Path, data_dir: pathlib.Path, processes: int) -> pathlib.Path:
+    """Runs `train.py` over eight devices of so many processes; returns the workdir."""
+    settings = {
+        "model.name": "tiny",
+        "data.dir": data_dir,
+        "data.train_split": f"train[:{RECORDS}]",
+        "data.eval_split": "val[:31]",  # an odd number, for processes that share it
+        "data.crop_size": "24,24",
+        "batch_size": BATCH,
+        "steps": STEPS,
+        "eval.batch_size": 8,
+        "eval.num_pictures": 1,
+        "log.every_steps": 9,
+        "log.tensorboard": False,
+        "optimizer.learning_rate": 0.05,
+    }
+    arguments = [
+        str(pathlib.Path(__file__).with_name("recorded_program.py")),
+        str(folder),
+        "--config=configs/default.py",
+        f"--workdir={folder / 'run'}",
+        *(f"--config.{name}={value}" for name, value in settings.items()),
+    ]
+    if processes > 1:
+        arguments += [f"--coordinator={free_address()}", f"--num_processes={processes}"]
+    folder.mkdir()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(8 // processes),
+    }
+    children = [
+        subprocess.Popen(
+            [sys.executable, *arguments, *([f"--process_id={rank}"] if processes > 1 else [])],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        said = [child.communicate(timeout=500)[1] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    for child, errors in zip(children, said, strict=True):
+        assert child.returncode == 0, errors
+    return folder / "run"
+
+
+def ids_in_order(folder: pathlib.Path, processes: int) -> list[str]:
+    """Ids of the records of all steps, in the order of the global batches."""
+    parts = [(folder / str(rank)).read_text().splitlines()[:STEPS] for rank in range(processes)]
+    assert {len(part) for part in parts} == {STEPS}
+    return [name for step in zip(*parts, strict=True) for rows in step for name in rows.split()]
+
+
+@pytest.mark.slow
+def test_the_program_in_two_processes_equals_one(tmp_path, shapes_dir):
+    """The same records in the same steps, each once per epoch; the same model and mIoU."""
+    one = train_program(tmp_path / "one", shapes_dir, 1)
+    two = train_program(tmp_path / "two", shapes_dir, 2)
+
+    order = ids_in_order(tmp_path / "two", 2)
+    assert order == ids_in_order(tmp_path / "one", 1)
+    names = {f"shapes_train_{number:04d}" for number in range(RECORDS)}
+    for epoch in (order[:RECORDS], order[RECORDS : 2 * RECORDS]):
+        assert len(epoch) == RECORDS
+        assert set(epoch) == names
+
+    (step, found, history), (_, wanted, expected) = map(last_checkpoint, (two, one))
+    assert step == STEPS
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    assert history["miou"] == pytest.approx(expected["miou"], abs=1e-4)
+    assert 0 < history["miou"] < 1
+    assert history["ignored_pixels"] == expected["ignored_pixels"]
+    pixels = [np.sum(entry["matrix"]) for entry in (history, expected)]
+    assert pixels[0] == pixels[1]
+
+
+def last_checkpoint(workdir: pathlib.Path) -> tuple[int, dict[str, np.ndarray], dict]:
+    """Its step, the parameters and statistics of the exported model, and its evaluation."""
+    from safetensors.numpy import load_file
+
+    from flaxseg.training.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = checkpoints.steps()[-1]
+    history = checkpoints._read_meta(step)["history"]
+    return step, load_file(workdir / "model" / "model.safetensors"), history[-1]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from flaxseg.training import prefetch
 from flaxseg.training.prefetch import Prefetch, decode_iterator_state, encode_iterator_state
 from flaxseg.training.window import Window
 
@@ -69,6 +70,19 @@ def test_only_time_in_which_the_device_is_idle_is_waiting(device_is_busy):
         assert batches.seconds_waited == 0
     else:
         assert 0.1 < batches.seconds_waited < 5
+
+
+def test_a_source_that_hangs_is_reported(monkeypatch, caplog):
+    monkeypatch.setattr(prefetch, "PATIENCE", 0.1)
+    gate = threading.Event()
+    batches = Prefetch(Counter(gate=gate), lambda batch: dict(batch))
+    timer = threading.Timer(0.5, gate.set)
+    timer.start()
+    batches.next()
+    batches.close()
+    assert caplog.messages
+    assert "no batch has come" in caplog.messages[0]
+    assert "self.gate.wait()" in caplog.messages[0]  # where the reading thread stands
 
 
 def test_states_with_bytes_survive():
