@@ -38,7 +38,7 @@ from PIL import Image
 MEAN = (124, 116, 104)
 BATCH = 8
 # Size, crop, records, and pictures that are drawn, of which the records are copies.
-KINDS = {"voc": ((375, 500), 513, 1024, 32), "cityscapes": ((1024, 2048), 769, 32, 6)}
+KINDS = {"voc": ((375, 500), 513, 512, 32), "cityscapes": ((1024, 2048), 769, 32, 6)}
 _LISTS = {"val": 1, "test": 1, "train": 0}  # records; 0: all of them
 
 
@@ -150,8 +150,9 @@ def peer_program(kind: str, folder: pathlib.Path) -> tuple[Iterator, dict]:
             ),
             albumentations.RandomCrop(crop, crop),
             albumentations.HorizontalFlip(p=0.5),
-            albumentations.RandomBrightnessContrast(0.06, 0.25, p=1.0),
-            albumentations.HueSaturationValue(5, 32, 0, p=1.0),
+            albumentations.ColorJitter(
+                (0.94, 1.06), (0.75, 1.25), (0.75, 1.25), (-0.025, 0.025), p=1.0
+            ),
         ]
     )
     lines = (folder / "published" / "train.txt").read_text().splitlines()

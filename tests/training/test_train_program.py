@@ -184,6 +184,7 @@ def test_two_programs_can_not_share_a_run(tmp_path, repository, environment, tra
             ["no field 'model.options.featurs'", 'Did you mean "model.options.features"?'],
         ),
         (None, ["--config.stepz=1"], 2, ['Did you mean "steps"?']),
+        (None, ["--coordinator=localhost:1"], 2, ["--coordinator needs --num_processes and"]),
         ("configs/deeplab.py:data=shapes", ["--config.steps=many"], 2, ["steps", "many"]),
         ("configs/deeplab.py:data=shapes", ["--wrkdir=x"], 2, ["wrkdir", "workdir"]),
         (
