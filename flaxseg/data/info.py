@@ -1,7 +1,10 @@
 """What is known about a data set before any of its pictures is read."""
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 IGNORE_LABEL = 255
 """The label of a pixel that counts neither in the loss nor in a metric, in every loaded record."""
@@ -25,6 +28,8 @@ class DatasetInfo:
       eval_size: `(H, W)` of the largest picture, a hint for padding; (0, 0) where sizes vary
         widely.
       license, citation, homepage: terms of use, what to cite, and where it comes from.
+      prepared: the folder of its records, for a set that is named by that folder; None where it
+        follows from the name.
     """
 
     name: str
@@ -40,6 +45,7 @@ class DatasetInfo:
     license: str
     citation: str
     homepage: str
+    prepared: pathlib.Path | None = None
 
     def __post_init__(self):
         assert len(self.class_names) == len(self.class_colors)
@@ -50,3 +56,24 @@ class DatasetInfo:
     def num_classes(self) -> int:
         """Number of train ids."""
         return len(self.class_names)
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as JSON holds them."""
+        facts = {**dataclasses.asdict(self), "label_map": sorted(self.label_map.items())}
+        del facts["prepared"]
+        return json.loads(json.dumps(facts))
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any], prepared: pathlib.Path) -> "DatasetInfo":
+        """The facts that `to_json` gave; KeyError or TypeError where they are not whole."""
+        return cls(
+            **{
+                **facts,
+                "class_names": tuple(facts["class_names"]),
+                "class_colors": tuple(map(tuple, facts["class_colors"])),
+                "label_map": dict(facts["label_map"]),
+                "splits": tuple(facts["splits"]),
+                "eval_size": tuple(facts["eval_size"]),
+                "prepared": prepared,
+            }
+        )

@@ -7,6 +7,9 @@ import numpy as np
 
 from flaxseg.data.info import IGNORE_LABEL
 
+# Pixels counted at a time: bounds the memory of the int64 copy that counting makes to 32 MiB.
+_CHUNK = 1 << 22
+
 
 class LabelMap:
     """Maps raw label ids to train ids; an id outside the map is found, never passed on.
@@ -26,10 +29,7 @@ class LabelMap:
 
     def unknown_ids(self, raw: np.ndarray) -> dict[int, int]:
         """Returns the ids of `raw` that are not in the map, each with its number of pixels."""
-        values, counts = np.unique(raw, return_counts=True)
-        return {
-            int(v): int(n) for v, n in zip(values, counts, strict=True) if int(v) not in self.ids
-        }
+        return {v: n for v, n in count_ids(raw).items() if v not in self.ids}
 
     def apply(self, raw: np.ndarray) -> np.ndarray:
         """Maps a raw label `[H, W]` (uint8 or uint16) to train ids (uint8 `[H, W]`).
@@ -50,6 +50,15 @@ class LabelMap:
         """Says which ids of `raw` are unknown, in how many pixels, and which are known."""
         found = ", ".join(f"{v} ({n} pixels)" for v, n in self.unknown_ids(raw).items())
         return f"label ids outside the map: {found}; known ids are {_ranges(self.ids)}"
+
+
+def count_ids(raw: np.ndarray) -> dict[int, int]:
+    """Returns the number of pixels of each id in a label (uint8 or uint16), in rising order."""
+    counts = np.zeros(np.iinfo(raw.dtype).max + 1, np.int64)
+    flat = raw.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        counts += np.bincount(flat[start : start + _CHUNK], minlength=counts.size)
+    return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
 
 
 def _ranges(ids: Mapping[int, int]) -> str:

@@ -1,18 +1,15 @@
-"""Picture and label files of a data set, and the check of all of them before any is used."""
+"""Picture and label files of a data set, two by two."""
 
-import concurrent.futures
 import dataclasses
-import hashlib
-import os
+import io
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-from flaxseg.data.builders.segmentation import EncodedExample
-from flaxseg.data.decode import UndecodableError, decode_image, decode_label
-from flaxseg.data.label_map import LabelMap
-from flaxseg.errors import DataError
+import numpy as np
+from PIL import Image
 
-MAX_LISTED_PROBLEMS = 50
+from flaxseg.data.builders.segmentation import EncodedExample
+from flaxseg.data.decode import decode_label, read_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,75 +19,28 @@ class Pair:
     Attributes:
       id: name of the pair, unique within the data set.
       image, label: the files.
+      decode: from the bytes of the label file to raw ids, `[H, W]`; raises UndecodableError.
     """
 
     id: str
     image: pathlib.Path
     label: pathlib.Path
+    decode: Callable[[bytes], np.ndarray] = decode_label
+
+    def image_bytes(self) -> bytes:
+        """Reads the picture file."""
+        return read_file(self.image)
+
+    def label_bytes(self) -> bytes:
+        """Reads the label file."""
+        return read_file(self.label)
 
     def read(self) -> EncodedExample:
-        """Reads both files."""
-        return EncodedExample(
-            self.id,
-            self.image.read_bytes(),
-            self.label.read_bytes(),
-            str(self.image),
-            str(self.label),
-        )
-
-
-def check_pairs(
-    pairs: dict[str, Sequence[Pair]],
-    label_map: LabelMap,
-    advance: Callable[[], None] = lambda: None,
-    num_threads: int | None = None,
-) -> list[str]:
-    """Decodes every picture and label and says everything that is wrong with them.
-
-    Found are: missing files, undecodable ones (with the decoder's words), JPEG and colour labels,
-    pictures stored turned, sizes that differ, label ids outside the map (with pixel counts), ids
-    used twice, and the same picture in two splits.
-
-    Args:
-      pairs: the pairs of each split.
-      label_map: the ids that labels may hold.
-      advance: called once per pair, from this thread.
-      num_threads: decode in so many threads; as many as there are cores if None.
-
-    Returns:
-      One line per problem, in the order of the pairs; empty if all is well.
-    """
-    problems: list[str] = []
-    first_with_id: dict[str, str] = {}
-    first_with_content: dict[bytes, tuple[str, pathlib.Path]] = {}
-    work = [(split, pair) for split, of_split in pairs.items() for pair in of_split]
-    with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
-        results = pool.map(lambda item: _check_pair(item[1], label_map), work)
-        for (split, pair), (digest, found) in zip(work, results, strict=True):
-            problems += found
-            if pair.id in first_with_id:
-                problems.append(
-                    f"{split}: id {pair.id!r} is already used in {first_with_id[pair.id]}"
-                )
-            first_with_id.setdefault(pair.id, split)
-            if digest is not None:
-                other_split, other = first_with_content.setdefault(digest, (split, pair.image))
-                if other_split != split:
-                    problems.append(f"{pair.image}: the same picture is in {other_split}: {other}")
-            advance()
-    return problems
-
-
-def raise_problems(name: str, problems: Sequence[str], advice: str) -> None:
-    """Raises one DataError that lists all problems; does nothing if there is none."""
-    if not problems:
-        return
-    listed = "\n".join(f"  - {problem}" for problem in problems[:MAX_LISTED_PROBLEMS])
-    more = len(problems) - MAX_LISTED_PROBLEMS
-    if more > 0:
-        listed += f"\n  ... and {more} more"
-    number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    raise DataError(f"data set {name!r} can not be prepared, {number}:\n{listed}\n{advice}")
+        """Reads both files; a label that does not store its ids as a PNG is made into one."""
+        label = self.label_bytes()
+        if self.decode is not decode_label:
+            label = _as_png(self.decode(label))
+        return EncodedExample(self.id, self.image_bytes(), label, str(self.image), str(self.label))
 
 
 def readers(
@@ -104,40 +54,7 @@ def readers(
     return {split: reader(of_split) for split, of_split in pairs.items()}
 
 
-def _check_pair(pair: Pair, label_map: LabelMap) -> tuple[bytes | None, list[str]]:
-    """Returns the digest of the picture file (None if it could not be read) and what is wrong with
-    the pair.
-    """
-    problems: list[str] = []
-    image_bytes = _read(pair.image, "picture", pair, problems)
-    label_bytes = _read(pair.label, "label", pair, problems)
-    image = label = None
-    if image_bytes is not None:
-        try:
-            image = decode_image(image_bytes)
-        except UndecodableError as error:
-            problems.append(f"{pair.image}: {error}")
-    if label_bytes is not None:
-        try:
-            label = decode_label(label_bytes)
-        except UndecodableError as error:
-            problems.append(f"{pair.label}: {error}")
-    if image is not None and label is not None and image.shape[:2] != label.shape:
-        problems.append(
-            f"{pair.image}: the picture has {image.shape[0]} x {image.shape[1]} pixels (H x W) "
-            f"but its label {pair.label} has {label.shape[0]} x {label.shape[1]}"
-        )
-    if label is not None and label_map.unknown_ids(label):
-        problems.append(f"{pair.label}: {label_map.complaint(label)}")
-    digest = None if image_bytes is None else hashlib.sha256(image_bytes).digest()
-    return digest, problems
-
-
-def _read(path: pathlib.Path, what: str, pair: Pair, problems: list[str]) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        problems.append(f"{path}: the {what} of {pair.id!r} is missing")
-    except OSError as error:
-        problems.append(f"{path}: the {what} of {pair.id!r} can not be read: {error.strerror}")
-    return None
+def _as_png(ids: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(ids).save(file, "PNG")
+    return file.getvalue()

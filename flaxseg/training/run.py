@@ -20,6 +20,7 @@ from flaxseg.training.config import (
     DATA_FIELD,
     check_resumable,
     config_to_dict,
+    data_name,
     names_in,
     rates_in,
 )
@@ -62,8 +63,9 @@ class Position:
 
 def open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> Run:
     """Make all that the config describes; nothing is read from a checkpoint yet."""
-    info = data.dataset_info(config.data.name)
-    manifest = data.read_manifest(config.data.name, config.data.dir)
+    name = data_name(config)
+    info = data.dataset_info(name)
+    manifest = data.read_manifest(name, config.data.dir)
     identity = config_to_dict(config)
     section, field = DATA_FIELD.split(".")
     identity[section][field] = manifest.fingerprint
@@ -88,7 +90,7 @@ def open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> Run:
             **config.schedule.to_dict(),
         ),
         parallel=parallel,
-        records=data.open_split(config.data.name, config.data.eval_split, config.data.dir),
+        records=data.open_split(name, config.data.eval_split, config.data.dir),
         checkpoints=Checkpoints(
             directory.checkpoints,
             keep_last=config.checkpoint.keep_last,
