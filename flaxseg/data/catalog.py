@@ -48,7 +48,6 @@ class Entry:
         of files.
       find_pairs: for files, from their folder to (pairs per split, problems).
       archive: where files come from when no folder is given; None if they can not be downloaded.
-      overlapping: sets of two splits that hold the same pictures by design.
       source: of one's own pictures, the folder; None for all other sets.
       listing: of one's own pictures, returns a digest of which files there are.
     """
@@ -60,7 +59,6 @@ class Entry:
         Callable[[pathlib.Path], tuple[dict[str, list[Pair]], Sequence[Problem | str]]] | None
     ) = None
     archive: Archive | None = None
-    overlapping: tuple[frozenset[str], ...] = ()
     source: pathlib.Path | None = None
     listing: Callable[[], str] | None = None
 

@@ -28,6 +28,7 @@ class DatasetInfo:
       eval_size: `(H, W)` of the largest picture, a hint for padding; (0, 0) where sizes vary
         widely.
       license, citation, homepage: terms of use, what to cite, and where it comes from.
+      repeated: splits that hold pictures of another split again: name -> the other's name.
       prepared: the folder of its records, for a set that is named by that folder; None where it
         follows from the name.
     """
@@ -45,6 +46,7 @@ class DatasetInfo:
     license: str
     citation: str
     homepage: str
+    repeated: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prepared: pathlib.Path | None = None
 
     def __post_init__(self):

@@ -4,12 +4,20 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from flaxseg.data.builders.segmentation import EncodedExample
 from flaxseg.data.decode import decode_label, read_file
+
+
+class File(Protocol):
+    """A path, or a file in an archive; as text it is its name for messages."""
+
+    def read_bytes(self) -> bytes:
+        """Reads it whole; raises OSError, or UndecodableError where its archive is damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +31,17 @@ class Pair:
     """
 
     id: str
-    image: pathlib.Path
-    label: pathlib.Path
+    image: File
+    label: File
     decode: Callable[[bytes], np.ndarray] = decode_label
 
     def image_bytes(self) -> bytes:
         """Reads the picture file."""
-        return read_file(self.image)
+        return _read(self.image)
 
     def label_bytes(self) -> bytes:
         """Reads the label file."""
-        return read_file(self.label)
+        return _read(self.label)
 
     def read(self) -> EncodedExample:
         """Reads both files; a label that does not store its ids as a PNG is made into one."""
@@ -52,6 +60,10 @@ def readers(
         return lambda: (pair.read() for pair in of_split)
 
     return {split: reader(of_split) for split, of_split in pairs.items()}
+
+
+def _read(file: File) -> bytes:
+    return read_file(file) if isinstance(file, pathlib.Path) else file.read_bytes()
 
 
 def _as_png(ids: np.ndarray) -> bytes:

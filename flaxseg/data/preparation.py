@@ -304,7 +304,6 @@ def check_pairs(
             entry.info,
             source=source,
             known=as_problems(known),
-            overlapping=entry.overlapping,
             # Part of a published set, for a trial, may lack some of the classes.
             needs_every_class=entry.source is not None,
             advance=shown.advance,

@@ -61,7 +61,6 @@ def examine(
     *,
     source: str = "",
     known: Iterable[Problem] = (),
-    overlapping: Sequence[frozenset[str]] = (),
     needs_every_class: bool = False,
     advance: Callable[[], None] = lambda: None,
     num_threads: int | None = None,
@@ -78,7 +77,6 @@ def examine(
       info: what the ids and classes are.
       source: where the files are, for the report.
       known: problems that were found before, in lists and folders.
-      overlapping: sets of two splits that hold the same pictures by design.
       needs_every_class: a class without a pixel in the first split is an error, not a warning.
       advance: called once per pair, from this thread.
       num_threads: decode in so many threads; as many as there are cores (at most 32) if None.
@@ -89,7 +87,7 @@ def examine(
     problems = list(known)
     statistics = {split: Statistics.zero(info.num_classes) for split in pairs}
     unusable: dict[str, set[int]] = {split: set() for split in pairs}
-    seen = _Seen(overlapping)
+    seen = _Seen(info.repeated)
     work = [(split, number, pair) for split in pairs for number, pair in enumerate(pairs[split])]
     label_map = LabelMap(info.label_map)
     results = _in_threads(lambda item: _examine_pair(item[2], label_map), work, num_threads)
@@ -103,7 +101,7 @@ def examine(
             statistics[split].add(examined.size, examined.pixels)
         advance()
     for split, counted in statistics.items():
-        is_trained_on = split == info.splits[0]
+        is_trained_on = split == next(iter(pairs))
         problems += _absent_classes(split, counted, info, needs_every_class and is_trained_on)
     return Report(
         name=info.name,
@@ -120,8 +118,8 @@ def examine(
 class _Seen:
     """The names and pictures that came by, and in which split."""
 
-    def __init__(self, overlapping: Sequence[frozenset[str]]):
-        self._overlapping = set(overlapping)
+    def __init__(self, repeated: Mapping[str, str]):
+        self._overlapping = {frozenset(splits) for splits in repeated.items()}
         self._ids: dict[str, list[tuple[str, Checkable]]] = collections.defaultdict(list)
         self._pictures: dict[bytes, list[tuple[str, Checkable]]] = collections.defaultdict(list)
 

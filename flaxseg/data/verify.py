@@ -7,7 +7,13 @@ import numpy as np
 
 from flaxseg.data import catalog
 from flaxseg.data.decode import UndecodableError, decode_label
-from flaxseg.data.preparation import PathLike, as_data_dir, check_pairs, verify_prepared
+from flaxseg.data.preparation import (
+    PathLike,
+    as_data_dir,
+    check_pairs,
+    read_manifest,
+    verify_prepared,
+)
 from flaxseg.data.problems import Problem
 from flaxseg.data.records import Records, open_split
 from flaxseg.data.report import Report
@@ -53,7 +59,7 @@ def verify_data(
             raise
         known.append(Problem("files", str(error)))
     stored = {}
-    for split in entry.info.splits:
+    for split in read_manifest(name, data_dir).splits:
         records = open_split(name, split, data_dir)
         stored[split] = [_StoredPair(records, number) for number in range(len(records))]
     source = str(entry.info.prepared or as_data_dir(data_dir).resolve() / entry.info.name)

@@ -24,7 +24,7 @@ from flaxseg.evaluation.pictures import (
     with_legend,
 )
 
-_CELL = 250  # pixels that the longer side of a picture has at most
+_CELL = 272  # pixels that the longer side of a picture has at most
 _SMALLEST = 160  # and at least
 _COLUMNS = 3  # of pairs
 _GAP = 10
@@ -131,7 +131,7 @@ def _fit(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _side_by_side(cells: Sequence[np.ndarray]) -> np.ndarray:
     gap = np.full((cells[0].shape[0], _GAP, 3), _PAPER, np.uint8)
-    return np.hstack([part for cell in cells for part in (cell, gap)])
+    return np.hstack([gap, *(part for cell in cells for part in (cell, gap))])
 
 
 def _below_each_other(rows: Iterable[np.ndarray]) -> np.ndarray:

@@ -63,9 +63,9 @@ class Position:
 
 def open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> Run:
     """Make all that the config describes; nothing is read from a checkpoint yet."""
-    name = data_name(config)
-    info = data.dataset_info(name)
-    manifest = data.read_manifest(name, config.data.dir)
+    data_set = data_name(config)
+    info = data.dataset_info(data_set)
+    manifest = data.read_manifest(data_set, config.data.dir)
     identity = config_to_dict(config)
     section, field = DATA_FIELD.split(".")
     identity[section][field] = manifest.fingerprint
@@ -90,7 +90,7 @@ def open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> Run:
             **config.schedule.to_dict(),
         ),
         parallel=parallel,
-        records=data.open_split(name, config.data.eval_split, config.data.dir),
+        records=data.open_split(data_set, config.data.eval_split, config.data.dir),
         checkpoints=Checkpoints(
             directory.checkpoints,
             keep_last=config.checkpoint.keep_last,

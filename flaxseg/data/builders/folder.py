@@ -227,6 +227,13 @@ def _split_names(folder: FolderFile) -> tuple[str, ...]:
     ]
     if not names or not any((folder.masks / name).is_dir() for name in names):
         return ("train",)
+    loose = [path.name for path in folder.images.iterdir() if path.suffix.lower() in _READ]
+    if loose:
+        raise DataError(
+            f"{folder.images} holds pictures, such as {min(loose)}, beside the folders "
+            f"{', '.join(sorted(names))}; move them into the folder of a split, or set val_share, "
+            "and all that is in there is one set"
+        )
     bad = sorted(name for name in names if not is_split_name(name))
     if bad:
         raise DataError(
