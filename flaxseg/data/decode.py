@@ -56,8 +56,8 @@ def read_file(path: pathlib.Path) -> bytes:
     """
     # Without O_NONBLOCK the mere opening of a pipe would wait for somebody to write to it.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise UndecodableError("not an ordinary file")
         if status.st_size > MAX_BYTES:
@@ -66,7 +66,10 @@ def read_file(path: pathlib.Path) -> bytes:
                 "too_large",
                 {"bytes": status.st_size},
             )
-        return file.read(MAX_BYTES)
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(MAX_BYTES)
+    finally:
+        os.close(handle)
 
 
 def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from flaxseg.data.builders.segmentation import EncodedExample
-from flaxseg.data.decode import decode_label, read_file
+from flaxseg.data.decode import UndecodableError, decode_label, read_file
+from flaxseg.errors import DataError
 
 
 class File(Protocol):
@@ -43,27 +44,52 @@ class Pair:
         """Reads the label file."""
         return _read(self.label)
 
-    def read(self) -> EncodedExample:
-        """Reads both files; a label that does not store its ids as a PNG is made into one."""
-        label = self.label_bytes()
-        if self.decode is not decode_label:
-            label = _as_png(self.decode(label))
-        return EncodedExample(self.id, self.image_bytes(), label, str(self.image), str(self.label))
+    def read(self, root: pathlib.Path | None = None) -> EncodedExample:
+        """Reads both files; a label that does not store its ids as a PNG is made into one.
+
+        Args:
+          root: the folder of the data set. Files in it are named by their place there, so that the
+            example is the same wherever the data set lies.
+
+        Raises:
+          DataError: a file is not what it was when the pair was checked.
+        """
+        try:
+            label = self.label_bytes()
+            if self.decode is not decode_label:
+                label = _as_png(self.decode(label))
+            image = self.image_bytes()
+        except UndecodableError as error:
+            raise DataError(
+                f"the files of {self.id!r}, {self.image} and {self.label}, changed while the data "
+                f"set was prepared: {error}"
+            ) from None
+        return EncodedExample(
+            self.id, image, label, _place(self.image, root), _place(self.label, root)
+        )
 
 
 def readers(
-    pairs: dict[str, Sequence[Pair]],
+    pairs: dict[str, Sequence[Pair]], root: pathlib.Path | None = None
 ) -> dict[str, Callable[[], Iterator[EncodedExample]]]:
-    """Returns, per split, a function that reads its pairs one after the other."""
+    """Returns, per split, a function that reads its pairs one after the other; `root` as for
+    `Pair.read`.
+    """
 
     def reader(of_split: Sequence[Pair]) -> Callable[[], Iterator[EncodedExample]]:
-        return lambda: (pair.read() for pair in of_split)
+        return lambda: (pair.read(root) for pair in of_split)
 
     return {split: reader(of_split) for split, of_split in pairs.items()}
 
 
 def _read(file: File) -> bytes:
     return read_file(file) if isinstance(file, pathlib.Path) else file.read_bytes()
+
+
+def _place(file: File, root: pathlib.Path | None) -> str:
+    if root is not None and isinstance(file, pathlib.Path) and file.is_relative_to(root):
+        return file.relative_to(root).as_posix()
+    return str(file)
 
 
 def _as_png(ids: np.ndarray) -> bytes:

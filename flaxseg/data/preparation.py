@@ -276,7 +276,7 @@ def _find_examples(
         )
     sizes = {split: len(of_split) for split, of_split in usable.items()}
     left_out = sum(map(len, pairs.values())) - sum(sizes.values())
-    return _Found(readers(usable), sizes, source, left_out, listing)
+    return _Found(readers(usable, folder), sizes, source, left_out, listing)
 
 
 def check_pairs(

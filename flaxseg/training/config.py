@@ -545,6 +545,6 @@ def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> lis
         if len(config.loss.class_weights) != num_classes:
             problems.append(
                 f"loss.class_weights has {len(config.loss.class_weights)} entries; "
-                f"{config.data.name} has {num_classes} classes"
+                f"{info.name} has {num_classes} classes"
             )
     return problems

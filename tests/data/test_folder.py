@@ -335,7 +335,12 @@ def test_two_folders_of_one_name_do_not_take_each_other_for_themselves(tmp_path)
     # A folder that was moved is the same data set.
     shutil.rmtree(two)
     one.rename(two)
+    fingerprint = flaxseg.data.read_manifest(f"folder:{two}", data_dir).fingerprint
+    assert flaxseg.data.is_prepared(f"folder:{two}", data_dir)
     assert len(prepared(two, data_dir)("val")) == 2
+    prepared(two, tmp_path / "again")
+    again = flaxseg.data.read_manifest(f"folder:{two}", tmp_path / "again")
+    assert again.fingerprint == fingerprint
 
 
 def test_the_prepared_folder_alone_will_do(tmp_path):

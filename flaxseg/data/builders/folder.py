@@ -110,18 +110,20 @@ def listing_digest(folder: FolderFile, info: DatasetInfo) -> str:
     changes whenever the set should be prepared anew.
     """
     pairs, problems = find_pairs(folder, info)
+    root = str(folder.path.parent)
     digest = hashlib.sha256(folder.path.read_bytes())
     for problem in problems:
-        digest.update(f"{problem}\n".encode())
+        digest.update(f"{problem}\n".replace(root, "").encode())
     for of_split in pairs.values():
         for pair in of_split:
             digest.update(f"{pair.id}\n".encode())
             for path in (pair.image, pair.label):
                 try:
                     status = path.stat()
-                    digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+                    found = f"{status.st_size} bytes of {status.st_mtime_ns}"
                 except OSError:
-                    digest.update(f"{path} is missing\n".encode())
+                    found = "missing"
+                digest.update(f"{str(path).replace(root, '')} {found}\n".encode())
     return digest.hexdigest()
 
 

@@ -5,7 +5,6 @@ import pathlib
 
 import numpy as np
 from PIL import Image
-from published_files import jpeg, png
 
 CLASSES = ("ground", "road", "car")
 COLORS = ((10, 20, 30), (0, 200, 0), (200, 0, 200))
@@ -39,6 +38,13 @@ def image_of(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
     return image
 
 
+def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    """The bytes of a picture file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
 def palette_png(label: np.ndarray) -> bytes:
     """A PNG of mode P with a palette that has nothing to do with the classes."""
     picture = Image.fromarray(label)
@@ -56,7 +62,7 @@ def in_colors(label: np.ndarray) -> np.ndarray:
 
 
 def color_png(label: np.ndarray) -> bytes:
-    return png(in_colors(label))
+    return encoded(in_colors(label))
 
 
 def write_folder(
@@ -64,7 +70,7 @@ def write_folder(
     sizes: dict[str, int] | None = None,
     *,
     toml: str = TOML,
-    encode_mask=png,
+    encode_mask=encoded,
     mask_suffix: str = "",
 ) -> pathlib.Path:
     """Writes images/SPLIT/N.jpg and masks/SPLIT/N.png; "" for a split puts files into the folders
@@ -75,7 +81,9 @@ def write_folder(
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
         for _ in range(count):
             name = f"{number:03d}"
-            (folder / "images" / split / f"{name}.jpg").write_bytes(jpeg(image_of(number)))
+            (folder / "images" / split / f"{name}.jpg").write_bytes(
+                encoded(image_of(number), "JPEG")
+            )
             mask = folder / "masks" / split / f"{name}{mask_suffix}.png"
             mask.write_bytes(encode_mask(label_of(number)))
             number += 1
