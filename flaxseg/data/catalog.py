@@ -172,7 +172,7 @@ def _own_folder(path: pathlib.Path) -> Entry:
     return Entry(
         info,
         functools.partial(folder.Folder, info=info),
-        find_pairs=lambda _: folder.find_pairs(file, info),
+        find_pairs=lambda *_: folder.find_pairs(file, info),
         source=file.path.parent,
         listing=lambda: folder.listing_digest(file, info),
     )

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from flaxseg.data.info import IGNORE_LABEL
 from flaxseg.data.problems import KINDS, Problem
 
-_MAX_SIZES = 12  # listed in the table; the picture and JSON have all
+_MAX_SIZES = 12  # lines of the table of sizes; JSON has all
 
 
 @dataclasses.dataclass(eq=False)
@@ -217,13 +218,18 @@ class Report:
         )
 
     def _size_table(self) -> str:
-        sizes = self.total.sizes.most_common()
-        lines = [f"{'height x width':>14}  {'pictures':>8}"]
-        for (height, width), number in sizes[:_MAX_SIZES]:
-            lines.append(f"{height:>6} x {width:<5}  {number:>8}")
-        rest = sizes[_MAX_SIZES:]
-        if rest:
-            lines.append(f"{f'{len(rest)} others':>14}  {sum(number for _, number in rest):>8}")
+        """Every size, or where there are many, ranges of heights and of widths."""
+        sizes = self.total.sizes
+        if len(sizes) <= _MAX_SIZES:
+            lines = [f"{'height x width':>14}  {'pictures':>8}"]
+            for (height, width), number in sizes.most_common():
+                lines.append(f"{height:>6} x {width:<5}  {number:>8}")
+            return "\n".join(lines)
+        heights, widths = _in_ranges(sizes, 0), _in_ranges(sizes, 1)
+        lines = [f"{'height':>12}  {'pictures':>8}    {'width':>12}  {'pictures':>8}"]
+        for height, width in itertools.zip_longest(heights, widths, fillvalue=("", "")):
+            left = f"{height[0]:>12}  {height[1]:>8}"
+            lines.append(f"{left}    {width[0]:>12}  {width[1]:>8}".rstrip())
         return "\n".join(lines)
 
 
@@ -237,6 +243,24 @@ def _list(title: str, problems: tuple[Problem, ...]) -> str:
             lines.append(f"  {kind}: {meaning} ({len(of_kind)})")
             lines += [f"    {problem}" for problem in of_kind]
     return "\n".join(lines)
+
+
+def _in_ranges(sizes: Mapping[tuple[int, int], int], axis: int) -> list[tuple[str, int]]:
+    """("300..349", number of pictures) of at most 12 ranges of heights or widths."""
+    least, greatest = min(size[axis] for size in sizes), max(size[axis] for size in sizes)
+    step = next(
+        unit * 10**power
+        for power in itertools.count()
+        for unit in (1, 2, 5)
+        if greatest // (unit * 10**power) - least // (unit * 10**power) < _MAX_SIZES
+    )
+    counts = collections.Counter[int]()
+    for size, number in sizes.items():
+        counts[size[axis] // step] += number
+    return [
+        (f"{part * step}..{part * step + step - 1}" if step > 1 else f"{part}", counts[part])
+        for part in range(least // step, greatest // step + 1)
+    ]
 
 
 def _by_name(names: tuple[str, ...], counts: np.ndarray) -> dict[str, int]:

@@ -36,7 +36,7 @@ def draw_report(report: Report) -> np.ndarray:
     width = max(left + _BARS + 190, 2 * (_MARGIN + 56 + _HISTOGRAM[0]) + _MARGIN)
     top = 100
     classes_end = top + (len(report.class_names) + 1) * _LINE
-    height = classes_end + 90 + _HISTOGRAM[1] + 50
+    height = classes_end + 52 + _HISTOGRAM[1] + 40
     canvas = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(canvas)
     title = f"{report.name}: {report.splits_line()}"

@@ -303,3 +303,31 @@ def test_real_camvid_has_no_problem(shared_dir):
     assert report.num_pairs == {"train": 367, "val": 101, "test": 233}
     assert not report.errors
     assert report.total.sizes == {(360, 480): 701}
+
+
+def test_very_many_sizes_are_counted_in_ranges():
+    report = flaxseg.data.Report(
+        name="x",
+        source="y",
+        class_names=("a", "b"),
+        class_colors=((0, 0, 0), (9, 9, 9)),
+        num_pairs={"train": 400},
+        problems=(),
+        statistics={"train": Statistics.zero(2)},
+        unusable={"train": frozenset()},
+    )
+    rng = np.random.default_rng(0)
+    sizes = [(int(h), int(w)) for h, w in rng.integers((331, 9), (640, 21), (400, 2))]
+    for size in sizes:
+        report.statistics["train"].add(size, np.eye(256, dtype=np.int64)[0])
+    table = report.text().partition("height")[2].splitlines()[1:]
+    lines = table[: table.index("")]
+    heights = dict(line.split()[:2] for line in lines if ".." in line)
+    assert list(heights) == [f"{low}..{low + 49}" for low in range(300, 650, 50)]
+    for low in range(300, 650, 50):
+        wanted = sum(low <= height < low + 50 for height, _ in sizes)
+        assert int(heights[f"{low}..{low + 49}"]) == wanted
+    widths = dict(line.split()[-2:] for line in lines)
+    assert {int(width): int(n) for width, n in widths.items()} == collections.Counter(
+        width for _, width in sizes
+    )
