@@ -16,7 +16,7 @@ KINDS: dict[str, str] = {
     "unreadable": "a file that may not be read",
     "undecodable": "a file that is not a whole JPEG or PNG",
     "too_large": "a picture or file beyond the limits",
-    "deep_image": "a picture of more than 8 bits per channel",
+    "deep_image": "a grey picture of more than 8 bits",
     "exif_rotation": "a picture that is stored turned",
     "jpeg_label": "a label stored as JPEG",
     "color_label": "a label of colours where ids are wanted",

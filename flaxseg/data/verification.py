@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -19,6 +20,9 @@ from flaxseg.data.problems import UNUSABLE, Problem
 from flaxseg.data.report import Report, Statistics
 
 _MAX_THREADS = 32
+# Pictures of more pixels than this are decoded one at a time, which bounds the memory it takes.
+_LARGE = 16 * 1024 * 1024
+_one_large_picture = threading.Lock()
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -178,12 +182,11 @@ def _absent_classes(
 def _examine_pair(pair: Checkable, label_map: LabelMap) -> _Examined:
     """Reads and decodes a picture and its label, and compares them."""
     examined = _Examined([])
-    image = raw = None
+    size = raw = None
     encoded = _read(pair.image_bytes, pair.image, "picture", pair, examined.problems)
     if encoded is not None:
         try:
-            image = decode_image(encoded)
-            examined.digest = _digest(image)
+            size, examined.digest = _size_and_digest(encoded)
         except UndecodableError as error:
             examined.digest = hashlib.sha256(encoded).digest() if encoded else None
             examined.problems.append(_undecodable(pair.image, error))
@@ -193,10 +196,10 @@ def _examine_pair(pair: Checkable, label_map: LabelMap) -> _Examined:
             raw = pair.decode(encoded)
         except UndecodableError as error:
             examined.problems.append(_undecodable(pair.label, error))
-    if image is not None and raw is not None:
-        examined.size = image.shape[:2]
-        if image.shape[:2] != raw.shape:
-            examined.problems.append(_other_size(pair, image.shape[:2], raw.shape))
+    if size is not None and raw is not None:
+        examined.size = size
+        if size != raw.shape:
+            examined.problems.append(_other_size(pair, size, raw.shape))
     if raw is not None:
         examined.pixels = _check_ids(pair, raw, label_map, examined.problems)
     return examined
@@ -259,10 +262,21 @@ def _other_size(pair: Checkable, image: tuple[int, ...], label: tuple[int, ...])
     )
 
 
-def _digest(image: np.ndarray) -> bytes:
+def _size_and_digest(encoded: bytes) -> tuple[tuple[int, int], bytes]:
+    """The (H, W) of a picture and the digest of its pixels."""
+    try:
+        return _of_pixels(decode_image(encoded, _LARGE))
+    except UndecodableError as error:
+        if "width" not in error.details:
+            raise
+    with _one_large_picture:
+        return _of_pixels(decode_image(encoded))
+
+
+def _of_pixels(image: np.ndarray) -> tuple[tuple[int, int], bytes]:
     digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(np.ascontiguousarray(image))
-    return digest.digest()
+    digest.update(image)
+    return (image.shape[0], image.shape[1]), digest.digest()
 
 
 def _in_threads(

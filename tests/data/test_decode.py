@@ -60,6 +60,9 @@ def test_pictures_of_all_kinds_become_rgb():
     np.testing.assert_array_equal(decode_image(png(alpha)), PICTURE)
     indexed = palette_picture(IDS)
     np.testing.assert_array_equal(decode_image(encoded(indexed)), np.array(indexed.convert("RGB")))
+    deep = np.random.default_rng(1).integers(0, 65536, (9, 7, 3), dtype=np.uint16)
+    found = decode_image(cv2.imencode(".png", deep[..., ::-1])[1].tobytes())
+    np.testing.assert_array_equal(found, deep >> 8)  # colours of 16 bits are cut to 8
     smooth = np.full((16, 16, 3), (200, 100, 50), np.uint8)
     assert abs(decode_image(jpeg(smooth)).astype(int) - smooth).max() <= 3
     cmyk = encoded(Image.fromarray(smooth).convert("CMYK"), "JPEG", quality=95)

@@ -1,5 +1,6 @@
 """`folder`: one's own pictures and masks, described by a small file."""
 
+import doctest
 import os
 import shutil
 
@@ -21,6 +22,7 @@ from PIL import Image
 from published_files import jpeg, png
 
 import flaxseg.data
+from flaxseg.data import catalog, problems
 from flaxseg.data.builders.folder import Folder
 from flaxseg.errors import ConfigError, DataError
 
@@ -399,4 +401,6 @@ def test_where_the_pictures_are_must_be_said_once(tmp_path):
     with pytest.raises(DataError, match="there is no folder"):
         flaxseg.data.dataset_info(f"folder:{tmp_path / 'nowhere'}")
     assert "folder" not in flaxseg.data.list_datasets()
+    for module in (catalog, problems):
+        assert doctest.testmod(module).failed == 0
     assert Folder.name == "folder"

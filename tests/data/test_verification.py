@@ -298,6 +298,41 @@ def test_an_interruption_ends_soon(tmp_path, monkeypatch):
     assert len(started) <= 10, "what waited was still worked on"
 
 
+def test_pictures_are_decoded_at_the_same_time_and_large_ones_one_by_one(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "toy", {"train": 10, "val": 2})  # three times four
+    decode, running, most = verification.decode_image, [], []
+    meeting = threading.Barrier(4)
+
+    def watched(encoded, *limit):
+        running.append(1)
+        most.append(len(running))
+        try:
+            if meeting is not None:
+                meeting.wait(60)  # until four are here
+            else:
+                time.sleep(0.02)
+            return decode(encoded, *limit)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(verification, "decode_image", watched)
+    assert not verify(folder, num_threads=4).errors
+    assert max(most) == 4
+    meeting = None
+    most.clear()
+    monkeypatch.setattr(verification, "_LARGE", 10)
+    small_first = watched
+
+    def only_large(encoded, *limit):
+        return decode(encoded, *limit) if limit else small_first(encoded)
+
+    monkeypatch.setattr(verification, "decode_image", only_large)
+    report = verify(folder, num_threads=4)
+    assert not report.errors
+    assert report.total.sizes == {SIZE: 12}
+    assert most == [1] * 12
+
+
 def test_real_camvid_has_no_problem(shared_dir):
     report = flaxseg.data.verify_data("camvid", shared_dir / "data" / "camvid", progress=False)
     assert report.num_pairs == {"train": 367, "val": 101, "test": 233}
