@@ -5,7 +5,7 @@
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
     python train.py --config=configs/deconvnet.py:data=shapes --workdir=runs/shapes
 
-The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid or shapes.
+The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes.
 
 data        backbone             hardware    mIoU expected
 voc         vgg16_bn             1 x 12 GB   none for whole pictures; 69.6 % on the test split with
@@ -90,5 +90,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

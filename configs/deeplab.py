@@ -10,8 +10,9 @@ Without internet give the files, as in the second command: the data set as publi
 weights in a file.
 
 The part after the colon: `variant` is v3plus (default), v3, cascade, xception or mobilenet; `data`
-is voc (default), cityscapes, ade20k, camvid or shapes. The last two have a small backbone of their
-own for every variant; a variant is then its head.
+is voc (default), cityscapes, ade20k, camvid, folder or shapes. The last three have a small backbone
+of their own for every variant; a variant is then its head. `folder` is your own pictures, as
+docs/data.md says.
 
 variant    head                             backbone of voc, cityscapes, ade20k
 v3plus     ASPP and decoder, dense          resnet101, multi-grid (1, 2, 4)
@@ -162,5 +163,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

@@ -14,7 +14,7 @@ command starts from the result of the first (`config.init.model`, by default run
 as the release, trains only the classifier and the branches that are new.
 
 The part after the colon: `variant` is large (default, LargeFOV), 7x7, 4x4, 4x4_large or msc
-(LargeFOV with MSc); `data` is voc (default), cityscapes, ade20k, camvid or shapes.
+(LargeFOV with MSc); `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes.
 
 data        backbone             hardware    mIoU expected
 voc         vgg16                1 x 12 GB   62.25 % large, 64.38 % 7x7, 59.80 % 4x4, 63.41 %
@@ -117,5 +117,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

@@ -16,7 +16,7 @@ thinned out to 3x3 and 1024 channels.
 
 The part after the colon: `variant` is resnet101 (default, ASPP-L at scales 1, 0.75 and 0.5),
 resnet101_large_fov, vgg16_large_fov, vgg16_aspp_s or vgg16_aspp_l; `data` is voc (default),
-cityscapes, ade20k, camvid or shapes.
+cityscapes, ade20k, camvid, folder or shapes.
 
 data        backbone             hardware    mIoU expected
 voc         resnet101            1 x 16 GB   76.35 % ASPP-L, 75.54 % LargeFOV
@@ -137,5 +137,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

@@ -14,7 +14,7 @@ VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its names, `
 third from that of the second and trains everything.
 
 The part after the colon: `variant` is front (default), context or joint; `context` is basic
-(default) or large; `data` is voc (default), cityscapes, ade20k, camvid or shapes.
+(default) or large; `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes.
 
 data        backbone             hardware    mIoU expected
 voc         vgg16                1 x 12 GB   67.6 % front on the test split; with COCO's pictures on
@@ -137,5 +137,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

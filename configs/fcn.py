@@ -15,8 +15,8 @@ begin at zero. VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier wi
 downloads timm/vgg16.tv_in1k in its place, with which ports reach some points less.
 
 The part after the colon: `variant` is 32s (default), 16s, 8s, 8s_atonce, alexnet or resnet; `data`
-is voc (default), cityscapes, ade20k, camvid or shapes; `weights`, of VGG16, is caffe (default) or
-torchvision, the same for all stages.
+is voc (default), cityscapes, ade20k, camvid, folder or shapes; `weights`, of VGG16, is caffe
+(default) or torchvision, the same for all stages.
 
 data        backbone             hardware    mIoU expected
 voc         vgg16, alexnet       1 x 8 GB    63.6 % 32s, 65.0 % 16s, 65.5 % 8s, 65.4 % at once,
@@ -169,5 +169,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

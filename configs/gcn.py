@@ -9,8 +9,8 @@
 Without internet give the files, as in the third command: the data set as published and ImageNet
 weights in a file.
 
-The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid or shapes; `variant`
-is
+The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes;
+`variant` is
 
 gcn         (default) the paper's network: k = 15, on Cityscapes 25, and boundary refinement
 unrefined   without boundary refinement, as all of the ablations
@@ -116,6 +116,7 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }
 
@@ -149,7 +150,7 @@ def _stack(config: config_dict.ConfigDict) -> None:
 
 def _resnet_gcn(config: config_dict.ConfigDict) -> None:
     """On small data sets too; there its depth and width are those of the small backbone."""
-    if config.data.name == "camvid":
+    if config.data.name in ("camvid", "folder"):
         recipes.set_options(config, backbone_options={"stage_sizes": (1, 1, 1, 1), "width": 0.25})
     config.model.backbone = "resnet50_gcn"
     config.init.backbone = ""

@@ -15,8 +15,8 @@ one of twice the channels, prune it, train on. Trained from random weights the s
 seven points behind. Without internet give the files, as in the fourth command.
 
 The part after the colon: `variant` is half (default), the paper's network, or full, the one before
-pruning; `data` is cityscapes (default), voc, ade20k, camvid or shapes. With the EfficientNet-Lite0
-of camvid only the head differs between the two.
+pruning; `data` is cityscapes (default), voc, ade20k, camvid, folder or shapes. With the
+EfficientNet-Lite0 of camvid only the head differs between the two.
 
 data        backbone             hardware           mIoU expected
 cityscapes  resnet50             8 x 16 GB and up   67.7 % half, validation split at 1025 x 2049
@@ -111,5 +111,6 @@ _DATA = {
     "voc": _voc,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

@@ -22,7 +22,7 @@ gives 16x and 8x no steps of their own: `variant=4x --config.init.model=runs/lrr
 green, red, as for configs/fcn.py; its mean stands for that of the training set.
 
 The part after the colon: `variant` is 4x (default), 32x, 16x or 8x; `data` is voc (default),
-cityscapes, ade20k, camvid or shapes; `backbone`, of the first three, is vgg16 (default) or
+cityscapes, ade20k, camvid, folder or shapes; `backbone`, of the first three, is vgg16 (default) or
 resnet101. On camvid and shapes all levels are trained at once.
 
 data        backbone             hardware     mIoU expected
@@ -177,5 +177,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

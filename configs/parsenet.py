@@ -11,7 +11,7 @@ VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its names, `
 
 The part after the colon: `variant` is global (default), the mean over the picture beside the last
 feature; multi_layer, and two earlier features; or baseline, neither of them nor a normalisation.
-`data` is voc (default), cityscapes, ade20k, camvid or shapes.
+`data` is voc (default), cityscapes, ade20k, camvid, folder or shapes.
 
 data        backbone             hardware    mIoU expected
 voc         vgg16                1 x 12 GB   69.8 % global, 67.3 % baseline, on the test split
@@ -99,5 +99,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

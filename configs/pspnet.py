@@ -12,8 +12,8 @@ weights in a file. The weights of the author's own ResNets (resnet50_v2.pth and 
 fit too; weights of torchvision's want the 7x7 stem,
 --config.model.options.backbone_options.deep_stem="()".
 
-The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid or shapes; `variant`
-is
+The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes;
+`variant` is
 
 semseg    (default) the recipe of the author's PyTorch code
 caffe     the network and the rates of the Caffe release, as far as they are known
@@ -112,6 +112,7 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }
 

@@ -10,8 +10,8 @@
 Without internet give the files, as in the third command: the data set as published and ImageNet
 weights in a file.
 
-The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid or shapes; `variant`
-is
+The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes;
+`variant` is
 
 4cascaded         (default) a block for each level, on resnet101
 2cascaded         two blocks
@@ -179,5 +179,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

@@ -10,8 +10,8 @@
 
 The part after the colon: `variant` is segnet (default) or basic, four 7x7 convolutions down and up,
 from random weights; `data` is camvid_whole (default), the paper's: whole pictures on VGG16; or voc,
-cityscapes, ade20k, camvid or shapes. camvid and shapes have small backbones without pools, on which
-the two variants differ in kernels and ReLU only.
+cityscapes, ade20k, camvid, folder or shapes. camvid and shapes have small backbones without pools,
+on which the two variants differ in kernels and ReLU only.
 
 data          backbone             hardware    mIoU expected
 camvid_whole  vgg16_bn             1 x 12 GB   50.0 % after 40k steps, 57.2 % after 80k, 60.1 %
@@ -118,5 +118,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

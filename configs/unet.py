@@ -7,8 +7,8 @@
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
     python train.py --config=configs/unet.py:data=shapes --workdir=runs/shapes
 
-The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid or shapes; `variant`
-is
+The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes;
+`variant` is
 
 valid     (default) the paper's network, which pads nothing: margins of 92 pixels are reflections,
           and crops are 16 k + 4 pixels a side, of which nothing is lost
@@ -47,7 +47,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.model.name = "unet"
     config.model.output_stride = 32
     _DATA[chosen["data"]](config)
-    if chosen["data"] in ("camvid", "shapes"):
+    if chosen["data"] in ("camvid", "folder", "shapes"):
         recipes.set_options(config, dropout=0.1)
     elif chosen["variant"] == "backbone":
         _on_resnet34(config)
@@ -111,5 +111,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
+    "folder": recipes.own_pictures(_camvid),
     "shapes": _shapes,
 }

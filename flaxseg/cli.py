@@ -1,5 +1,5 @@
 """The command line: `python -m flaxseg evaluate | predict | import | prune | learn-basis | models |
-prepare-data`.
+prepare-data | verify-data | show-data`.
 
 Exit codes: 0 done; 1 an error that is named on stderr; 2 wrong flags or settings; 130 interrupted.
 """
@@ -76,6 +76,32 @@ _PREPARE_EPILOG = """examples:
   python -m flaxseg prepare-data camvid --manual_dir=downloads/CamVid --data_dir=/data
   python -m flaxseg prepare-data voc_segmentation
   python -m flaxseg prepare-data cityscapes --manual_dir=downloads
+"""
+
+_VERIFY = """Reads a whole data set, says everything that is wrong with it, and counts what it
+holds: pixels of each class, weights that balance them, sizes of the pictures. With --manual_dir
+the files there are checked, before anything is made of them; without, the prepared records.
+
+All problems are printed, one a line, and with --out they are in report.json beside a picture of
+the classes and sizes. The exit code is 1 if there is a problem; warnings do not count.
+"""
+
+_VERIFY_EPILOG = """examples:
+  python -m flaxseg verify-data camvid --manual_dir=downloads/CamVid
+  python -m flaxseg verify-data folder --manual_dir=my_pictures --out=runs/check
+  python -m flaxseg verify-data folder --manual_dir=my_pictures --json > report.json
+"""
+
+_SHOW = """Writes a sheet of pictures as training would see them: the first examples of the stream,
+scaled, cropped, flipped and coloured at random, each beside itself with its label laid over it.
+Look at it before a training: labels that are shifted, swapped or missing are seen at once.
+
+With --config the settings are those of a recipe; flags given here come before them.
+"""
+
+_SHOW_EPILOG = """examples:
+  python -m flaxseg show-data camvid --config=configs/deeplab.py:data=camvid --out=sheet.png
+  python -m flaxseg show-data folder --manual_dir=my_pictures --photometric=0.5 --rotate=10
 """
 
 _IMPORT = """Converts a segmentation network of another library into a saved model, for predict and
@@ -204,6 +230,16 @@ def _parser() -> argparse.ArgumentParser:
     model_help = "folder of a saved model, or the working directory of a training run"
     data_dir_help = "folder of the prepared data sets (default: $FLAXSEG_DATA, or 'data')"
     manual_dir_help = "folder with the published files, if the set is not prepared yet"
+
+    def allow_problems(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--allow_problems",
+            "--allow-problems",
+            default="",
+            metavar="KINDS",
+            help="prepare in spite of problems of these kinds, comma separated or 'all', as "
+            "verify-data names them; pairs that can not be used are left out",
+        )
 
     def output_stride(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -358,7 +394,62 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("name", metavar="NAME", help="name of the data set; 'models' lists them")
     prepare.add_argument("--data_dir", "--data-dir", metavar="DIR", help=data_dir_help)
     prepare.add_argument("--manual_dir", "--manual-dir", metavar="DIR", help=manual_dir_help)
+    allow_problems(prepare)
+
+    verify = command(
+        "verify-data", _verify_data, "check a data set and count", _VERIFY, _VERIFY_EPILOG
+    )
+    verify.add_argument("name", metavar="NAME", help="name of the data set; 'models' lists them")
+    verify.add_argument("--data_dir", "--data-dir", metavar="DIR", help=data_dir_help)
+    verify.add_argument(
+        "--manual_dir", "--manual-dir", metavar="DIR", help="folder with the files to check"
+    )
+    verify.add_argument("--out", metavar="DIR", help="folder for report.txt, .json and .png")
+    verify.add_argument(
+        "--json", action="store_true", help="print the report as JSON in place of text"
+    )
+    verify.add_argument(
+        "--num_threads",
+        "--num-threads",
+        type=_at_least(1),
+        metavar="N",
+        help="decode in so many threads (default: one per core, at most 32)",
+    )
+    _add_show_data(command, data_dir_help, manual_dir_help, allow_problems)
     return parser
+
+
+def _add_show_data(command, data_dir_help: str, manual_dir_help: str, allow_problems) -> None:
+    show = command("show-data", _show_data, "look at augmented examples", _SHOW, _SHOW_EPILOG)
+    show.add_argument("name", metavar="NAME", help="name of the data set; 'models' lists them")
+    show.add_argument("--data_dir", "--data-dir", metavar="DIR", help=data_dir_help)
+    show.add_argument("--manual_dir", "--manual-dir", metavar="DIR", help=manual_dir_help)
+    allow_problems(show)
+    show.add_argument("--split", metavar="NAME", help="default: the one to train on")
+    show.add_argument(
+        "--config", metavar="FILE[:ARGUMENT]", help="take the settings from this recipe"
+    )
+    show.add_argument(
+        "--crop_size", "--crop-size", type=_at_least(1), nargs=2, metavar=("H", "W"),
+        help="of the examples",
+    )  # fmt: skip
+    show.add_argument(
+        "--scale", type=float, nargs=2, metavar=("LEAST", "MOST"), help="range of the random scale"
+    )
+    show.add_argument("--rotate", type=float, metavar="DEGREES", help="greatest angle")
+    show.add_argument("--blur", type=float, metavar="P", help="probability")
+    show.add_argument("--photometric", type=float, metavar="S", help="strength, 0 to 1")
+    show.add_argument(
+        "--flip", action=argparse.BooleanOptionalAction, default=None, help="mirror half of them"
+    )
+    show.add_argument("--seed", type=_at_least(0), metavar="N", help="of the stream (default: 0)")
+    show.add_argument(
+        "--num_examples", "--num-examples", type=_at_least(1), default=12, metavar="N",
+        help="default: 12",
+    )  # fmt: skip
+    show.add_argument(
+        "--out", default="data.png", metavar="FILE", help="the picture (default: data.png)"
+    )
 
 
 def _at_least(minimum: int):
@@ -387,6 +478,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from flaxseg.evaluation import evaluate, make_predict_fn
 
     card = flaxseg.read_model_card(args.model)
+    args.data = data.full_name(args.data, args.manual_dir)
     info = data.dataset_info(args.data)
     _check_same_classes(card, info, args.model)
     if args.manual_dir:
@@ -605,8 +697,10 @@ def _prune(args: argparse.Namespace) -> int:
 
 
 def _learn_basis(args: argparse.Namespace) -> int:
+    from flaxseg import data
     from flaxseg.evaluation.learn_basis import learn_basis
 
+    args.data = data.full_name(args.data, args.manual_dir)
     out = _output_folder(args.out)
     with contextlib.ExitStack() as stack:
         bars: dict[str, _Bar] = {}
@@ -647,17 +741,62 @@ def _models(args: argparse.Namespace) -> int:
         print(f"{title}:")
         for name in names:
             print(f"  {name}")
+    print("  folder: your own pictures and masks, with --manual_dir=FOLDER; see docs/data.md")
     return 0
 
 
 def _prepare_data(args: argparse.Namespace) -> int:
     from flaxseg import data
 
+    args.name = data.full_name(args.name, args.manual_dir)
     ready = data.is_prepared(args.name, args.data_dir)
-    folder = data.prepare(args.name, args.data_dir, args.manual_dir)
-    splits = data.read_manifest(args.name, args.data_dir).splits
-    sizes = ", ".join(f"{split} {count}" for split, count in splits.items())
+    folder = data.prepare(
+        args.name, args.data_dir, args.manual_dir, allow_problems=args.allow_problems
+    )
+    manifest = data.read_manifest(args.name, args.data_dir)
+    sizes = ", ".join(f"{split} {count}" for split, count in manifest.splits.items())
     print(f"{args.name} {'was ready already' if ready else 'is ready'} in {folder}: {sizes}")
+    if manifest.left_out:
+        print(f"{manifest.left_out} pairs that can not be used are left out")
+    return 0
+
+
+def _verify_data(args: argparse.Namespace) -> int:
+    from flaxseg import data
+    from flaxseg.evaluation.data_report import write_report
+
+    out = _output_folder(args.out) if args.out else None
+    report = data.verify_data(
+        args.name, args.manual_dir, args.data_dir, num_threads=args.num_threads
+    )
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report.text())
+    if out is not None:
+        written = write_report(report, out)
+        if not args.json:
+            print("\n".join(["", "written:", *(f"  {path}" for path in written)]))
+    if not report.errors:
+        return 0
+    number = "1 problem" if len(report.errors) == 1 else f"{len(report.errors)} problems"
+    raise DataError(f"{report.name} has {number}; they are listed above")
+
+
+def _show_data(args: argparse.Namespace) -> int:
+    from flaxseg.evaluation.contact_sheet import show_data
+
+    out = pathlib.Path(args.out)
+    _output_folder(out.parent)
+    given = ("crop_size", "scale", "flip", "rotate", "blur", "photometric", "seed", "split")
+    shown = show_data(
+        args.name,
+        out,
+        config=args.config,
+        manual_dir=args.manual_dir,
+        data_dir=args.data_dir,
+        allow_problems=args.allow_problems,
+        num_examples=args.num_examples,
+        **{key: getattr(args, key) for key in given if getattr(args, key) is not None},
+    )
+    print(f"{shown}\nwritten:\n  {out}")
     return 0
 
 

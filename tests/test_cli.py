@@ -412,13 +412,17 @@ def test_models_lists_what_can_be_built(capsys):
 def test_prepare_data(monkeypatch, capsys, tmp_path):
     calls = []
     monkeypatch.setattr(data, "is_prepared", lambda name, data_dir: bool(calls))
-    monkeypatch.setattr(data, "prepare", lambda *arguments: calls.append(arguments) or tmp_path)
-    manifest = type("Manifest", (), {"splits": {"train": 3, "test": 1}})
+    monkeypatch.setattr(
+        data,
+        "prepare",
+        lambda *arguments, **options: calls.append((arguments, options)) or tmp_path,
+    )
+    manifest = type("Manifest", (), {"splits": {"train": 3, "test": 1}, "left_out": 0})
     monkeypatch.setattr(data, "read_manifest", lambda name, data_dir: manifest)
-    flags = ("prepare-data", "toy", "--data_dir=d", "--manual_dir=m")
+    flags = ("prepare-data", "toy", "--data_dir=d", "--manual_dir=m", "--allow_problems=orphan")
     code, stdout, _ = run(capsys, *flags)
     assert code == 0
-    assert calls == [("toy", "d", "m")]
+    assert calls == [(("toy", "d", "m"), {"allow_problems": "orphan"})]
     assert stdout == f"toy is ready in {tmp_path}: train 3, test 1\n"
     assert "was ready already" in run(capsys, *flags)[1]
 

@@ -10,8 +10,8 @@ Example:
 
 from flaxseg.data.augmentation import Augmentation, augment
 from flaxseg.data.builders.cityscapes import to_label_ids as cityscapes_label_ids
-from flaxseg.data.catalog import dataset_info, list_datasets
 from flaxseg.data.decoded_cache import CachedRecords
+from flaxseg.data.catalog import dataset_info, full_name, list_datasets
 from flaxseg.data.info import IGNORE_LABEL, DatasetInfo
 from flaxseg.data.pipeline import TrainBatches, train_batches
 from flaxseg.data.preparation import (
@@ -22,7 +22,10 @@ from flaxseg.data.preparation import (
     read_manifest,
     verify_prepared,
 )
+from flaxseg.data.problems import Problem, problem_kinds
 from flaxseg.data.records import Record, Records, open_split, split_names
+from flaxseg.data.report import Report, Statistics
+from flaxseg.data.verify import verify_data
 
 __all__ = [
     "IGNORE_LABEL",
@@ -30,19 +33,25 @@ __all__ = [
     "CachedRecords",
     "DatasetInfo",
     "Manifest",
+    "Problem",
     "Record",
     "Records",
+    "Report",
+    "Statistics",
     "TrainBatches",
     "augment",
     "cityscapes_label_ids",
     "dataset_info",
     "default_data_dir",
+    "full_name",
     "is_prepared",
     "list_datasets",
     "open_split",
     "prepare",
+    "problem_kinds",
     "read_manifest",
     "split_names",
     "train_batches",
+    "verify_data",
     "verify_prepared",
 ]

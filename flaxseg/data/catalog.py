@@ -2,13 +2,17 @@
 
 import dataclasses
 import difflib
+import functools
+import json
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flaxseg.data.builders import (
     ade20k,
     camvid,
     cityscapes,
+    folder,
     pascal_context,
     shapes,
     voc_segmentation,
@@ -17,7 +21,14 @@ from flaxseg.data.builders.segmentation import SegmentationBuilder
 from flaxseg.data.download import Download
 from flaxseg.data.info import DatasetInfo
 from flaxseg.data.pairs import Pair
+from flaxseg.data.problems import Problem
 from flaxseg.errors import DataError
+
+MANIFEST = "flaxseg.json"
+"""The file in the folder of a prepared data set that says what it is."""
+
+FOLDER = "folder"
+"""The data set of one's own pictures; its full name says where they are, `folder:PATH`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +59,21 @@ class Entry:
       archive: the zip of a repository from which files come when no folder is given.
       downloads: or the archives from which they come.
       how_to_get: where neither is possible, what to do instead.
+      source: of one's own pictures, the folder; None for all other sets.
+      listing: of one's own pictures, returns a digest of which files there are.
     """
 
     info: DatasetInfo
-    builder: type[SegmentationBuilder]
+    builder: Callable[..., SegmentationBuilder]
     examples: Callable | None = None
-    find_pairs: Callable[[pathlib.Path], tuple[dict[str, list[Pair]], list[str]]] | None = None
+    find_pairs: (
+        Callable[[pathlib.Path], tuple[dict[str, list[Pair]], Sequence[Problem | str]]] | None
+    ) = None
     archive: Archive | None = None
     downloads: tuple[Download, ...] = ()
     how_to_get: str = ""
+    source: pathlib.Path | None = None
+    listing: Callable[[], str] | None = None
 
 
 _DATASETS = {
@@ -111,15 +128,44 @@ _OTHER_NAMES = {
 
 
 def list_datasets() -> list[str]:
-    """Returns the names of all data sets, sorted."""
+    """Returns the names of all data sets, sorted; those of one's own, `folder:PATH`, beside."""
     return sorted(_DATASETS)
+
+
+def full_name(name: str, manual_dir: str | os.PathLike[str] | None = None) -> str:
+    """Returns the name by which `flaxseg.data` knows a data set that the user named.
+
+    >>> full_name("folder", "pictures/holes")
+    'folder:pictures/holes'
+    >>> full_name("camvid", "downloads/CamVid")
+    'camvid'
+
+    Args:
+      name: of a data set; `"folder"` for the pictures in `manual_dir`.
+      manual_dir: the folder that the user named beside it; None or "" for none.
+
+    Raises:
+      DataError: "folder" without a folder, or with two.
+    """
+    kind, colon, path = name.partition(":")
+    if kind != FOLDER:
+        return name
+    if not path and not manual_dir:
+        raise DataError(
+            "data set 'folder' is your own pictures, and this does not say where they are; give "
+            "the folder that holds dataset.toml with --manual_dir=FOLDER (train.py: "
+            "--config.data.manual_dir=FOLDER), or write folder:FOLDER"
+        )
+    if colon and manual_dir and pathlib.Path(path) != pathlib.Path(manual_dir):
+        raise DataError(f"the data set is {name!r} and manual_dir {manual_dir}; give one of them")
+    return f"{FOLDER}:{path or os.fspath(manual_dir)}"
 
 
 def dataset_info(name: str) -> DatasetInfo:
     """Returns the facts of a data set.
 
     Raises:
-      DataError: no data set has this name.
+      DataError: no data set has this name, or the files of one's own do not say what they are.
 
     Example:
       >>> dataset_info("camvid").num_classes
@@ -132,6 +178,8 @@ def find_entry(name: str) -> Entry:
     """Returns the entry of a data set; raises DataError where there is none, with what is near."""
     if name in _DATASETS:
         return _DATASETS[name]
+    if name.partition(":")[0] == FOLDER:
+        return _own_folder(pathlib.Path(full_name(name).partition(":")[2]).expanduser())
     known = ", ".join(list_datasets())
     if name in _OTHER_NAMES:
         near = [_OTHER_NAMES[name]]
@@ -139,3 +187,29 @@ def find_entry(name: str) -> Entry:
         near = difflib.get_close_matches(name, list_datasets(), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(f"there is no data set {name!r}.{hint} Data sets: {known}.")
+
+
+def _own_folder(path: pathlib.Path) -> Entry:
+    """The entry of one's own pictures in a folder, or of what was prepared from them into it."""
+    if (path / MANIFEST).is_file():
+        info = _prepared_info(path)
+        return Entry(info, functools.partial(folder.Folder, info=info))
+    file, info = folder.read_folder(path, reserved=(*_DATASETS, FOLDER))
+    return Entry(
+        info,
+        functools.partial(folder.Folder, info=info),
+        find_pairs=lambda *_: folder.find_pairs(file, info),
+        source=file.path.parent,
+        listing=lambda: folder.listing_digest(file, info),
+    )
+
+
+def _prepared_info(path: pathlib.Path) -> DatasetInfo:
+    try:
+        facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["info"]
+        return DatasetInfo.from_json(facts, prepared=path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path / MANIFEST} does not say what the classes are ({error}); give the folder that "
+            "holds dataset.toml, or a data set by its name"
+        ) from None

@@ -7,7 +7,12 @@ all there are, OpenCV decodes in two thirds of the time, to the same pixels.
 """
 
 import io
+import os
+import pathlib
+import stat
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +20,14 @@ from PIL import Image
 
 MAX_PIXELS = 64 * 1024 * 1024
 """A picture whose header announces more pixels than this is refused before decoding."""
+
+MAX_BYTES = 256 * 1024 * 1024
+"""A file larger than this is refused before it is read."""
+
+# A JPEG may go over all its pixels again with every scan, and a scan may take a few bytes; encoders
+# write some ten.
+_MAX_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
 
 _IMAGE_MODES = ("RGB", "L", "P", "RGBA", "LA", "CMYK", "YCbCr", "1")
 _EXIF_ORIENTATION = 0x0112
@@ -24,7 +37,44 @@ _PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where
 
 
 class UndecodableError(ValueError):
-    """Bytes are not the picture that was promised; the message says in which way."""
+    """Bytes are not the picture that was promised; the message says in which way.
+
+    Attributes:
+      kind: the way as one word, a key of `flaxseg.data.problems.KINDS`.
+      details: the numbers of the message.
+    """
+
+    def __init__(
+        self, message: str, kind: str = "undecodable", details: Mapping[str, Any] | None = None
+    ):
+        super().__init__(message)
+        self.kind = kind
+        self.details = dict(details or {})
+
+
+def read_file(path: pathlib.Path) -> bytes:
+    """Reads the file of a picture or label, in bounded time and memory.
+
+    Raises:
+      UndecodableError: it is no ordinary file (a pipe would never end), or larger than `MAX_BYTES`.
+      OSError: it is not there, or can not be read.
+    """
+    # Without O_NONBLOCK the mere opening of a pipe would wait for somebody to write to it.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise UndecodableError("not an ordinary file")
+        if status.st_size > MAX_BYTES:
+            raise UndecodableError(
+                f"the file has {status.st_size} bytes, more than the limit of {MAX_BYTES}",
+                "too_large",
+                {"bytes": status.st_size},
+            )
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(MAX_BYTES)
+    finally:
+        os.close(handle)
 
 
 def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -47,7 +97,8 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if picture.mode not in _IMAGE_MODES:
             raise UndecodableError(
                 f"pixel format {picture.mode} (more than 8 bits per channel); "
-                "convert the picture to 8-bit RGB"
+                "convert the picture to 8-bit RGB",
+                "deep_image",
             )
         pixels = _decode_plain(encoded, picture)
         loaded = _load(picture) if pixels is None else None
@@ -57,7 +108,9 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if orientation not in (0, 1):
             raise UndecodableError(
                 f"EXIF orientation {orientation}: the picture is stored turned or mirrored, so it "
-                "may not fit its label; store it upright"
+                "may not fit its label; store it upright",
+                "exif_rotation",
+                {"orientation": orientation},
             )
         if pixels is not None:
             return pixels
@@ -81,21 +134,65 @@ def decode_label(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     with _open(encoded, ("PNG", "JPEG"), max_pixels) as picture:
         if picture.format == "JPEG":
             raise UndecodableError(
-                "the label is a JPEG, whose compression changes label ids; store labels as PNG"
+                "the label is a JPEG, whose compression changes label ids; store labels as PNG",
+                "jpeg_label",
             )
         if picture.mode in ("I", "I;16", "I;16B"):
             return np.array(_load(picture)).astype(np.uint16)
         if picture.mode not in ("L", "P", "1"):
             raise UndecodableError(
                 f"the label holds colours ({picture.mode}), not ids; store it as an index PNG with "
-                "one channel"
+                "one channel",
+                "color_label",
             )
         return np.array(_load(picture), dtype=np.uint8)
+
+
+def decode_color_label(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes a PNG label that marks classes by colours; a palette is looked up.
+
+    Args:
+      encoded: the bytes of the file.
+      max_pixels: refuse a label of more pixels, before decoding it.
+
+    Returns:
+      uint8 `[H, W, 3]`, RGB.
+
+    Raises:
+      UndecodableError: not a PNG (JPEG changes colours), damaged, too large, of more than 8 bits,
+        or transparent in places.
+    """
+    with _open(encoded, ("PNG", "JPEG"), max_pixels) as picture:
+        if picture.format == "JPEG":
+            raise UndecodableError(
+                "the label is a JPEG, whose compression changes colours; store labels as PNG",
+                "jpeg_label",
+            )
+        if picture.mode not in _IMAGE_MODES:
+            raise UndecodableError(
+                f"the label holds {picture.mode} values of more than 8 bits, not colours",
+                "deep_label",
+            )
+        pixels = _load(picture)
+        if pixels.has_transparency_data:
+            pixels = pixels.convert("RGBA")
+            if pixels.getextrema()[3][0] < 255:
+                raise UndecodableError(
+                    "the label is transparent in places, where its colour is not certain; store "
+                    "it without transparency"
+                )
+        return np.array(pixels if pixels.mode == "RGB" else pixels.convert("RGB"))
 
 
 def _open(encoded: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Image:
     if not encoded:
         raise UndecodableError("the file is empty (0 bytes)")
+    if encoded.startswith(b"\xff\xd8") and encoded.count(_START_OF_SCAN) > _MAX_SCANS:
+        raise UndecodableError(
+            f"a JPEG of {encoded.count(_START_OF_SCAN)} scans, more than the limit of "
+            f"{_MAX_SCANS}; save it anew",
+            "too_large",
+        )
     try:
         with warnings.catch_warnings():
             # Pillow's own limit is lower for warnings and higher for errors; ours below is the one
@@ -106,13 +203,17 @@ def _open(encoded: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Im
         start = bytes(encoded[:8])
         raise UndecodableError(f"neither JPEG nor PNG (it starts with {start!r})") from None
     except Image.DecompressionBombError as error:
-        raise UndecodableError(str(error)) from None
+        raise UndecodableError(str(error), "too_large") from None
     except Exception as error:  # bytes made to harm reach many kinds of errors in the readers
         raise UndecodableError(f"damaged header: {error}") from None
     if picture.width * picture.height > max_pixels:
-        size = f"{picture.width} x {picture.height}"
+        size = picture.size
         picture.close()
-        raise UndecodableError(f"{size} pixels are more than the limit of {max_pixels} pixels")
+        raise UndecodableError(
+            f"{size[0]} x {size[1]} pixels are more than the limit of {max_pixels} pixels",
+            "too_large",
+            {"width": size[0], "height": size[1]},
+        )
     return picture
 
 

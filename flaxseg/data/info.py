@@ -1,7 +1,10 @@
 """What is known about a data set before any of its pictures is read."""
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 IGNORE_LABEL = 255
 """The label of a pixel that counts neither in the loss nor in a metric, in every loaded record."""
@@ -28,6 +31,8 @@ class DatasetInfo:
       combined: splits that are others one after the other, and are not stored: name -> their names.
       repeated: splits that hold pictures of another split again: name -> the other's name.
       optional: splits that are left out where their files are not given: name -> which files.
+      prepared: the folder of its records, for a set that is named by that folder; None where it
+        follows from the name.
     """
 
     name: str
@@ -46,6 +51,7 @@ class DatasetInfo:
     combined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     repeated: Mapping[str, str] = dataclasses.field(default_factory=dict)
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prepared: pathlib.Path | None = None
 
     def __post_init__(self):
         assert len(self.class_names) == len(self.class_colors)
@@ -81,3 +87,24 @@ class DatasetInfo:
         ]
         if other:
             yield f"not of the size published: {', '.join(other)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as JSON holds them."""
+        facts = {**dataclasses.asdict(self), "label_map": sorted(self.label_map.items())}
+        del facts["prepared"]
+        return json.loads(json.dumps(facts))
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any], prepared: pathlib.Path) -> "DatasetInfo":
+        """The facts that `to_json` gave; KeyError or TypeError where they are not whole."""
+        return cls(
+            **{
+                **facts,
+                "class_names": tuple(facts["class_names"]),
+                "class_colors": tuple(map(tuple, facts["class_colors"])),
+                "label_map": dict(facts["label_map"]),
+                "splits": tuple(facts["splits"]),
+                "eval_size": tuple(facts["eval_size"]),
+                "prepared": prepared,
+            }
+        )

@@ -17,19 +17,22 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from flaxseg.data import catalog, download
 from flaxseg.data.builders.segmentation import EncodedExample
+from flaxseg.data.catalog import MANIFEST
 from flaxseg.data.info import DatasetInfo
-from flaxseg.data.label_map import LabelMap
-from flaxseg.data.pairs import Pair, check_pairs, raise_problems, readers
+from flaxseg.data.pairs import Pair, readers
+from flaxseg.data.problems import Problem, as_problems, problem_kinds, raise_problems
 from flaxseg.data.progress import Progress
+from flaxseg.data.report import Report
+from flaxseg.data.verification import examine
 from flaxseg.errors import DataError
 
-MANIFEST = "flaxseg.json"
 _MANIFEST_FORMAT = 1
 
 PathLike = str | os.PathLike[str]
@@ -46,6 +49,9 @@ class Manifest:
       files: name of each file -> (size in bytes, sha256 in hex).
       fingerprint: digest of the records and of what their labels mean; equal where training would
         see equal data.
+      left_out: number of pairs that could not be used, where that was allowed.
+      info: of one's own pictures, the facts as `DatasetInfo.to_json` gives them; else None.
+      listing: of one's own pictures, a digest of which files there were; else "".
     """
 
     name: str
@@ -54,6 +60,9 @@ class Manifest:
     source: str
     files: dict[str, tuple[int, str]]
     fingerprint: str
+    left_out: int = 0
+    info: dict[str, Any] | None = None
+    listing: str = ""
 
 
 def default_data_dir() -> pathlib.Path:
@@ -68,14 +77,18 @@ def prepare(
     data_dir: PathLike | None = None,
     manual_dir: PathLike | None = None,
     progress: bool = True,
+    allow_problems: str = "",
 ) -> pathlib.Path:
-    """Prepares a data set, unless that is done already.
+    """Prepares a data set, unless that is done already; one's own pictures also anew, when their
+    files have changed.
 
     Args:
-      name: of the data set, see `list_datasets`.
+      name: of the data set, see `list_datasets`; `"folder:PATH"` for one's own pictures.
       data_dir: the folder of all prepared data sets; `default_data_dir()` if None or "".
       manual_dir: the folder with the published files; None or "" generates or downloads them.
       progress: show progress on stderr.
+      allow_problems: kinds of problems, comma separated or "all", that do not stop it: pairs that
+        can not be used are left out.
 
     Returns:
       The folder of the prepared data set.
@@ -84,26 +97,31 @@ def prepare(
       DataError: the name is unknown; files are missing, damaged, or do not fit together (all of
         them listed); a download failed; or `data_dir` can not be written to.
     """
+    name = catalog.full_name(name, manual_dir)
     entry = catalog.find_entry(name)
+    allowed = problem_kinds(allow_problems)
     data_dir = as_data_dir(data_dir)
     target = prepared_dir(entry.info, data_dir)
-    if _is_complete(target, entry.info):
+    if _is_complete(target, entry):
         return target
+    if entry.info.prepared is not None:
+        raise DataError(f"{target} is damaged; prepare it again from the pictures")
+    name = entry.info.name
     with _explained(name, data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
         with _locked(data_dir / f".{name}.lock"):
-            if _is_complete(target, entry.info):  # another process was faster
+            if _is_complete(target, entry):  # another process was faster
                 return target
-            _clear_leftovers(name, data_dir, target)
+            _clear_leftovers(name, data_dir)
+            _check_replaceable(entry, target)
             staging = pathlib.Path(tempfile.mkdtemp(prefix=f".preparing-{name}-", dir=data_dir))
             try:
-                examples, sizes, source = _find_examples(
-                    entry, data_dir, manual_dir, staging, progress
-                )
-                written = _write(entry, examples, sizes, staging, progress)
-                _write_manifest(written, entry.info, sizes, source)
+                found = _find_examples(entry, data_dir, manual_dir, staging, progress, allowed)
+                written = _write(entry, found, staging, progress)
+                _write_manifest(written, entry, found)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 written.chmod(0o755)
+                shutil.rmtree(target, ignore_errors=True)  # a damaged or old copy of ours
                 written.rename(target)
                 _sync_folder(target.parent)
                 shutil.rmtree(_downloads(data_dir, name), ignore_errors=True)
@@ -113,11 +131,11 @@ def prepare(
 
 
 def is_prepared(name: str, data_dir: PathLike | None = None) -> bool:
-    """Returns whether a data set is completely prepared in `data_dir`; raises DataError for an
-    unknown name.
+    """Returns whether a data set is completely prepared in `data_dir`, from the files of today if
+    they are one's own; raises DataError for an unknown name.
     """
-    info = catalog.dataset_info(name)
-    return _is_complete(prepared_dir(info, as_data_dir(data_dir)), info)
+    entry = catalog.find_entry(name)
+    return _is_complete(prepared_dir(entry.info, as_data_dir(data_dir)), entry)
 
 
 def read_manifest(name: str, data_dir: PathLike | None = None) -> Manifest:
@@ -125,15 +143,24 @@ def read_manifest(name: str, data_dir: PathLike | None = None) -> Manifest:
 
     Raises:
       DataError: it is not prepared, or a file is missing or has another size than when it was
-        written.
+        written; or one's own classes are others today.
     """
-    info = catalog.dataset_info(name)
+    entry = catalog.find_entry(name)
+    info = entry.info
     data_dir = as_data_dir(data_dir)
     target = prepared_dir(info, data_dir)
     manifest = _load_manifest(target)
+    if manifest is not None and entry.source is not None:
+        _check_same_source(manifest, entry, target)
+        if manifest.info != info.to_json():
+            raise DataError(
+                f"{entry.source} says other things of classes and splits than when it was prepared "
+                f"in {target}. Prepare it again: python -m flaxseg prepare-data {name} "
+                f"--data_dir={data_dir}"
+            )
     if manifest is None:
-        generated = catalog.find_entry(name).examples is not None
-        manual = "" if generated else " --manual_dir=FOLDER_WITH_ITS_FILES"
+        files = entry.source is None and entry.examples is None
+        manual = " --manual_dir=FOLDER_WITH_ITS_FILES" if files else ""
         raise DataError(
             f"data set {name!r} is not prepared in {data_dir} (looked for {target}). Prepare it "
             f"with: python -m flaxseg prepare-data {name} --data_dir={data_dir}{manual}"
@@ -174,12 +201,31 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> None:
 
 def prepared_dir(info: DatasetInfo, data_dir: pathlib.Path) -> pathlib.Path:
     """Returns where the prepared files of a data set belong."""
-    return data_dir / info.name / info.version
+    return info.prepared or data_dir / info.name / info.version
 
 
 def as_data_dir(data_dir: PathLike | None) -> pathlib.Path:
     """Returns the folder of prepared data sets that a caller means; None or "" is the default."""
     return pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What is to be written.
+
+    Attributes:
+      examples: per split, what yields its examples.
+      sizes: their numbers.
+      source: where they come from.
+      left_out: number of pairs that can not be used.
+      listing: see `Manifest`.
+    """
+
+    examples: dict[str, Callable[[], Iterator[EncodedExample]]]
+    sizes: dict[str, int]
+    source: str
+    left_out: int = 0
+    listing: str = ""
 
 
 def _find_examples(
@@ -188,15 +234,15 @@ def _find_examples(
     manual_dir: PathLike | None,
     staging: pathlib.Path,
     progress: bool,
-) -> tuple[dict[str, Callable[[], Iterator[EncodedExample]]], dict[str, int], str]:
-    """Returns what yields the examples of each split, their numbers, and where they come from; all
-    files are checked.
-    """
+    allowed: frozenset[str],
+) -> _Found:
+    """Finds the examples of each split; all files are checked."""
     name = entry.info.name
     if entry.examples is not None:
-        return entry.examples(), dict(entry.info.split_sizes), "generated"
-    if manual_dir:
-        folder = pathlib.Path(manual_dir).expanduser()
+        return _Found(entry.examples(), dict(entry.info.split_sizes), "generated")
+    listing = entry.listing() if entry.listing else ""
+    if entry.source or manual_dir:
+        folder = entry.source or pathlib.Path(manual_dir).expanduser()
         source = str(folder.resolve())
         advice = f"Mend or replace these files in {folder} and prepare again; nothing was written."
     elif entry.archive is not None:
@@ -223,14 +269,31 @@ def _find_examples(
             f"python -m flaxseg prepare-data {name} --data_dir={data_dir} --manual_dir=FOLDER "
             "(train.py: --config.data.manual_dir)"
         )
-    pairs, problems = entry.find_pairs(folder, progress)
-    sizes = {split: len(of_split) for split, of_split in pairs.items()}
+    pairs, known = entry.find_pairs(folder, progress)
+    report = check_pairs(entry, pairs, known, source, progress)
+    refused = [problem for problem in report.errors if problem.kind not in allowed]
+    if refused:
+        kinds = ",".join(dict.fromkeys(problem.kind for problem in refused))
+        advice += (
+            f" To go on all the same, without what can not be used: --allow_problems={kinds} "
+            "(train.py: --config.data.allow_problems)."
+        )
+    raise_problems(name, refused, advice)
+    usable = {
+        split: [pair for n, pair in enumerate(of_split) if n not in report.unusable[split]]
+        for split, of_split in pairs.items()
+    }
+    empty = [split for split, of_split in usable.items() if not of_split]
+    if empty:
+        raise DataError(
+            f"data set {name!r} can not be prepared: nothing in {', '.join(empty)} can be used"
+        )
+    sizes = {split: len(of_split) for split, of_split in usable.items()}
     if progress:
         for line in entry.info.differences(sizes):
             print(f"{name}: {line}", file=sys.stderr, flush=True)
-    problems += _check(name, pairs, entry.info, progress)
-    raise_problems(name, problems, advice)
-    return readers(pairs), sizes, source
+    left_out = sum(map(len, pairs.values())) - sum(sizes.values())
+    return _Found(readers(usable, folder), sizes, source, left_out, listing)
 
 
 def _downloads(data_dir: pathlib.Path, name: str) -> pathlib.Path:
@@ -238,25 +301,44 @@ def _downloads(data_dir: pathlib.Path, name: str) -> pathlib.Path:
     return data_dir / ".downloads" / name
 
 
-def _check(name: str, pairs: dict[str, list[Pair]], info: DatasetInfo, progress: bool) -> list[str]:
-    """Checks all pairs; pictures of a split that repeats another one are not looked for in it."""
-    first = {split: of_split for split, of_split in pairs.items() if split not in info.repeated}
-    again = [{split: of_split} for split, of_split in pairs.items() if split in info.repeated]
-    label_map = LabelMap(info.label_map)
-    with Progress(f"checking {name}", sum(map(len, pairs.values())), progress) as shown:
-        found = [check_pairs(part, label_map, shown.advance) for part in (first, *again)]
-    return [problem for of_part in found for problem in of_part]
+def check_pairs(
+    entry: catalog.Entry,
+    pairs: dict[str, list[Pair]],
+    known: Iterable[Problem | str],
+    source: str,
+    progress: bool,
+    num_threads: int | None = None,
+) -> Report:
+    """Reads all pairs of a data set and reports on them.
+
+    Args:
+      entry: of the data set.
+      pairs: of each split.
+      known: what is wrong with lists and folders.
+      source: where the pairs are from.
+      progress: show progress on stderr.
+      num_threads: see `examine`.
+    """
+    total = sum(map(len, pairs.values()))
+    with Progress(f"checking {entry.info.name}", total, progress) as shown:
+        return examine(
+            pairs,
+            entry.info,
+            source=source,
+            known=as_problems(known),
+            # Part of a published set, for a trial, may lack some of the classes.
+            needs_every_class=entry.source is not None,
+            advance=shown.advance,
+            num_threads=num_threads,
+        )
 
 
 def _write(
-    entry: catalog.Entry,
-    examples: dict[str, Callable[[], Iterator[EncodedExample]]],
-    sizes: dict[str, int],
-    staging: pathlib.Path,
-    progress: bool,
+    entry: catalog.Entry, found: _Found, staging: pathlib.Path, progress: bool
 ) -> pathlib.Path:
     """Writes the records below `staging` with TFDS and returns their folder."""
-    with Progress(f"writing {entry.info.name}", sum(sizes.values()), progress) as shown:
+    total = sum(found.sizes.values())
+    with Progress(f"writing {entry.info.name}", total, progress) as shown:
 
         def counted(make: Callable[[], Iterator[EncodedExample]]) -> Callable:
             def counted_make() -> Iterator[EncodedExample]:
@@ -268,7 +350,7 @@ def _write(
 
         builder = entry.builder(
             data_dir=staging / "tfds",
-            examples={split: counted(make) for split, make in examples.items()},
+            examples={split: counted(make) for split, make in found.examples.items()},
         )
         tfds.display_progress_bar(False)
         try:
@@ -283,9 +365,8 @@ def _write(
     return pathlib.Path(builder.data_dir)
 
 
-def _write_manifest(
-    folder: pathlib.Path, info: DatasetInfo, sizes: dict[str, int], source: str
-) -> None:
+def _write_manifest(folder: pathlib.Path, entry: catalog.Entry, found: _Found) -> None:
+    info = entry.info
     files = {
         path.name: (path.stat().st_size, _sha256(path))
         for path in sorted(folder.iterdir())
@@ -302,10 +383,13 @@ def _write_manifest(
         "format": _MANIFEST_FORMAT,
         "name": info.name,
         "version": info.version,
-        "splits": sizes,
-        "source": source,
+        "splits": found.sizes,
+        "source": found.source,
         "files": files,
         "fingerprint": hashlib.sha256(json.dumps(meaning).encode()).hexdigest(),
+        "left_out": found.left_out,
+        "info": info.to_json() if entry.source is not None else None,
+        "listing": found.listing,
     }
     path = folder / MANIFEST
     with path.open("w", encoding="utf-8") as file:
@@ -332,30 +416,47 @@ def _load_manifest(target: pathlib.Path) -> Manifest | None:
         return None
 
 
-def _is_complete(target: pathlib.Path, info: DatasetInfo) -> bool:
+def _is_complete(target: pathlib.Path, entry: catalog.Entry) -> bool:
     manifest = _load_manifest(target)
     return (
         manifest is not None
-        and (manifest.name, manifest.version) == (info.name, info.version)
+        and (manifest.name, manifest.version) == (entry.info.name, entry.info.version)
         and all(
             (target / file).is_file() and (target / file).stat().st_size == size
             for file, (size, _) in manifest.files.items()
         )
+        and (entry.listing is None or manifest.listing == entry.listing())
     )
 
 
-def _clear_leftovers(name: str, data_dir: pathlib.Path, target: pathlib.Path) -> None:
-    """Removes what killed runs left, and a damaged copy of ours; only called under the lock."""
+def _clear_leftovers(name: str, data_dir: pathlib.Path) -> None:
+    """Removes what killed runs left; only called under the lock."""
     for path in data_dir.glob(f".preparing-{name}-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_replaceable(entry: catalog.Entry, target: pathlib.Path) -> None:
+    """Raises DataError if what is in the place of a data set is not a copy of it."""
     if not target.exists():
         return
     if not (target / MANIFEST).exists() and any(target.iterdir()):
         raise DataError(
-            f"{target} holds files that flaxseg did not write, so data set {name!r} can not be "
-            "prepared there; move them away or give another --data_dir"
+            f"{target} holds files that flaxseg did not write, so data set {entry.info.name!r} can "
+            "not be prepared there; move them away or give another --data_dir"
         )
-    shutil.rmtree(target)
+    manifest = _load_manifest(target)
+    if manifest is not None and entry.source is not None:
+        _check_same_source(manifest, entry, target)
+
+
+def _check_same_source(manifest: Manifest, entry: catalog.Entry, target: pathlib.Path) -> None:
+    """Raises DataError where another folder of one's own, of the same name, was prepared."""
+    if manifest.source != str(entry.source.resolve()) and pathlib.Path(manifest.source).is_dir():
+        raise DataError(
+            f"{target} was prepared from {manifest.source}, which has the name "
+            f'{entry.info.name!r} too; set another name = "..." in {entry.source}, or give '
+            "another --data_dir"
+        )
 
 
 @contextlib.contextmanager

@@ -73,6 +73,14 @@ class Records(Sequence):
             raise IndexError(f"record {number} of {self._length} in {self.info.name}/{self.split}")
         return self._decode(self._read(number % self._length))
 
+    def encoded(self, number: int) -> dict[str, bytes]:
+        """Returns what record `number` stores: "image", "label", "id", "image_file", "label_file".
+
+        Raises:
+          DataError: the files are not what was written.
+        """
+        return self._read(number)
+
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(self._length))
 

@@ -113,7 +113,7 @@ def error_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.
     wrong = (label != pred) & ~ignored
     shade = (0.75 + 0.25 * grey[..., None] / 255) * np.array(_ERROR_COLOR, np.float32)
     picture[wrong] = shade[wrong]
-    picture[ignored] = _stripes(*label.shape)[ignored]
+    picture[ignored] = stripes(*label.shape)[ignored]
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
@@ -137,7 +137,7 @@ def with_legend(
       uint8 [H', W', 3], at least as large as the picture.
     """
     canvas = enlarge(picture)
-    return _stack([canvas, _legend(canvas.shape[1], _present(shown), class_names, colors)])
+    return stack([canvas, _legend(canvas.shape[1], _present(shown), class_names, colors)])
 
 
 def overlay_with_legend(
@@ -199,7 +199,7 @@ def side_by_side(
             error_picture(image, label, pred),
         ),
     ]
-    panels = [_titled(panel, text) for text, panel in panels]
+    panels = [titled(panel, text) for text, panel in panels]
     gap = np.full((panels[0].shape[0], 8, 3), _PAPER, np.uint8)
     if image.shape[1] > 0.8 * image.shape[0]:
         rows = [np.hstack([panels[0], gap, panels[1]]), np.hstack([panels[2], gap, panels[3]])]
@@ -207,7 +207,7 @@ def side_by_side(
         rows = [np.hstack([panels[0], gap, panels[1], gap, panels[2], gap, panels[3]])]
     width = rows[0].shape[1]
     head = [_title_bar(width, title, 20)] if title else []
-    return _stack([*head, *rows, _legend(width, shown, class_names, colors)])
+    return stack([*head, *rows, _legend(width, shown, class_names, colors)])
 
 
 def enlarge(picture: np.ndarray, min_side: int = _MIN_SIDE) -> np.ndarray:
@@ -325,13 +325,13 @@ def _legend(
         row, column = divmod(number, columns)
         x, y = margin + column * cell, margin + row * line
         if color is None:
-            strip.paste(Image.fromarray(_stripes(patch + 1, patch + 1)), (x, y))
+            strip.paste(Image.fromarray(stripes(patch + 1, patch + 1)), (x, y))
         draw.rectangle((x, y, x + patch, y + patch), fill=color, outline=_FRAME)
         draw.text((x + patch + margin, y + patch / 2), name, fill=_INK, font=font, anchor="lm")
     return np.asarray(strip)
 
 
-def _stripes(height: int, width: int) -> np.ndarray:
+def stripes(height: int, width: int) -> np.ndarray:
     """uint8 [height, width, 3]: what ignored pixels look like."""
     rows, columns = np.indices((height, width))
     stripe = (rows + columns) % 8 < 2
@@ -342,8 +342,9 @@ def _font_size(width: int) -> int:
     return max(12, width // 56)
 
 
-def _titled(panel: np.ndarray, text: str) -> np.ndarray:
-    return _stack([_title_bar(panel.shape[1], text, 10), panel])
+def titled(panel: np.ndarray, text: str) -> np.ndarray:
+    """The picture with a line of text above it."""
+    return stack([_title_bar(panel.shape[1], text, 10), panel])
 
 
 def _title_bar(width: int, text: str, extra: int) -> np.ndarray:
@@ -358,7 +359,7 @@ def _title_bar(width: int, text: str, extra: int) -> np.ndarray:
     return np.asarray(bar)
 
 
-def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
+def stack(parts: Sequence[np.ndarray]) -> np.ndarray:
     """The parts under each other, all as wide as the widest (paper on the right)."""
     width = max(part.shape[1] for part in parts)
     rows = []

@@ -8,12 +8,15 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import config_dict
 
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.training.losses import OutputLoss
+
+if TYPE_CHECKING:  # slow to import, and needless to read a config
+    from flaxseg.data import DatasetInfo
 
 # Fields without influence on the parameters a run ends with: they may differ from start to start.
 FREE_FIELDS = (
@@ -23,6 +26,7 @@ FREE_FIELDS = (
     "log",
     "data.dir",
     "data.manual_dir",
+    "data.allow_problems",
     "data.num_threads",
     "data.num_workers",
     "data.skip_broken",
@@ -78,7 +82,9 @@ def default_config() -> config_dict.ConfigDict:
     config.data = _section(
         name="shapes",
         dir="",  # where prepared data sets are kept; "": $FLAXSEG_DATA, else ./data
-        manual_dir="",  # the data set as its authors publish it, for those that are not downloaded
+        manual_dir="",  # the data set as its authors publish it, for those that are not downloaded;
+        # with name="folder", your own pictures
+        allow_problems="",  # kinds of problems, comma separated, in spite of which data is prepared
         train_split="train",
         eval_split="val",
         crop_size=(512, 512),
@@ -193,6 +199,20 @@ def rates_in(text: str) -> dict[str, float]:
                 "at least 0, such as classifier=10"
             )
     return rates
+
+
+def data_name(config: Mapping[str, Any]) -> str:
+    """The name by which `flaxseg.data` knows the data set: for one's own pictures, `folder:PATH`.
+
+    The path is not part of the name in the config, so that a run goes on where the pictures were
+    moved; what they are, the fingerprint says.
+
+    Raises:
+      DataError: the name is "folder" and `data.manual_dir` does not say which.
+    """
+    from flaxseg import data
+
+    return data.full_name(config.data.name, config.data.manual_dir)
 
 
 def field_names(config: Mapping[str, Any]) -> list[str]:
@@ -438,8 +458,9 @@ def _name_problems(config: config_dict.ConfigDict) -> list[str]:
         choices["model.backbone"] = tuple(backbones.list_backbones())
     fields = _flatten(config)
     given = {name: (fields[name],) for name in choices}
-    if config.data.name in data.list_datasets():
-        splits = tuple(data.dataset_info(config.data.name).splits)
+    info, data_problems = _data_info(config)
+    if info is not None:
+        splits = tuple(info.splits)
         for name in ("data.train_split", "data.eval_split"):
             choices[name], given[name] = splits, data.split_names(fields[name])
     problems = [
@@ -448,17 +469,31 @@ def _name_problems(config: config_dict.ConfigDict) -> list[str]:
         for value in given[name]
         if value not in known
     ]
-    if config.data.name not in data.list_datasets():
-        try:
-            data.dataset_info(config.data.name)
-        except DataError as error:  # says what there is, and how to get what is well known
-            problems.append(str(error))
+    problems += data_problems
     for name in names_in(config.allow_change):
         if name != "all" and name not in fields and name not in config and name != DATA_FIELD:
             problems.append(
                 f"allow_change names {name!r}, which is no field.{did_you_mean(name, fields)}"
             )
     return problems
+
+
+def _data_info(
+    config: config_dict.ConfigDict,
+) -> "tuple[DatasetInfo | None, list[str]]":
+    """The facts of the data set, or why there are none."""
+    from flaxseg import data
+
+    if ":" in config.data.name:
+        return None, [
+            f"data.name is {config.data.name!r}; write data.name='folder' and say where the "
+            "pictures are with data.manual_dir"
+        ]
+    try:
+        data.problem_kinds(config.data.allow_problems)
+        return data.dataset_info(data_name(config)), []
+    except (ConfigError, DataError) as error:  # says what there is, and how to get it
+        return None, [str(error)]
 
 
 def _output_problems(config: config_dict.ConfigDict) -> list[str]:
@@ -474,8 +509,6 @@ def _output_problems(config: config_dict.ConfigDict) -> list[str]:
 
 def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> list[str]:
     """Fields that are possible alone and impossible together."""
-    from flaxseg import data
-
     problems = []
     unit = device_count * config.optimizer.accumulate_steps
     if config.batch_size % unit:
@@ -511,11 +544,12 @@ def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> lis
             f"init.model {config.init.model!r} and init.backbone {config.init.backbone!r} are both "
             "set; a model brings its backbone with it, so set one of them"
         )
-    if config.loss.class_weights and config.data.name in data.list_datasets():
-        num_classes = data.dataset_info(config.data.name).num_classes
+    info, _ = _data_info(config)
+    if config.loss.class_weights and info is not None:
+        num_classes = info.num_classes
         if len(config.loss.class_weights) != num_classes:
             problems.append(
                 f"loss.class_weights has {len(config.loss.class_weights)} entries; "
-                f"{config.data.name} has {num_classes} classes"
+                f"{info.name} has {num_classes} classes"
             )
     return problems

@@ -27,6 +27,7 @@ from flaxseg.training.checkpoint import Meta, best_entry
 from flaxseg.training.compilation import CompilationWatch
 from flaxseg.training.config import (
     config_to_dict,
+    data_name,
     names_in,
     validate_config,
 )
@@ -97,7 +98,11 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
     """
     validate_config(config, device_count=jax.device_count())
     data.prepare(
-        config.data.name, config.data.dir, config.data.manual_dir, progress=jax.process_index() == 0
+        data_name(config),
+        config.data.dir,
+        config.data.manual_dir,
+        progress=jax.process_index() == 0,
+        allow_problems=config.data.allow_problems,
     )
     directory = RunDirectory(workdir)
     directory.create()
@@ -137,7 +142,7 @@ def _train(run: Run, position: Position, stop: StopRequest) -> None:
         if position.step >= run.config.steps or stop:
             return
         iterator = data.train_batches(
-            run.config.data.name,
+            data_name(run.config),
             run.config.data.train_split,
             data_dir=run.config.data.dir,
             batch_size=run.config.batch_size,

@@ -20,6 +20,7 @@ from flaxseg.training.config import (
     DATA_FIELD,
     check_resumable,
     config_to_dict,
+    data_name,
     names_in,
     rates_in,
 )
@@ -62,8 +63,9 @@ class Position:
 
 def open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> Run:
     """Make all that the config describes; nothing is read from a checkpoint yet."""
-    info = data.dataset_info(config.data.name)
-    manifest = data.read_manifest(config.data.name, config.data.dir)
+    data_set = data_name(config)
+    info = data.dataset_info(data_set)
+    manifest = data.read_manifest(data_set, config.data.dir)
     identity = config_to_dict(config)
     section, field = DATA_FIELD.split(".")
     identity[section][field] = manifest.fingerprint
@@ -100,7 +102,7 @@ def open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> Run:
 
 def _open_records(config: config_dict.ConfigDict) -> Sequence[data.Record]:
     """The records to evaluate on."""
-    records = data.open_split(config.data.name, config.data.eval_split, config.data.dir)
+    records = data.open_split(data_name(config), config.data.eval_split, config.data.dir)
     if config.data.cache_dir:
         return data.CachedRecords(records, config.data.cache_dir)
     return records

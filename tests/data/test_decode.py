@@ -6,13 +6,23 @@ import struct
 import time
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from published_files import jpeg, png
 
-from flaxseg.data.decode import UndecodableError, decode_image, decode_label
+from flaxseg.data.decode import (
+    MAX_BYTES,
+    UndecodableError,
+    decode_color_label,
+    decode_image,
+    decode_label,
+    read_file,
+)
 from flaxseg.data.label_map import LabelMap
+from flaxseg.data.problems import KINDS
+from flaxseg.evaluation.pictures import voc_colors
 
 IDS = np.array([[0, 1, 20], [255, 15, 2]], np.uint8)
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
@@ -50,6 +60,9 @@ def test_pictures_of_all_kinds_become_rgb():
     np.testing.assert_array_equal(decode_image(png(alpha)), PICTURE)
     indexed = palette_picture(IDS)
     np.testing.assert_array_equal(decode_image(encoded(indexed)), np.array(indexed.convert("RGB")))
+    deep = np.random.default_rng(1).integers(0, 65536, (9, 7, 3), dtype=np.uint16)
+    found = decode_image(cv2.imencode(".png", deep[..., ::-1])[1].tobytes())
+    np.testing.assert_array_equal(found, deep >> 8)  # colours of 16 bits are cut to 8
     smooth = np.full((16, 16, 3), (200, 100, 50), np.uint8)
     assert abs(decode_image(jpeg(smooth)).astype(int) - smooth).max() <= 3
     cmyk = encoded(Image.fromarray(smooth).convert("CMYK"), "JPEG", quality=95)
@@ -170,3 +183,65 @@ def test_label_map_translates_and_finds_unknown_ids():
             label_map.apply(strange.astype(dtype))
     with pytest.raises(ValueError, match=r"1000 \(1 pixels\)"):
         label_map.apply(np.array([[1000, 1]], np.uint16))
+
+
+def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_refused():
+    file = io.BytesIO()
+    Image.fromarray(PICTURE).save(file, "JPEG", progressive=True)
+    progressive = file.getvalue()
+    assert decode_image(progressive).shape == PICTURE.shape
+    last_scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    repeated = progressive[:-2] + 200 * last_scan + b"\xff\xd9"
+    assert Image.open(io.BytesIO(repeated)).size == (30, 40)  # a JPEG to whom looks at its header
+    with pytest.raises(UndecodableError, match="scans, more than the limit of 100"):
+        decode_image(repeated)
+
+
+def test_a_file_is_not_read_beyond_the_limit(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(IDS))
+    assert read_file(tmp_path / "a.png") == png(IDS)
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UndecodableError, match=f"has {MAX_BYTES + 1} bytes"):
+        read_file(tmp_path / "large.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+    with pytest.raises(UndecodableError, match="not an ordinary file"):
+        read_file(tmp_path)
+
+
+def test_every_way_to_fail_has_a_kind():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    cases = [
+        (decode_image, b"", "undecodable"),
+        (decode_image, png(np.zeros((4, 4), np.uint16)), "deep_image"),
+        (decode_image, encoded(Image.fromarray(PICTURE), "JPEG", exif=exif), "exif_rotation"),
+        (decode_label, jpeg(PICTURE), "jpeg_label"),
+        (decode_label, png(PICTURE), "color_label"),
+        (decode_color_label, jpeg(PICTURE), "jpeg_label"),
+        (decode_color_label, png(np.zeros((4, 4), np.uint16)), "deep_label"),
+        (decode_color_label, png(PICTURE)[:200], "undecodable"),
+    ]
+    for decode, content, kind in cases:
+        with pytest.raises(UndecodableError) as caught:
+            decode(content)
+        assert caught.value.kind == kind
+        assert kind in KINDS
+    for limited in (decode_image, decode_label, decode_color_label):
+        with pytest.raises(UndecodableError) as caught:
+            limited(png(IDS), max_pixels=5)
+        assert (caught.value.kind, caught.value.details) == ("too_large", {"width": 3, "height": 2})
+
+
+def test_real_palette_labels_hold_what_their_colours_say(shared_dir):
+    """Another decoder sees the colours; VOC's table of colours takes them back to the ids."""
+    folder = shared_dir / "data" / "voc2012_sample" / "VOCdevkit" / "VOC2012" / "SegmentationClass"
+    index = {color: number for number, color in enumerate(voc_colors(256))}
+    for path in sorted(folder.glob("*.png")):
+        ids = decode_label(path.read_bytes())
+        colors = cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1]
+        packed, place = np.unique(colors.reshape(-1, 3), axis=0, return_inverse=True)
+        wanted = np.array([index[tuple(map(int, color))] for color in packed])[place.reshape(-1)]
+        np.testing.assert_array_equal(ids.reshape(-1), wanted)
+        np.testing.assert_array_equal(decode_color_label(path.read_bytes()), colors)

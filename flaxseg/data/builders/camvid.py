@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from flaxseg.data.builders.segmentation import SegmentationBuilder
 from flaxseg.data.info import IGNORE_LABEL, DatasetInfo
 from flaxseg.data.pairs import Pair
+from flaxseg.data.problems import Problem
 from flaxseg.errors import DataError
 
 REVISION = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
@@ -79,7 +80,7 @@ class Camvid(SegmentationBuilder):
 
 def find_pairs(
     folder: pathlib.Path, progress: bool = False
-) -> tuple[dict[str, list[Pair]], list[str]]:
+) -> tuple[dict[str, list[Pair]], list[Problem | str]]:
     """Reads the lists of the published layout.
 
     Args:
@@ -110,14 +111,14 @@ def find_pairs(
             "trainannot/, val/, valannot/, test/ and testannot/"
         )
     pairs: dict[str, list[Pair]] = {}
-    problems: list[str] = []
+    problems: list[Problem | str] = []
     for split in INFO.splits:
         pairs[split] = _read_list(root, split, problems)
         problems += _not_in_list(root, split, pairs[split])
     return pairs, problems
 
 
-def _read_list(root: pathlib.Path, split: str, problems: list[str]) -> list[Pair]:
+def _read_list(root: pathlib.Path, split: str, problems: list[Problem | str]) -> list[Pair]:
     path = root / f"{split}.txt"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -140,14 +141,14 @@ def _read_list(root: pathlib.Path, split: str, problems: list[str]) -> list[Pair
     return pairs
 
 
-def _not_in_list(root: pathlib.Path, split: str, pairs: list[Pair]) -> list[str]:
+def _not_in_list(root: pathlib.Path, split: str, pairs: list[Pair]) -> list[Problem]:
     """Names files in the folders of a split that its list leaves out."""
     known = {path for pair in pairs for path in (pair.image, pair.label)}
     problems = []
     for folder in (root / split, root / f"{split}annot"):
         if folder.is_dir():
             problems += [
-                f"{path}: not in {split}.txt"
+                Problem("orphan", f"{path}: not in {split}.txt", split, files=(str(path),))
                 for path in sorted(folder.iterdir())
                 if path.suffix.lower() in (".png", ".jpg", ".jpeg") and path not in known
             ]

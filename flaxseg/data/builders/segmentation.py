@@ -24,7 +24,8 @@ class EncodedExample:
       id: unique within the data set.
       image: bytes of a JPEG or PNG.
       label: bytes of a PNG that holds raw label ids.
-      image_file, label_file: where the bytes come from, for messages; "" when generated.
+      image_file, label_file: where the bytes come from, for messages, as a place in the folder of
+        the data set; "" when generated.
     """
 
     id: str
