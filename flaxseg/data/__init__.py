@@ -10,8 +10,8 @@ Example:
 
 from flaxseg.data.augmentation import Augmentation, augment
 from flaxseg.data.builders.cityscapes import to_label_ids as cityscapes_label_ids
-from flaxseg.data.decoded_cache import CachedRecords
 from flaxseg.data.catalog import dataset_info, full_name, list_datasets
+from flaxseg.data.decoded_cache import CachedRecords
 from flaxseg.data.info import IGNORE_LABEL, DatasetInfo
 from flaxseg.data.pipeline import TrainBatches, train_batches
 from flaxseg.data.preparation import (
