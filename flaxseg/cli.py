@@ -1,5 +1,5 @@
-"""The command line: `python -m flaxseg evaluate | predict | import | prune | learn-basis | models |
-prepare-data | verify-data | show-data`.
+"""The command line: `python -m flaxseg evaluate | predict | import | prune | learn-basis | tune-crf |
+models | prepare-data | verify-data | show-data`.
 
 Exit codes: 0 done; 1 an error that is named on stderr; 2 wrong flags or settings; 130 interrupted.
 """
@@ -46,6 +46,7 @@ _EVALUATE_EPILOG = """examples:
   python -m flaxseg evaluate --model=runs/camvid --data=camvid --split=test
   python -m flaxseg evaluate --model=runs/camvid --data=camvid --split=val --out=report
   python -m flaxseg evaluate --model=runs/camvid --data=camvid --batch_size=8 --pad_to 385 481
+  python -m flaxseg evaluate --model=runs/camvid --data=camvid --crf=deeplab_v2_vgg16
 """
 
 _PREDICT = """Writes the masks that a saved model predicts for pictures.
@@ -139,6 +140,17 @@ _LEARN_BASIS_EPILOG = """examples:
   python -m flaxseg learn-basis --data=camvid --num_bases=10 --out=runs/bases_camvid
   python train.py --config=configs/lrr.py:data=camvid \\
       --config.init.bases=runs/bases_camvid/bases.npz --workdir=runs/lrr
+"""
+
+_TUNE_CRF = """Searches the parameters of a dense CRF for a saved model, as the papers did: all
+combinations of some values of w1, sigma_alpha and sigma_beta, then those around the best one. The
+smoothness kernel stays as it is. Prints a table, and the text for --crf of evaluate and predict.
+"""
+
+_TUNE_CRF_EPILOG = """examples:
+  python -m flaxseg tune-crf --model=runs/camvid --data=camvid --split=val --out=runs/crf
+  python -m flaxseg tune-crf --model=runs/camvid --data=camvid --w1 3 5 --sigma_alpha 40 80 \\
+      --sigma_beta 4 --limit=20
 """
 
 
@@ -252,6 +264,17 @@ def _parser() -> argparse.ArgumentParser:
             "the smaller, the finer, slower, and often better",
         )
 
+    def crf(parser: argparse.ArgumentParser, **options) -> None:
+        parser.add_argument(
+            "--crf",
+            metavar="PRESET|NAME=VALUE,...",
+            help="refine predictions by a dense CRF: a preset (deeplab_v1_largefov, "
+            "deeplab_v2_vgg16, deeplab_v2_resnet101, pydensecrf_readme, crfasrnn), parameters "
+            "(w1, sigma_alpha, sigma_beta, w2, sigma_gamma, iterations, normalization), or a "
+            "preset and parameters",
+            **options,
+        )
+
     evaluate = command(
         "evaluate", _evaluate, "measure a model on a data set", _EVALUATE, _EVALUATE_EPILOG
     )
@@ -280,6 +303,7 @@ def _parser() -> argparse.ArgumentParser:
         "where sizes vary; default: each image at its own size",
     )
     output_stride(evaluate)
+    crf(evaluate)
     evaluate.add_argument("--out", metavar="DIR", help="folder for metrics.json and pictures")
     evaluate.add_argument(
         "--num_pictures",
@@ -309,6 +333,7 @@ def _parser() -> argparse.ArgumentParser:
         "canvas for pictures up to 513 x 513 (default: 1, off)",
     )
     output_stride(predict)
+    crf(predict)
 
     import_ = command(
         "import", _import, "convert a network of another library", _IMPORT, _IMPORT_EPILOG
@@ -380,6 +405,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     learn.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="default: 0")
     learn.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+
+    tune = command(
+        "tune-crf", _tune_crf, "search the parameters of a CRF", _TUNE_CRF, _TUNE_CRF_EPILOG
+    )
+    tune.add_argument("--model", required=True, metavar="DIR", help=model_help)
+    tune.add_argument("--data", required=True, metavar="NAME", help="name of the data set")
+    tune.add_argument("--split", metavar="NAME", help="default: val, or else the one to report")
+    tune.add_argument("--data_dir", "--data-dir", metavar="DIR", help=data_dir_help)
+    tune.add_argument("--manual_dir", "--manual-dir", metavar="DIR", help=manual_dir_help)
+    output_stride(tune)
+    for name, values, what in (
+        ("w1", (3.0, 5.0), "weights of the appearance kernel"),
+        ("sigma_alpha", (40.0, 60.0, 80.0), "its standard deviations of places, in pixels"),
+        ("sigma_beta", (3.0, 5.0), "its standard deviations of colours, in grey levels"),
+    ):
+        tune.add_argument(
+            f"--{name}",
+            *([f"--{name.replace('_', '-')}"] if "_" in name else []),
+            type=float,
+            nargs="+",
+            default=values,
+            metavar="X",
+            help=f"{what} (default: {' '.join(f'{v:g}' for v in values)})",
+        )
+    tune.add_argument(
+        "--refinements",
+        type=_at_least(0),
+        default=1,
+        metavar="N",
+        help="searches around the best, each at half the distance (default: 1)",
+    )
+    tune.add_argument(
+        "--limit",
+        type=_at_least(1),
+        default=100,
+        metavar="N",
+        help="pictures, spread over the split (default: 100)",
+    )
+    crf(tune, default="deeplab_v2_vgg16")
+    tune.add_argument("--out", metavar="DIR", help="folder for crf.json")
 
     command(
         "models",
@@ -471,11 +536,26 @@ def _load_model(args: argparse.Namespace) -> tuple:
     return flaxseg.load_model(args.model, **overrides)
 
 
+def _crf_of(args: argparse.Namespace, padding: str | None):
+    """The CRF of `--crf`, or None; `padding` is the flag that pads pictures, if any."""
+    if args.crf is None:
+        return None
+    from flaxseg.evaluation import parse_crf
+
+    crf = parse_crf(args.crf)
+    if padding:
+        raise ConfigError(
+            f"--crf does not go with {padding}: it would take the border for part of the picture; "
+            "leave out one of them."
+        )
+    return crf
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     import jax
 
     from flaxseg import data
-    from flaxseg.evaluation import evaluate, make_predict_fn
+    from flaxseg.evaluation import evaluate, format_crf, make_predict_fn
 
     card = flaxseg.read_model_card(args.model)
     args.data = data.full_name(args.data, args.manual_dir)
@@ -485,6 +565,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         data.prepare(args.data, args.data_dir, args.manual_dir)
     split = args.split or info.eval_split
     records = data.open_split(args.data, split, args.data_dir)
+    crf = _crf_of(args, "--pad_to" if args.pad_to else None)
     out = _output_folder(args.out) if args.out else None
     model, variables = _load_model(args)
     devices = jax.local_devices()
@@ -493,7 +574,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     started = time.monotonic()
     with _Bar(len(records), "evaluating", "image") as bar:
         metrics = evaluate(
-            make_predict_fn(model, variables, devices),
+            make_predict_fn(model, variables, devices, crf=crf),
             records,
             info.num_classes,
             batch_size=args.batch_size or per_device * len(devices),
@@ -504,7 +585,8 @@ def _evaluate(args: argparse.Namespace) -> int:
             on_prediction=pictures.see if args.num_pictures and out else None,
         )
     seconds = time.monotonic() - started
-    print(f"{card['model']} from {args.model} on {args.data} {split}: {len(records)} images\n")
+    print(f"{card['model']} from {args.model} on {args.data} {split}: {len(records)} images")
+    print(f"CRF: {format_crf(crf)}\n" if crf else "")
     print(metrics.table(info.class_names))
     print(
         f"\n{seconds:.1f} s in all, {seconds / len(records):.3f} s per image (compilation included)"
@@ -520,6 +602,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         "images": len(records),
         "pad_to": args.pad_to,
         "output_stride": args.output_stride,
+        "crf": format_crf(crf) if crf else None,
         "seconds": round(seconds, 3),
         **metrics.to_dict(info.class_names),
     }
@@ -634,6 +717,7 @@ def _file_name(record_id: str) -> str:
 def _predict(args: argparse.Namespace) -> int:
     from flaxseg.evaluation.picture_folder import plan_pictures, predict_pictures
 
+    crf = _crf_of(args, "--pad_multiple" if args.pad_multiple > 1 else None)
     card = flaxseg.read_model_card(args.model)
     tasks = plan_pictures(args.pictures, args.out)
     _output_folder(args.out)
@@ -647,6 +731,7 @@ def _predict(args: argparse.Namespace) -> int:
             card["class_names"],
             card["class_colors"],
             pad_multiple=args.pad_multiple,
+            crf=crf,
             on_new_size=lambda size: bar.say(
                 f"compiling for {size[0]} x {size[1]} (height x width)"
             ),
@@ -674,7 +759,7 @@ def _failure(result) -> str:
     )
 
 
-# import, prune, learn-basis, models, prepare-data
+# import, prune, learn-basis, tune-crf, models, prepare-data
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -726,6 +811,48 @@ def _learn_basis(args: argparse.Namespace) -> int:
         )
     print(result.text)
     print("\n".join(["written:", *(f"  {path}" for path in result.written)]))
+    return 0
+
+
+def _tune_crf(args: argparse.Namespace) -> int:
+    from flaxseg import data
+    from flaxseg.evaluation import format_crf
+    from flaxseg.evaluation.tune_crf import SEARCHED, tune_crf, write_tuned_crf
+
+    base = _crf_of(args, None)
+    card = flaxseg.read_model_card(args.model)
+    info = data.dataset_info(args.data)
+    _check_same_classes(card, info, args.model)
+    if args.manual_dir:
+        data.prepare(args.data, args.data_dir, args.manual_dir)
+    split = args.split or ("val" if "val" in info.splits else info.eval_split)
+    records = data.open_split(args.data, split, args.data_dir)
+    out = _output_folder(args.out) if args.out else None
+    model, variables = _load_model(args)
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, _Bar] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = stack.enter_context(_Bar(total, what, "inference"))
+            bars[what].show(done, total)
+
+        tuned = tune_crf(
+            model,
+            variables,
+            records,
+            info.num_classes,
+            base,
+            {name: getattr(args, name) for name in SEARCHED},
+            limit=args.limit,
+            refinements=args.refinements,
+            progress=show,
+        )
+    print(f"{card['model']} from {args.model} on {args.data} {split}: {tuned.pictures} images\n")
+    print(tuned.table())
+    print(f"\nbest: --crf={format_crf(tuned.best)}")
+    if out is not None:
+        print(f"written:\n  {write_tuned_crf(out, tuned)}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """Metrics, evaluation over a split, prediction for a picture, and pictures to look at."""
 
+from flaxseg.evaluation.crf_options import format_crf, parse_crf
 from flaxseg.evaluation.evaluate import evaluate, pad_image
 from flaxseg.evaluation.image_file import ImageFile, read_image, read_image_file
 from flaxseg.evaluation.metrics import IGNORE_LABEL, ConfusionMatrix, SegmentationMetrics
@@ -24,11 +25,13 @@ __all__ = [
     "colorize",
     "error_picture",
     "evaluate",
+    "format_crf",
     "make_predict_fn",
     "make_predict_step",
     "overlay",
     "overlay_with_legend",
     "pad_image",
+    "parse_crf",
     "predict",
     "read_image",
     "read_image_file",

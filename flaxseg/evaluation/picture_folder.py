@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import flax.linen as nn
 import numpy as np
 
+from flaxseg.crf import CrfPreset
 from flaxseg.errors import ConfigError, DataError, FlaxsegError
 from flaxseg.evaluation.evaluate import pad_image
 from flaxseg.evaluation.image_file import SUFFIXES, ImageFile, read_image_file
@@ -89,6 +90,7 @@ def predict_pictures(
     class_colors: Colors,
     *,
     pad_multiple: int = 1,
+    crf: CrfPreset | None = None,
     on_new_size: Callable[[tuple[int, int]], None] | None = None,
 ) -> Iterator[PictureResult]:
     """Writes mask and overlay of every task, and yields what became of each; one bad picture does
@@ -106,6 +108,8 @@ def predict_pictures(
         number pads right and bottom to its multiples with the model's mean colour, which bounds the
         number of sizes; the network sees that border, so classes can differ from those at native
         size, mostly near it.
+      crf: refines each prediction by its picture; not with a `pad_multiple`, whose border it would
+        take for part of the picture.
       on_new_size: called with (H, W) before a size is run for the first time, that is, compiled.
     """
     seen = set()
@@ -119,7 +123,7 @@ def predict_pictures(
                 on_new_size(size)
             seen.add(size)
             padded = pad_image(image, size, model.normalization.mean)
-            pred = predict(model, variables, padded)[:height, :width]
+            pred = predict(model, variables, padded, crf=crf)[:height, :width]
             _write(task, image, pred, class_names, class_colors)
         except (FlaxsegError, OSError) as error:
             yield PictureResult(task, error=error)

@@ -10,13 +10,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from flaxseg.crf import CrfPreset, dense_crf
 from flaxseg.layers import normalize
 
 MAX_CLASSES = 255  # label maps are uint8, and 255 means "ignore"
 
 
 @functools.lru_cache(maxsize=8)
-def make_predict_step(model: nn.Module) -> Callable[[Mapping, jax.Array], jax.Array]:
+def make_predict_step(
+    model: nn.Module, crf: CrfPreset | None = None
+) -> Callable[[Mapping, jax.Array], jax.Array]:
     """The prediction as a pure function, to be compiled by the caller.
 
     Pixels become floats and classes are chosen on the device: uint8 goes in, uint8 comes out,
@@ -29,6 +32,7 @@ def make_predict_step(model: nn.Module) -> Callable[[Mapping, jax.Array], jax.Ar
 
     Args:
       model: a flaxseg model with at most 255 classes.
+      crf: refines the logits by the picture, before the classes are chosen.
 
     Returns:
       `step(variables, image)`: image uint8 [N, H, W, 3] RGB -> the class of the largest logit,
@@ -46,8 +50,10 @@ def make_predict_step(model: nn.Module) -> Callable[[Mapping, jax.Array], jax.Ar
     def step(variables: Mapping, image: jax.Array) -> jax.Array:
         def classes(one: jax.Array) -> jax.Array:
             pixels = normalize(one[None], model.normalization)
-            logits = model.apply(variables, pixels).logits[0]
-            return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+            scores = model.apply(variables, pixels).logits[0]
+            if crf is not None:
+                scores = dense_crf(-scores, one, crf)
+            return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
 
         return jax.lax.map(classes, image)
 
@@ -56,17 +62,21 @@ def make_predict_step(model: nn.Module) -> Callable[[Mapping, jax.Array], jax.Ar
 
 @functools.lru_cache(maxsize=8)
 def _compiled_step(
-    model: nn.Module, mesh: Mesh | None = None
+    model: nn.Module, mesh: Mesh | None = None, crf: CrfPreset | None = None
 ) -> Callable[[Mapping, jax.Array], jax.Array]:
     """The jitted step of a model, over the devices of a mesh; it compiles once per input shape."""
-    step = make_predict_step(model)
+    step = make_predict_step(model, crf)
     if mesh is not None:
         step = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
     return jax.jit(step)
 
 
 def make_predict_fn(
-    model: nn.Module, variables: Mapping, devices: Sequence[jax.Device] | None = None
+    model: nn.Module,
+    variables: Mapping,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    crf: CrfPreset | None = None,
 ) -> Callable[[np.ndarray], jax.Array]:
     """A function of the pictures alone, as `evaluate` wants it; each new input shape compiles once.
 
@@ -76,24 +86,27 @@ def make_predict_fn(
       devices: the batch is spread evenly over them, so its size must be a multiple of their number
         (give `evaluate` the same `device_count`). Without them everything runs where `variables`
         are.
+      crf: see `make_predict_step`.
 
     Returns:
       `predict_fn(image)`: image uint8 [N, H, W, 3] -> classes uint8 [N, H, W], on the device, not
       waited for.
     """
     if devices is None or len(devices) == 1:
-        step = _compiled_step(model)
+        step = _compiled_step(model, crf=crf)
         target = devices[0] if devices else None
         variables = jax.device_put(variables, target)
         return lambda image: step(variables, jax.device_put(image, target))
     mesh = Mesh(np.array(devices), ("data",))
-    step = _compiled_step(model, mesh)
+    step = _compiled_step(model, mesh, crf)
     variables = jax.device_put(variables, NamedSharding(mesh, P()))
     over_devices = NamedSharding(mesh, P("data"))
     return lambda image: step(variables, jax.device_put(image, over_devices))
 
 
-def predict(model: nn.Module, variables: Mapping, image: np.ndarray) -> np.ndarray:
+def predict(
+    model: nn.Module, variables: Mapping, image: np.ndarray, *, crf: CrfPreset | None = None
+) -> np.ndarray:
     """The label map of a picture, or of a batch of pictures of one size.
 
     The first picture of each size compiles (seconds); the compiled program is kept for the next one
@@ -111,6 +124,7 @@ def predict(model: nn.Module, variables: Mapping, image: np.ndarray) -> np.ndarr
       model: a flaxseg model.
       variables: its parameters and BatchNorm statistics.
       image: uint8 RGB, [H, W, 3] or [N, H, W, 3], any H and W that the model takes.
+      crf: refines the result by the picture; `flaxseg.crf.crf_preset` has published ones.
 
     Returns:
       Class indices, uint8 [H, W] or [N, H, W].
@@ -127,5 +141,5 @@ def predict(model: nn.Module, variables: Mapping, image: np.ndarray) -> np.ndarr
     if image.ndim not in (3, 4) or image.shape[-1] != 3 or 0 in image.shape:
         raise ValueError(f"image has shape {image.shape}; give RGB as [H, W, 3] or [N, H, W, 3].")
     batch = image if image.ndim == 4 else image[None]
-    pred = np.asarray(_compiled_step(model)(variables, batch))
+    pred = np.asarray(_compiled_step(model, crf=crf)(variables, batch))
     return pred if image.ndim == 4 else pred[0]

@@ -1,0 +1,279 @@
+"""The dense CRF beside the C++ of its authors: the same results, in what time, and what it buys.
+
+    python benchmarks/dense_crf.py parity --shared ../shared --camvid_model runs/camvid
+    python benchmarks/dense_crf.py speed --shared ../shared
+    python benchmarks/dense_crf.py effect --shared ../shared --camvid_model runs/camvid
+
+Needs `pydensecrf2`, and real pictures: the folder `--shared` with `data/voc2012_sample`,
+`data/ade20k_sample`, `data/camvid` and the weights `deeplabv3_mobilenet_v2_voc21`, whose logits are
+the unaries of VOC and ADE20K pictures; those of CamVid pictures are of a model trained on it.
+
+* `parity` runs both with one preset, the same normalisation and 10 iterations, and prints the mean
+  difference of the marginals, the share of pixels of the same class, and how sure the C++ is of its
+  class at the others.
+* `speed` runs them in turns in one process and prints medians of wall clock and of processor time,
+  of all threads, with the C++'s over ours. Compilation is left out.
+* `effect` prints mIoU and the accuracy near boundaries of labels, without and with the CRF.
+
+`--json FILE` keeps the figures.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+import pydensecrf.densecrf as peer
+from PIL import Image
+from scipy import ndimage
+
+import flaxseg
+from flaxseg.crf import CrfPreset, GaussianKernel, crf_preset, dense_crf
+from flaxseg.evaluation import ConfusionMatrix, read_image
+from flaxseg.layers import normalize
+from flaxseg.weights import load_pretrained
+
+NORMALIZATION = {
+    "symmetric": peer.NORMALIZE_SYMMETRIC,
+    "after": peer.NORMALIZE_AFTER,
+    "before": peer.NORMALIZE_BEFORE,
+    "none": peer.NO_NORMALIZATION,
+}
+# Half the width of the band around boundaries in which accuracy is measured, in pixels.
+TRIMAPS = (2, 5, 10)
+
+
+def run_peer(unary: np.ndarray, image: np.ndarray, preset: CrfPreset) -> np.ndarray:
+    """The marginals of the C++, `[H, W, C]`."""
+    height, width, classes = unary.shape
+    crf = peer.DenseCRF2D(width, height, classes)
+    crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(-1, classes).T))
+    for kernel in preset.kernels:
+        common = {
+            "compat": kernel.compat,
+            "normalization": NORMALIZATION[kernel.normalization],
+        }
+        if isinstance(kernel, GaussianKernel):
+            crf.addPairwiseGaussian(sxy=kernel.sigma, **common)
+        else:
+            crf.addPairwiseBilateral(
+                sxy=kernel.sigma_xy, srgb=kernel.sigma_rgb, rgbim=np.array(image), **common
+            )
+    marginals = np.array(crf.inference(preset.iterations))
+    return marginals.reshape(classes, height, width).transpose(1, 2, 0)
+
+
+def ten_iterations(name: str) -> CrfPreset:
+    return crf_preset(name)._replace(iterations=10)
+
+
+def logits_of(model, variables) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from a picture to the logits `[H, W, C]`."""
+    apply = jax.jit(
+        lambda image: model.apply(variables, normalize(image[None], model.normalization)).logits[0]
+    )
+    return lambda image: np.asarray(apply(image))
+
+
+def voc_model(shared: pathlib.Path):
+    return load_pretrained(shared / "data/weights/deeplabv3_mobilenet_v2_voc21.safetensors")
+
+
+def pictures(args: argparse.Namespace) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, picture and unary of `--each` pictures of each data set."""
+    data = args.shared / "data"
+    logits = logits_of(*voc_model(args.shared))
+    for name, pattern in (
+        ("VOC", "voc2012_sample/VOCdevkit/VOC2012/JPEGImages/*.jpg"),
+        ("ADE20K", "ade20k_sample/**/images/validation/*.jpg"),
+    ):
+        for path in sorted(data.glob(pattern))[: args.each]:
+            image = read_image(path)
+            yield f"{name} {path.stem}", image, -logits(image)
+    if args.camvid_model:
+        logits = logits_of(*flaxseg.load_model(args.camvid_model))
+        for path in sorted((data / "camvid/test").glob("*.jpg"))[:: 233 // args.each][: args.each]:
+            image = read_image(path)
+            yield f"CamVid {path.stem}", image, -logits(image)
+
+
+def parity(args: argparse.Namespace) -> list[dict]:
+    preset, rows = ten_iterations(args.preset), []
+    print(f"{args.preset}, {preset.kernels[1].normalization}, 10 iterations")
+    print(f"{'picture':<26}{'size':>10}{'mean |dQ|':>12}{'max |dQ|':>10}{'same %':>10}  others")
+    for name, image, unary in pictures(args):
+        wanted = run_peer(unary, image, preset)
+        ours = np.asarray(dense_crf(unary, image, preset))
+        other = wanted.argmax(-1) != ours.argmax(-1)
+        top = np.sort(wanted, -1)
+        row = {
+            "picture": name,
+            "size": image.shape[:2],
+            "mean": float(np.abs(ours - wanted).mean()),
+            "max": float(np.abs(ours - wanted).max()),
+            "same": float(1 - other.mean()),
+            "others": int(other.sum()),
+            "largest_margin_of_others": float((top[..., -1] - top[..., -2])[other].max(initial=0)),
+        }
+        rows.append(row)
+        print(
+            f"{name:<26}{'x'.join(map(str, row['size'])):>10}{row['mean']:>12.2e}"
+            f"{row['max']:>10.1e}{100 * row['same']:>10.4f}  {row['others']} pixels, margin of "
+            f"their classes at most {row['largest_margin_of_others']:.1e}",
+            flush=True,
+        )
+    return rows
+
+
+def timed(program: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of wall clock, and of the processors."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    program()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def speed(args: argparse.Namespace) -> list[dict]:
+    """A VOC picture at 375 x 500, and one of noise, the worst case; alone and in batches."""
+    path = min((args.shared / "data").glob("voc2012_sample/**/JPEGImages/*.jpg"))
+    photo = np.asarray(Image.open(path).convert("RGB").resize((500, 375), Image.Resampling.BICUBIC))
+    noise = np.random.default_rng(0).integers(0, 256, photo.shape, np.uint8)
+    unary = -logits_of(*voc_model(args.shared))(photo)
+    rows = []
+    print(f"{jax.default_backend()}, {platform.processor() or platform.machine()}, 375 x 500 x 21")
+    print(
+        f"{'picture':<8}{'preset':<24}{'batch':>6}{'C++ ms':>10}{'ours ms':>10}{'ratio':>7}"
+        f"{'C++ cpu':>10}{'ours cpu':>10}{'ratio':>7}   per picture"
+    )
+    for name, image in (("photo", photo), ("noise", noise)):
+        for preset_name in args.presets:
+            preset = ten_iterations(preset_name)
+            for batch in args.batches:
+                images, unaries = np.stack([image] * batch), np.stack([unary] * batch)
+                device = jax.device_put((unaries, images))
+                programs = {
+                    "peer": lambda p=preset, i=image: run_peer(unary, i, p),
+                    "ours": lambda d=device, p=preset: jax.block_until_ready(dense_crf(*d, p)),
+                }
+                programs["ours"]()
+                times = {key: [] for key in programs}
+                for _ in range(args.rounds):
+                    for key, program in programs.items():
+                        times[key].append(timed(program))
+                medians = {
+                    key: [statistics.median(t[k] for t in pairs) for k in (0, 1)]
+                    for key, pairs in times.items()
+                }
+                ours = [t / batch for t in medians["ours"]]
+                theirs = medians["peer"]
+                rows.append(
+                    {
+                        "picture": name,
+                        "preset": preset_name,
+                        "batch": batch,
+                        "peer_wall": theirs[0],
+                        "ours_wall": ours[0],
+                        "peer_cpu": theirs[1],
+                        "ours_cpu": ours[1],
+                    }
+                )
+                print(
+                    f"{name:<8}{preset_name:<24}{batch:>6}"
+                    + "".join(
+                        f"{1e3 * theirs[k]:>10.0f}{1e3 * ours[k]:>10.0f}{ours[k] / theirs[k]:>7.2f}"
+                        for k in (0, 1)
+                    ),
+                    flush=True,
+                )
+    return rows
+
+
+def near_boundaries(label: np.ndarray, width: int) -> np.ndarray:
+    """bool `[H, W]`: pixels with a label that have another one, or ignored ones, within `width`."""
+    size = 2 * width + 1
+    return ndimage.maximum_filter(label, size) != ndimage.minimum_filter(label, size)
+
+
+def labelled(args: argparse.Namespace) -> Iterator[tuple[str, Callable, int, list]]:
+    """Data set, function to logits, number of classes, and pairs of files."""
+    data = args.shared / "data"
+    voc = data / "voc2012_sample/VOCdevkit/VOC2012"
+    pairs = [
+        (path, voc / "SegmentationClass" / f"{path.stem}.png")
+        for path in sorted((voc / "JPEGImages").glob("*.jpg"))
+    ]
+    yield "VOC sample", logits_of(*voc_model(args.shared)), 21, pairs
+    if args.camvid_model:
+        files = sorted((data / "camvid/test").glob("*.jpg"))
+        files = files[:: max(1, len(files) // args.limit)][: args.limit]
+        pairs = [(path, data / "camvid/testannot" / f"{path.stem}.png") for path in files]
+        yield "CamVid test", logits_of(*flaxseg.load_model(args.camvid_model)), 11, pairs
+
+
+def effect(args: argparse.Namespace) -> list[dict]:
+    rows = []
+    for name, logits, classes, pairs in labelled(args):
+        forms = ["none", *args.presets]
+        matrices = {form: ConfusionMatrix(classes) for form in forms}
+        bands = {(form, width): np.zeros(2, np.int64) for form in forms for width in TRIMAPS}
+        for image_file, label_file in pairs:
+            image, label = read_image(image_file), np.array(Image.open(label_file))
+            label[label >= classes] = 255
+            scores = logits(image)
+            for form in forms:
+                q = scores if form == "none" else np.asarray(dense_crf(-scores, image, form))
+                pred = q.argmax(-1)
+                matrices[form].update(label, pred)
+                for width in TRIMAPS:
+                    band = near_boundaries(label, width) & (label != 255)
+                    bands[form, width] += [(pred == label)[band].sum(), band.sum()]
+        print(f"{name}, {len(pairs)} pictures")
+        for form in forms:
+            metrics = matrices[form].metrics()
+            near = {width: float(np.divide(*bands[form, width])) for width in TRIMAPS}
+            rows.append(
+                {
+                    "data": name,
+                    "pictures": len(pairs),
+                    "crf": form,
+                    "miou": metrics.miou,
+                    "pixel_accuracy": metrics.pixel_accuracy,
+                    "trimap": near,
+                }
+            )
+            trimap = ", ".join(f"{100 * near[width]:.2f} ({width} px)" for width in TRIMAPS)
+            print(
+                f"  {form:<22} mIoU {100 * metrics.miou:.2f} %, pixel accuracy "
+                f"{100 * metrics.pixel_accuracy:.2f} %, near boundaries {trimap}",
+                flush=True,
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("parity", "speed", "effect"))
+    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"))
+    parser.add_argument("--camvid_model", type=pathlib.Path, help="of a run on CamVid")
+    parser.add_argument("--each", type=int, default=2, help="parity: pictures of each data set")
+    parser.add_argument("--preset", default="deeplab_v2_vgg16", help="parity: of the kernels")
+    parser.add_argument("--presets", nargs="+", default=["deeplab_v2_vgg16", "pydensecrf_readme"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="speed")
+    parser.add_argument("--rounds", type=int, default=5, help="speed: runs of each")
+    parser.add_argument("--limit", type=int, default=60, help="effect: pictures of CamVid")
+    parser.add_argument("--json", type=pathlib.Path)
+    args = parser.parse_args()
+    rows = {"parity": parity, "speed": speed, "effect": effect}[args.what](args)
+    if args.json:
+        versions = {"jax": jax.__version__, "python": platform.python_version()}
+        args.json.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

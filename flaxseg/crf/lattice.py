@@ -1,0 +1,332 @@
+"""Gaussian filtering in high dimensions on the permutohedral lattice.
+
+(Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", 2010.)
+
+A point is spread over the `d + 1` vertices of the simplex around it (splat), the vertices are
+blurred along the `d + 1` axes of the lattice, and what has arrived at the vertices of a simplex is
+gathered (slice). Only vertices that a point was spread to exist; others read as zero. The numbers
+are those of the C++ of Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with
+Gaussian Edge Potentials", 2011, whose vertices live in a hash table. Here they are sorted, so that
+every step is a sort, a search or a gather:
+
+* The coordinates of a vertex are all congruent to its remainder `r` modulo `d + 1`, so `r` and the
+  quotients, written as the digits of one 64-bit number, are its code. A step along an axis adds a
+  constant to the code of every vertex of one remainder: neighbours lie in the order of their
+  vertices, and a blur reads memory from front to back. `benchmarks/dense_crf.py` has the figures.
+* Points of a vertex are neighbours in the sorted order. The first few are gathered with the vertex;
+  what is beyond is summed in parts of as many, which are added to it.
+* Arrays have the size of the largest possible number of vertices, `d + 1` a point, and a picture
+  has far fewer: the filter is compiled for some shares of it, and the smallest one that is large
+  enough is run.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# Points that are gathered at once for a vertex.
+_FAN_IN = 8
+# Sizes that the filter is compiled for: the capacity, and it halved so often.
+_SIZES = 6
+_SMALLEST = 256
+
+
+class Lattice(NamedTuple):
+    """The vertices around N points of dimension d; row 0 of all tables of rows is "none".
+
+    Attributes:
+      vertex: int32 `[d + 1, N]`, the rows of the vertices around each point.
+      weight: float32 `[d + 1, N]`, how much of the point each gets; sums to 1.
+      slot_point: int32 `[S]`, S = (d + 1) N: the points, sorted by vertex.
+      slot_weight: float32 `[S]`, their weights.
+      row_start: int32 `[rows + 2]`, where in them the points of a row begin; those of row v end
+        where those of row v + 1 begin.
+      extra_start: int32 `[E]`, where parts beyond the first of a row begin.
+      extra_row: int32 `[E]`, the rows of these parts; rows + 1 where there is none.
+      neighbors: int32 `[d + 1, 2, rows + 1]`, the rows one step forth and back along each axis.
+      num_vertices: int32, those that the points need.
+      fits: bool, whether there is room for them, and their codes are below 2^63. Otherwise the
+        filter returns nan.
+    """
+
+    vertex: jax.Array
+    weight: jax.Array
+    slot_point: jax.Array
+    slot_weight: jax.Array
+    row_start: jax.Array
+    extra_start: jax.Array
+    extra_row: jax.Array
+    neighbors: jax.Array
+    num_vertices: jax.Array
+    fits: jax.Array
+
+
+def build_lattice(features: jax.Array, capacity: float | None = None) -> Lattice:
+    """The lattice of points, for `lattice_filter`. Gradients do not go through it.
+
+    Args:
+      features: float32 `[N, d]`, divided by the standard deviations of the kernel.
+      capacity: vertices that there is room for, per point. By default `d + 1`, which is always
+        enough; less saves memory. Pictures need 0.1 to 4.
+
+    Returns:
+      The lattice; look at its `fits` where a capacity was given.
+
+    Raises:
+      ValueError: the shape is not `[N, d]` with N and d of at least 1, or the capacity is not
+        above 0.
+    """
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(f"features have shape {features.shape}; wanted [N, d] with N, d >= 1.")
+    if capacity is not None and not capacity > 0:
+        raise ValueError(f"capacity is {capacity}; it must be above 0, or None for no limit.")
+    features = lax.stop_gradient(features.astype(jnp.float32))
+    n, d = features.shape
+    slots = n * (d + 1)
+    rows = slots if capacity is None else max(1, min(slots, int(np.ceil(capacity * n))))
+
+    base, rank, weight = _simplex(features.T)
+    with jax.enable_x64(True):
+        code, strides, in_range = _codes(base, rank)
+        code, slot = _sort(code, slots)
+        first = jnp.concatenate([jnp.ones(1, bool), code[1:] != code[:-1]])
+        row = jnp.cumsum(first, dtype=jnp.int32)
+        row_code = jnp.full(rows + 1, np.uint64(2**64 - 1), jnp.uint64)
+        row_code = row_code.at[row].set(code, mode="drop").at[0].set(jnp.uint64(0))
+        num_vertices = row[-1]
+        neighbors = _neighbors(row_code, strides, num_vertices)
+    place = jnp.arange(slots, dtype=jnp.int32)
+    row_start = jnp.full(rows + 2, slots, jnp.int32)
+    row_start = row_start.at[jnp.where(first, row, rows + 2)].set(place, mode="drop")
+    row_start = row_start.at[0].set(0)
+    extra_start, extra_row = _extra_parts(row, row_start, place, rows)
+    return Lattice(
+        vertex=jnp.zeros(slots, jnp.int32).at[slot].set(row).reshape(d + 1, n),
+        weight=weight,
+        slot_point=slot % n,
+        slot_weight=weight.reshape(-1)[slot],
+        row_start=row_start,
+        extra_start=extra_start,
+        extra_row=extra_row,
+        neighbors=neighbors,
+        num_vertices=num_vertices,
+        fits=in_range & (num_vertices <= rows),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def lattice_filter(lattice: Lattice, values: jax.Array, transpose: bool = False) -> jax.Array:
+    """`sum_j k(f_i, f_j) values_j` with a unit Gaussian k, the point itself included, about.
+
+    The operator K is linear, and nearly but not quite symmetric, as the axes are blurred one after
+    the other and where vertices are missing their order matters. Its sums are lower than those of
+    the Gaussian where points are sparse: normalise by the filter of ones.
+
+    Args:
+      lattice: of the points.
+      values: float32 `[N, C]`.
+      transpose: filter with the transpose of K.
+
+    Returns:
+      float32 `[N, C]`; all nan if the lattice does not fit. Differentiable by the values.
+    """
+    rows = lattice.neighbors.shape[2] - 1
+    branches = [functools.partial(_filter, rows=size, transpose=transpose) for size in _sizes(rows)]
+    result = lax.switch(_size_index(rows, lattice.num_vertices), branches, lattice, values)
+    return jnp.where(lattice.fits, result, jnp.nan)
+
+
+def _filter_forward(lattice, values, transpose):
+    return lattice_filter(lattice, values, transpose), lattice
+
+
+def _filter_backward(transpose, lattice, cotangent):
+    return None, lattice_filter(lattice, cotangent, not transpose)
+
+
+lattice_filter.defvjp(_filter_forward, _filter_backward)
+
+
+def _filter(lattice: Lattice, values: jax.Array, *, rows: int, transpose: bool) -> jax.Array:
+    """The filter where at most `rows` rows are in use."""
+    axes = len(lattice.vertex)
+    v = _splat(lattice, values, rows)
+    order = range(axes - 1, -1, -1) if transpose else range(axes)
+    for axis in order:
+        forth, back = lattice.neighbors[axis, :, : rows + 1]
+        # Left to itself, XLA computes each row again for all that read it, over all axes.
+        v = lax.optimization_barrier(v + 0.5 * (_take(v, forth) + _take(v, back)))
+    result = sum(lattice.weight[r, :, None] * _take(v, lattice.vertex[r]) for r in range(axes))
+    return result / (1 + 2.0 ** -(axes - 1))
+
+
+def _splat(lattice: Lattice, values: jax.Array, rows: int) -> jax.Array:
+    """`[rows + 1, C]`: what the vertices get from their points."""
+    slots = len(lattice.slot_point)
+    start = jnp.concatenate([lattice.row_start[: rows + 1], lattice.extra_start])
+    row = jnp.minimum(lattice.extra_row, lattice.row_start.shape[0] - 2)
+    end = jnp.concatenate([lattice.row_start[1 : rows + 2], lattice.row_start[row + 1]])
+    place = start[None] + jnp.arange(_FAN_IN, dtype=jnp.int32)[:, None]
+    there = place < end[None]
+    # Row 0 has no points: those before row 1 begins, at 0, are none.
+    place = jnp.minimum(place, slots - 1)
+    weight = jnp.where(there, _take(lattice.slot_weight, place), 0)
+    point = jnp.where(there, _take(lattice.slot_point, place), 0)
+    weight, point, values = lax.optimization_barrier((weight, point, values))
+    parts = sum(weight[k, :, None] * _take(values, point[k]) for k in range(_FAN_IN))
+    firsts, extras = parts[: rows + 1], parts[rows + 1 :]
+    return lax.optimization_barrier(firsts.at[lattice.extra_row].add(extras, mode="drop"))
+
+
+def _take(array: jax.Array, index: jax.Array) -> jax.Array:
+    return array.at[index].get(mode="promise_in_bounds")
+
+
+def _sizes(rows: int) -> list[int]:
+    """Numbers of rows that the filter is compiled for, in rising order; the last is all."""
+    return [rows >> k for k in range(_SIZES - 1, 0, -1) if rows >> k >= _SMALLEST] + [rows]
+
+
+def _size_index(rows: int, num_vertices: jax.Array) -> jax.Array:
+    sizes = np.asarray(_sizes(rows)[:-1], np.int32)
+    return jnp.sum(num_vertices > sizes, dtype=jnp.int32)
+
+
+def _simplex(f: jax.Array) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
+    """The simplex around each of the points `[d, N]`.
+
+    Returns:
+      The quotients by `d + 1` of the coordinates of its vertex of remainder 0 (int32 `[N]`, d of
+      them; the last follows), the ranks of the d + 1 residuals (int32 `[N]`, 0 the largest), and
+      the barycentric weights `[d + 1, N]` of the vertices of remainder 0 to d.
+    """
+    d = len(f)
+    deviation = np.float32(np.sqrt(2 / 3) * (d + 1))
+    scale = [np.float32(float(deviation) / np.sqrt((i + 1) * (i + 2))) for i in range(d)]
+    # A product that is fused with a sum is not rounded; the barriers keep the points on the side of
+    # a face where the C++ has them.
+    c = lax.optimization_barrier([f[i] * scale[i] for i in range(d)])
+    product = lax.optimization_barrier([c[i] * np.float32(i + 1) for i in range(d)])
+    elevated = [None] * (d + 1)
+    total = jnp.zeros_like(c[0])
+    for j in range(d, 0, -1):
+        elevated[j] = total - product[j - 1]
+        total = total + c[j - 1]
+    elevated[0] = total
+    elevated = lax.optimization_barrier(elevated)
+
+    down = np.float32(1 / (d + 1))
+    quotient = [jnp.rint(y * down) for y in elevated]
+    excess = sum(q.astype(jnp.int32) for q in quotient)
+    residual = [y - q * (d + 1) for y, q in zip(elevated, quotient, strict=True)]
+    rank = [excess] * (d + 1)
+    for a in range(d + 1):
+        for b in range(a + 1, d + 1):
+            less = residual[a] < residual[b]
+            rank[a] = rank[a] + less
+            rank[b] = rank[b] + ~less
+    shift = [(r < 0).astype(jnp.int32) - (r > d) for r in rank]
+    rank = [r + s * (d + 1) for r, s in zip(rank, shift, strict=True)]
+    base = [q.astype(jnp.int32) + s for q, s in zip(quotient, shift, strict=True)]
+    rank, base = lax.optimization_barrier((rank, base))
+    offset = [
+        (y - q.astype(jnp.float32) * (d + 1)) * down for y, q in zip(elevated, base, strict=True)
+    ]
+    by_rank = [
+        sum(jnp.where(rank[j] == q, offset[j], 0) for j in range(d + 1)) for q in range(d, -1, -1)
+    ]
+    weight = [by_rank[0] + (1 - by_rank[d])]
+    weight += [by_rank[q] - by_rank[q - 1] for q in range(1, d + 1)]
+    return base[:d], rank, jnp.stack(weight)
+
+
+def _codes(
+    base: list[jax.Array], rank: list[jax.Array]
+) -> tuple[jax.Array, tuple[list[jax.Array], jax.Array], jax.Array]:
+    """The codes of all vertices `[(d + 1) N]`, those of remainder 0 first.
+
+    Returns:
+      The codes; the strides of the d digits and of the remainder; and whether all is below 2^63.
+    """
+    d = len(base)
+    # A step along an axis moves a digit by one; with a margin it never runs over into the next.
+    low = [jnp.min(m) - 2 for m in base]
+    span = [jnp.max(m) - lo + 3 for m, lo in zip(base, low, strict=True)]
+    in_range = sum(jnp.log2(s.astype(jnp.float32)) for s in span) + np.log2(d + 1) < 62.99
+    strides = [jnp.uint64(1)]
+    for s in reversed(span):
+        strides.insert(0, strides[0] * s.astype(jnp.uint64))
+    remainder, strides = strides[0], strides[1:]
+    digits = [(m - lo).astype(jnp.uint64) for m, lo in zip(base, low, strict=True)]
+    here = sum(m * s for m, s in zip(digits, strides, strict=True))
+    codes = []
+    for r in range(d + 1):
+        back = sum(
+            jnp.where(k > d - r, s, jnp.uint64(0)) for k, s in zip(rank[:d], strides, strict=True)
+        )
+        codes.append(here - back + jnp.uint64(r) * remainder)
+    return jnp.concatenate(codes), (strides, remainder), in_range
+
+
+def _sort(code: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
+    """The codes in rising order, and their places before (int32); equal ones keep their order."""
+    bits = max(slots - 1, 1).bit_length()
+    place = jnp.arange(slots, dtype=jnp.int32)
+
+    def together(code):
+        key = lax.sort(code << np.uint64(bits) | place.astype(jnp.uint64))
+        return key >> np.uint64(bits), (key & np.uint64(2**bits - 1)).astype(jnp.int32)
+
+    def apart(code):
+        return tuple(lax.sort((code, place), num_keys=1))
+
+    # Numbers alone are sorted several times as fast as numbers with something attached.
+    return lax.cond(jnp.max(code) < np.uint64(2 ** (64 - bits)), together, apart, code)
+
+
+def _neighbors(
+    row_code: jax.Array, strides: tuple[list[jax.Array], jax.Array], num_vertices: jax.Array
+) -> jax.Array:
+    """`[d + 1, 2, rows + 1]` of the codes of the rows, in rising order from row 1 on."""
+    digits, remainder = strides
+    rows = len(row_code) - 1
+    steps = [*digits, jnp.uint64(0)]
+    # All coordinates but one fall by 1, that one rises by d: the remainder falls by 1, and one
+    # quotient rises by 1; from remainder 0 to d, all quotients fall by 1 before.
+    around = jnp.uint64(len(digits)) * remainder - sum(digits)
+
+    def search(code, size):
+        code = code[1 : size + 1]
+        row = jnp.arange(1, size + 1, dtype=jnp.int32)
+        used = row <= num_vertices
+        tables = []
+        for step in steps:
+            target = code + step + jnp.where(code < remainder, around, -remainder)
+            place = jnp.searchsorted(code, target).astype(jnp.int32)
+            found = used & (code[jnp.minimum(place, size - 1)] == target)
+            forth = jnp.where(found, place + 1, 0)
+            back = jnp.zeros(rows + 1, jnp.int32)
+            back = back.at[jnp.where(found, forth, rows + 1)].set(row, mode="drop")
+            forth = jnp.zeros(rows + 1, jnp.int32).at[1 : size + 1].set(forth)
+            tables.append(jnp.stack([forth, back]))
+        return jnp.stack(tables)
+
+    branches = [functools.partial(search, size=size) for size in _sizes(rows)]
+    return lax.switch(_size_index(rows, num_vertices), branches, row_code)
+
+
+def _extra_parts(
+    row: jax.Array, row_start: jax.Array, place: jax.Array, rows: int
+) -> tuple[jax.Array, jax.Array]:
+    """Where parts begin beyond the first of a row, and their rows (`rows + 1` for none)."""
+    slots = len(row)
+    inside = place - row_start[jnp.minimum(row, rows)]
+    begins = (inside > 0) & (inside % _FAN_IN == 0) & (row <= rows)
+    index = jnp.where(begins, jnp.cumsum(begins, dtype=jnp.int32) - 1, slots)
+    size = max(slots // _FAN_IN, 1)
+    start = jnp.zeros(size, jnp.int32).at[index].set(place, mode="drop")
+    return start, jnp.full(size, rows + 1, jnp.int32).at[index].set(row, mode="drop")
