@@ -1,0 +1,255 @@
+"""How a picture becomes class probabilities: scales, mirror images, windows and what is averaged.
+
+One description for the trainer, `evaluate` and `predict`; `segmenter.py` carries it out. One or two
+points of mIoU lie here, so each system's paper has its own by name (`named_protocols.py`).
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from flaxseg.errors import ConfigError
+
+SOFTMAX = ("window", "picture", "end")
+FLIP_FUSIONS = ("probabilities", "logits", "logit_sum", "product")
+FUSIONS = ("mean", "max")
+WEIGHTS = ("uniform", "gaussian")
+PLACES = ("centre", "end")
+
+# Standard deviation of Gaussian window weights, as a share of the side.
+_GAUSSIAN_WIDTH = 1 / 8
+# They do not fall below this share of their largest value, so that corners of the picture, which
+# one window alone sees, keep their precision.
+_GAUSSIAN_FLOOR = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What is done with a picture at evaluation.
+
+    The picture is resized (bilinear, half-pixel centres, no antialiasing: OpenCV's default) to each
+    of the scales and run as a whole or in windows; the results are brought back to the size of the
+    picture, bilinearly, and fused.
+
+    Attributes:
+      scales: factors of the sides, each above 0.
+      long_side: the length, in pixels, to which the longer side is brought at scale 1, or None for
+        the picture's own size.
+      short_side: (least, most) in pixels: at scale 1 the picture is enlarged or reduced so that its
+        shorter side lies between them. Not together with long_side.
+      flip: whether the mirror image is run, too.
+      flip_fusion: with softmax "window", how a window and its mirror image become one:
+        "probabilities", their mean; "logits", the softmax of the mean of their logits; "logit_sum",
+        that of the sum; "product", the product of their probabilities, not normalised.
+      window: side, or (height, width), of windows in pixels; None runs the picture as a whole.
+        Smaller pictures are padded to it with the model's mean colour.
+      window_stride: from window to window, at most their size; 2/3 of it, rounded up, by default.
+        The last window of a row ends at the border.
+      window_weights: "uniform" or "gaussian", where the middle of a window counts more.
+      overlap: "mean" over the windows that saw a pixel, or "sum" (where scales are averaged, pixels
+        that more windows saw weigh more, as in DFN's code).
+      pad_to: (height, width) of a canvas that every picture is put on, in place of windows; a
+        larger picture is an error.
+      pad_multiple: pictures that are run as a whole are padded to multiples of it, so that fewer
+        sizes are compiled.
+      pad_place: "centre" has the padding on all sides (the odd pixel at the end), "end" at the
+        bottom and right.
+      softmax: "window" makes probabilities in each window (semseg); "picture" averages the logits
+        of overlapping windows and makes probabilities at the size of the picture, of each scale and
+        mirror image (mmsegmentation); "end" averages logits all the way.
+      fusion: of scales (and with softmax other than "window" of mirror images): "mean", or the
+        largest value ("max").
+
+    Raises:
+      ConfigError: a value out of range, or two that exclude each other.
+
+    >>> Protocol(scales=(0.75, 1.0), flip=True).describe()
+    'whole(scales=(0.75, 1.0), flip=True)'
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    long_side: int | None = None
+    short_side: tuple[int, int] | None = None
+    flip: bool = False
+    flip_fusion: str = "probabilities"
+    window: int | tuple[int, int] | None = None
+    window_stride: int | tuple[int, int] | None = None
+    window_weights: str = "uniform"
+    overlap: str = "mean"
+    pad_to: tuple[int, int] | None = None
+    pad_multiple: int = 1
+    pad_place: str = "end"
+    softmax: str = "window"
+    fusion: str = "mean"
+
+    def __post_init__(self):
+        if not self.scales or not all(_is_number(s) and s > 0 for s in self.scales):
+            raise ConfigError(
+                f"scales is {self.scales!r}; it must hold numbers above 0, such as (0.75, 1.0)."
+            )
+        for name, known in (
+            ("softmax", SOFTMAX),
+            ("flip_fusion", FLIP_FUSIONS),
+            ("fusion", FUSIONS),
+            ("window_weights", WEIGHTS),
+            ("pad_place", PLACES),
+            ("overlap", ("mean", "sum")),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}."
+                )
+        for name in ("window", "window_stride", "pad_to", "short_side"):
+            _check_pair(name, getattr(self, name), single=name.startswith("window"))
+        for name in ("long_side", "pad_multiple"):
+            value = getattr(self, name)
+            if value is not None and not (_is_whole(value) and value >= 1):
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if self.long_side is not None and self.short_side is not None:
+            raise ConfigError("long_side and short_side can not both be set.")
+        if self.short_side is not None and self.short_side[0] > self.short_side[1]:
+            raise ConfigError(f"short_side is {self.short_side}; it must be (least, most).")
+        if self.window is None and self.window_stride is not None:
+            raise ConfigError("window_stride is set, and there is no window.")
+        if self.window is not None and (self.pad_to is not None or self.pad_multiple != 1):
+            raise ConfigError("pad_to and pad_multiple are for whole pictures, without window.")
+        if self.window is not None and any(
+            s > w for s, w in zip(self._stride(), _pair(self.window), strict=True)
+        ):
+            raise ConfigError(
+                f"window_stride is {self.window_stride} and window {self.window}; a larger stride "
+                "would leave pixels out."
+            )
+        if self.flip_fusion != "probabilities" and self.softmax != "window":
+            raise ConfigError(
+                f"flip_fusion is {self.flip_fusion!r}, which is for softmax='window'; with "
+                f"softmax={self.softmax!r} mirror images are fused as scales are."
+            )
+
+    def describe(self) -> str:
+        """The text that `parse_protocol` understands."""
+        fields = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"whole({', '.join(fields)})"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one run of the whole picture as it is."""
+        return self == Protocol()
+
+    def _stride(self) -> tuple[int, int]:
+        if self.window_stride is not None:
+            return _pair(self.window_stride)
+        return tuple(math.ceil(side * 2 / 3) for side in _pair(self.window))
+
+    def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+        """The (height, width) at which a picture of that size is run at a scale; at least 1.
+
+        With long_side the longer side becomes `round(scale * long_side)` and the other follows it,
+        as in semseg.
+        """
+        if self.long_side is not None:
+            longest = max(1, round(scale * self.long_side))
+            return tuple(max(1, round(longest / max(size) * n)) for n in size)
+        factor = scale
+        if self.short_side is not None:
+            shortest = min(size)
+            factor *= min(max(shortest, self.short_side[0]), self.short_side[1]) / shortest
+        return tuple(max(1, round(factor * n)) for n in size)
+
+    def layout(self, size: tuple[int, int], scale: float) -> "Layout":
+        """Where the windows lie on a picture of that size at a scale.
+
+        Raises:
+          ConfigError: the scaled picture does not fit on the canvas pad_to.
+        """
+        scaled = self.scaled_size(size, scale)
+        if self.window is not None:
+            window, stride = _pair(self.window), self._stride()
+        else:
+            window = tuple(-(-n // self.pad_multiple) * self.pad_multiple for n in scaled)
+            if self.pad_to is not None:
+                window = tuple(max(n, m) for n, m in zip(window, self.pad_to, strict=True))
+                if window != tuple(self.pad_to):
+                    raise ConfigError(
+                        f"a picture of {size[0]} x {size[1]} (height x width) at scale {scale} is "
+                        f"{scaled[0]} x {scaled[1]} and does not fit on the canvas pad_to = "
+                        f"{self.pad_to[0]} x {self.pad_to[1]}; use a larger one or windows."
+                    )
+            stride = window
+        canvas = tuple(max(n, w) for n, w in zip(scaled, window, strict=True))
+        spare = [n - m for n, m in zip(canvas, scaled, strict=True)]
+        offset = tuple(n // 2 if self.pad_place == "centre" else 0 for n in spare)
+        starts = tuple(
+            window_starts(n, w, s) for n, w, s in zip(canvas, window, stride, strict=True)
+        )
+        return Layout(scaled, canvas, offset, window, *starts)
+
+    def weights(self, window: tuple[int, int]) -> np.ndarray:
+        """What each pixel of a window counts: float32 [h, w], at most 1."""
+        if self.window is None or self.window_weights == "uniform":
+            return np.ones(window, np.float32)
+        lines = []
+        for side in window:
+            place = (np.arange(side) - (side - 1) / 2) / (_GAUSSIAN_WIDTH * side)
+            lines.append(np.exp(-0.5 * place**2))
+        weights = np.outer(*lines)
+        return np.maximum(weights / weights.max(), _GAUSSIAN_FLOOR).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Windows on a scaled picture.
+
+    Attributes:
+      scaled: (height, width) of the scaled picture.
+      canvas: the same with padding; windows lie on it.
+      offset: (top, left) of the picture on the canvas.
+      window: (height, width).
+      row_starts: first rows of windows on the canvas, rising; the last window ends with it.
+      column_starts: the same for columns.
+    """
+
+    scaled: tuple[int, int]
+    canvas: tuple[int, int]
+    offset: tuple[int, int]
+    window: tuple[int, int]
+    row_starts: tuple[int, ...]
+    column_starts: tuple[int, ...]
+
+
+def window_starts(length: int, window: int, stride: int) -> tuple[int, ...]:
+    """First pixels of windows over a side: `stride` apart, the last one shifted back to its end.
+
+    >>> window_starts(2048, 713, 476)
+    (0, 476, 952, 1335)
+    """
+    count = max(0, -(-(length - window) // stride)) + 1
+    return tuple(max(0, min(i * stride, length - window)) for i in range(count))
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_pair(name: str, value: object, *, single: bool) -> None:
+    """Two whole numbers of at least 1, or where `single` one."""
+    if value is None or (single and _is_whole(value) and value >= 1):
+        return
+    if not (
+        isinstance(value, tuple) and len(value) == 2 and all(_is_whole(v) and v >= 1 for v in value)
+    ):
+        wanted = "a whole number or a pair of them" if single else "a pair of whole numbers"
+        raise ConfigError(f"{name} is {value!r}; it must be {wanted}, each at least 1.")
