@@ -13,10 +13,10 @@ import numpy as np
 
 from flaxseg.crf import CrfPreset
 from flaxseg.errors import ConfigError, DataError, FlaxsegError
-from flaxseg.evaluation.evaluate import pad_image
 from flaxseg.evaluation.image_file import SUFFIXES, ImageFile, read_image_file
 from flaxseg.evaluation.pictures import Colors, overlay_with_legend, save_palette_png, save_picture
-from flaxseg.evaluation.predict import predict
+from flaxseg.evaluation.protocol import Protocol
+from flaxseg.evaluation.segmenter import Segmenter
 
 _READ_AHEAD = 2
 
@@ -89,7 +89,7 @@ def predict_pictures(
     class_names: Sequence[str],
     class_colors: Colors,
     *,
-    pad_multiple: int = 1,
+    protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
     crf: CrfPreset | None = None,
     on_new_size: Callable[[tuple[int, int]], None] | None = None,
 ) -> Iterator[PictureResult]:
@@ -104,26 +104,23 @@ def predict_pictures(
       tasks: from `plan_pictures`.
       class_names: one name per class.
       class_colors: one RGB triple per class.
-      pad_multiple: 1 runs each picture at its own size, and each new size is compiled. A larger
-        number pads right and bottom to its multiples with the model's mean colour, which bounds the
-        number of sizes; the network sees that border, so classes can differ from those at native
-        size, mostly near it.
-      crf: refines each prediction by its picture; not with a `pad_multiple`, whose border it would
-        take for part of the picture.
+      protocol: how each picture is run. As a whole each new size is compiled; its `pad_multiple`
+        bounds the number of sizes, but the network sees the border, so classes can differ from
+        those at native size, mostly near it. Windows have one size.
+      crf: refines each prediction by its picture.
       on_new_size: called with (H, W) before a size is run for the first time, that is, compiled.
     """
-    seen = set()
+    segment, seen = Segmenter(model, variables, protocol, crf=crf), set()
     for task, read in _read_ahead(tasks):
         try:
             image_file = read()
             image = image_file.pixels
-            height, width = image.shape[:2]
-            size = tuple(-(-side // pad_multiple) * pad_multiple for side in (height, width))
-            if size not in seen and on_new_size is not None:
-                on_new_size(size)
-            seen.add(size)
-            padded = pad_image(image, size, model.normalization.mean)
-            pred = predict(model, variables, padded, crf=crf)[:height, :width]
+            for scale in protocol.scales:
+                size = protocol.layout(image.shape[:2], scale).window
+                if size not in seen and on_new_size is not None:
+                    on_new_size(size)
+                seen.add(size)
+            pred = segment(image)
             _write(task, image, pred, class_names, class_colors)
         except (FlaxsegError, OSError) as error:
             yield PictureResult(task, error=error)

@@ -141,6 +141,11 @@ class Protocol:
         """Whether it is one run of the whole picture as it is."""
         return self == Protocol()
 
+    @property
+    def is_canvas(self) -> bool:
+        """Whether it is one run of the whole picture, at the top left of a canvas or as it is."""
+        return self.pad_place == "end" and dataclasses.replace(self, pad_to=None).is_plain
+
     def _stride(self) -> tuple[int, int]:
         if self.window_stride is not None:
             return _pair(self.window_stride)

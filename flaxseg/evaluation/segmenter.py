@@ -23,7 +23,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flaxseg.evaluation.predict import MAX_CLASSES
+from flaxseg.crf import CrfPreset, dense_crf, unary_from_probabilities
+from flaxseg.evaluation.predict import MAX_CLASSES, predict
 from flaxseg.evaluation.protocol import Layout, Protocol
 from flaxseg.layers import normalize
 
@@ -80,6 +81,7 @@ class Segmenter:
         *,
         devices: Sequence[jax.Device] | None = None,
         windows_per_device: int = 1,
+        crf: CrfPreset | None = None,
     ):
         """Puts the variables on the devices.
 
@@ -90,6 +92,8 @@ class Segmenter:
           devices: those that the windows of a row are spread over; by default the first one.
           windows_per_device: how many are given to a device at a time. They run one after the
             other, so that the result does not depend on it; more of them only save round trips.
+          crf: refines the probabilities by the picture. It needs those of all pixels at a time, so
+            memory grows with the picture.
 
         Raises:
           ValueError: the model has more than 255 classes, or windows_per_device is below 1.
@@ -102,6 +106,7 @@ class Segmenter:
         if windows_per_device < 1:
             raise ValueError(f"windows_per_device is {windows_per_device}; it must be at least 1.")
         self.model, self.protocol, self.num_classes = model, protocol, model.num_classes
+        self._crf = crf
         mesh, self._target = None, devices[0] if devices else None
         if devices is not None and len(devices) > 1:
             mesh = Mesh(np.array(devices), ("data",))
@@ -129,14 +134,26 @@ class Segmenter:
           ValueError: the image has another shape or dtype.
           ConfigError: it does not fit on the protocol's canvas.
         """
-        result = np.empty(np.shape(image)[:2], np.uint8)
+        image = _checked(image)
+        if self.protocol.is_plain and not isinstance(self._target, NamedSharding):
+            return predict(self.model, self._variables, image, crf=self._crf)
+        if self._crf is not None:
+            unary = unary_from_probabilities(self.probabilities(image))
+            return np.asarray(_classes(dense_crf(unary, image, self._crf)))
+        result = np.empty(image.shape[:2], np.uint8)
         for rows, columns, fused in self._parts(image):
             lines = np.asarray(_classes(fused))
             result[rows, columns] = lines[: rows.stop - rows.start, : columns.stop - columns.start]
         return result
 
+    def batch(self, images: np.ndarray) -> np.ndarray:
+        """Returns the classes of pictures of one size, uint8 [N, H, W] of [N, H, W, 3]: the
+        `predict_fn` of `evaluate`."""
+        return np.stack([self(image) for image in images])
+
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Returns the probabilities of a picture, float32 [H, W, C], which sum to 1.
+        """Returns the probabilities of a picture, float32 [H, W, C], which sum to 1; without the
+        CRF.
 
         Args:
           image: as for a call.
@@ -181,9 +198,11 @@ class Segmenter:
                 yield rows, columns, fused / len(bands) if self.protocol.fusion == "mean" else fused
 
     def _on_device(self, image: np.ndarray) -> jax.Array:
-        padded = np.zeros((*map(_rounded, image.shape[:2]), 3), np.uint8)
-        padded[: image.shape[0], : image.shape[1]] = image
-        return jax.device_put(padded, self._target)
+        if self.protocol.window is not None:
+            padded = np.zeros((*map(_rounded, image.shape[:2]), 3), np.uint8)
+            padded[: image.shape[0], : image.shape[1]] = image
+            image = padded
+        return jax.device_put(image, self._target)
 
 
 class _Band:
@@ -198,6 +217,8 @@ class _Band:
         columns: slice,
     ):
         layout = self._layout = stream.layout
+        # Whole pictures are compiled for each size anyway.
+        self._round = _rounded if segmenter.protocol.window is not None else int
         self._segmenter, self._picture, self._size = segmenter, picture, size
         wanted = np.arange(columns.start, columns.stop)
         if stream.mirrored:
@@ -216,10 +237,10 @@ class _Band:
         ]
         self._columns = _filled(
             Table(table.low - origin, table.high - origin, table.part, table.inside),
-            _rounded(len(wanted)),
+            self._round(len(wanted)),
         )
         # A line more than a window: the last one before the windows' first line.
-        shape = layout.window[0] + 1, _rounded(span)
+        shape = layout.window[0] + 1, self._round(span)
         self._sum = jnp.zeros((*shape, segmenter.num_classes), jnp.float32)
         self._weight = jnp.zeros(shape, jnp.float32)
         if segmenter._target is not None:

@@ -17,6 +17,7 @@ from flaxseg.training.losses import OutputLoss
 
 if TYPE_CHECKING:  # slow to import, and needless to read a config
     from flaxseg.data import DatasetInfo
+    from flaxseg.evaluation import Protocol
 
 # Fields without influence on the parameters a run ends with: they may differ from start to start.
 FREE_FIELDS = (
@@ -139,6 +140,7 @@ def default_config() -> config_dict.ConfigDict:
         every_steps=500,  # 0: only at the end; the last step is always evaluated
         batch_size=8,
         pad_to=(0, 0),  # (0, 0): each image at its own size
+        protocol="whole",  # or a name, or text, of flaxseg.evaluation.parse_protocol
         num_pictures=4,  # predictions drawn at each evaluation
     )
     config.checkpoint = _section(
@@ -199,6 +201,25 @@ def rates_in(text: str) -> dict[str, float]:
                 "at least 0, such as classifier=10"
             )
     return rates
+
+
+def protocol_of(config: Mapping[str, Any]) -> "Protocol":
+    """The protocol of evaluations: `eval.protocol`, or the canvas of `eval.pad_to`.
+
+    Raises:
+      ConfigError: the text is no protocol, or both are set.
+    """
+    from flaxseg.evaluation import parse_protocol
+
+    protocol = parse_protocol(config.eval.protocol)
+    if not any(config.eval.pad_to):
+        return protocol
+    if not protocol.is_plain:
+        raise ConfigError(
+            f"eval.pad_to is {tuple(config.eval.pad_to)} and eval.protocol "
+            f"{config.eval.protocol!r}; a protocol has its own pad_to: set eval.pad_to to (0, 0)."
+        )
+    return dataclasses.replace(protocol, pad_to=tuple(config.eval.pad_to))
 
 
 def data_name(config: Mapping[str, Any]) -> str:
@@ -430,10 +451,14 @@ def _range_problems(config: config_dict.ConfigDict) -> list[str]:
             f"loss.class_weights is {tuple(fields['loss.class_weights'])}; "
             "weights must be at least 0"
         )
-    try:
-        rates_in(fields["optimizer.lr_multipliers"])
-    except ConfigError as error:
-        problems.append(str(error))
+    for check in (
+        lambda: rates_in(fields["optimizer.lr_multipliers"]),
+        lambda: protocol_of(config),
+    ):
+        try:
+            check()
+        except ConfigError as error:
+            problems.append(str(error))
     milestones = list(fields["schedule.step_milestones"])
     if milestones != sorted(set(milestones)) or any(m < 1 for m in milestones):
         problems.append(

@@ -18,7 +18,7 @@ from flaxseg.errors import FlaxsegError, NonFiniteLossError
 from flaxseg.evaluation import (
     SegmentationMetrics,
     evaluate,
-    make_predict_fn,
+    plan_inference,
     save_picture,
     side_by_side,
 )
@@ -29,6 +29,7 @@ from flaxseg.training.config import (
     config_to_dict,
     data_name,
     names_in,
+    protocol_of,
     validate_config,
 )
 from flaxseg.training.logging import MetricsFile, TensorBoard
@@ -367,7 +368,13 @@ def _evaluate(run: Run, position: Position, logs: "_Logs", stop: StopRequest) ->
     if jax.process_count() > 1:
         variables = run.parallel.get_state(variables)
     devices = jax.local_devices()
-    predict = make_predict_fn(run.model, variables, devices)
+    plan = plan_inference(
+        run.model,
+        variables,
+        protocol_of(config),
+        devices,
+        batch_size=config.eval.batch_size,
+    )
     # The first process draws, of the records that are its part.
     processes = jax.process_count()
     own = -(-len(run.records) // processes)
@@ -390,13 +397,10 @@ def _evaluate(run: Run, position: Position, logs: "_Logs", stop: StopRequest) ->
             raise _StoppedError
 
     metrics = evaluate(
-        predict,
+        plan.predict_fn,
         run.records,
         run.info.num_classes,
-        batch_size=config.eval.batch_size,
-        pad_to=tuple(config.eval.pad_to) if any(config.eval.pad_to) else None,
-        pad_color=run.model.normalization.mean,
-        device_count=len(devices),
+        **plan.options,
         process_index=jax.process_index(),
         process_count=processes,
         progress=check_stop,

@@ -1,6 +1,7 @@
 """Which pictures are kept, and their own scores."""
 
 import numpy as np
+
 from flaxseg.evaluation.metrics import ConfusionMatrix
 from flaxseg.evaluation.record_scores import RecordScores
 

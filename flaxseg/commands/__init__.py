@@ -1,0 +1,27 @@
+"""The commands of `python -m flaxseg`, a file each: name, help, flags, and what it does."""
+
+from flaxseg.commands import (
+    evaluate,
+    import_model,
+    learn_basis,
+    models,
+    predict,
+    prepare_data,
+    prune,
+    show_data,
+    tune_crf,
+    verify_data,
+)
+
+COMMANDS = (
+    evaluate,
+    predict,
+    import_model,
+    prune,
+    learn_basis,
+    tune_crf,
+    models,
+    prepare_data,
+    verify_data,
+    show_data,
+)

@@ -1,0 +1,32 @@
+"""`python -m flaxseg import`."""
+
+import argparse
+
+import flaxseg
+
+NAME = "import"
+SUMMARY = "convert a network of another library"
+TEXT = """Converts a segmentation network of another library into a saved model, for predict and
+evaluate. SOURCE is a .safetensors, .npz or .pth file, or a name on the Hugging Face hub. Files of
+PyTorch are read without running the code in them.
+"""
+EPILOG = """examples:
+  python -m flaxseg import deeplabv3_resnet50_coco.pth --out=models/coco
+  python -m flaxseg predict street.jpg --model=models/coco --out=masks
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.add_argument("source", metavar="SOURCE", help="weights file, or name on the hub")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the saved model")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit code."""
+    from flaxseg.weights import import_model
+
+    folder = import_model(args.source, args.out)
+    card = flaxseg.read_model_card(folder)
+    print(f"{card['model']} with {card['num_classes']} classes is in {folder}")
+    return 0
