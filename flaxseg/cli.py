@@ -227,7 +227,10 @@ def _parser() -> argparse.ArgumentParser:
 
     model_help = "folder of a saved model, or the working directory of a training run"
     data_dir_help = "folder of the prepared data sets (default: $FLAXSEG_DATA, or 'data')"
-    manual_dir_help = "folder with the published files, if the set is not prepared yet"
+    manual_dir_help = (
+        "folder with the published files, if the set is not prepared yet; for the data set "
+        "'folder', with your own pictures"
+    )
 
     def allow_problems(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
