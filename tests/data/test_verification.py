@@ -366,3 +366,16 @@ def test_very_many_sizes_are_counted_in_ranges():
     assert {int(width): int(n) for width, n in widths.items()} == collections.Counter(
         width for _, width in sizes
     )
+
+
+def test_the_columns_of_the_table_stand_under_their_names(tmp_path):
+    folder = write_folder(tmp_path / "toy", {"train": 2, "a_very_long_name": 1})
+    lines = verify(folder).text().splitlines()
+    start = next(n for n, line in enumerate(lines) if "class  " in line)
+    head, rows = lines[start], lines[start + 2 : start + 5]
+    assert "a_very_long_name %" in head
+    for row in rows:
+        assert len(row) == len(head)
+        end = head.index("a_very_long_name %") + len("a_very_long_name %")
+        assert row[end - 5 : end].replace(".", "").strip().isdigit()
+        assert row[end] == " "
