@@ -35,7 +35,8 @@ def manual_dir(parser: argparse.ArgumentParser) -> None:
         "--manual_dir",
         "--manual-dir",
         metavar="DIR",
-        help="folder with the published files, if the set is not prepared yet",
+        help="folder with the published files, if the set is not prepared yet; for the data set "
+        "'folder', with your own pictures",
     )
 
 

@@ -189,13 +189,14 @@ class Report:
         total, weights = self.total, self.class_weights()
         width = max(len(name) for name in (*self.class_names, "ignored"))
         splits = [f"{split} %" for split in self.statistics] if len(self.statistics) > 1 else []
+        column = max([9, *map(len, splits)])
         head = f"{'':>3}  {'class':<{width}}  {'pixels':>15}  {'share %':>7}  {'pictures':>8}"
-        head += "".join(f"  {split:>9}" for split in splits) + f"  {'weight':>8}"
+        head += "".join(f"  {split:>{column}}" for split in splits) + f"  {'weight':>8}"
         lines = [head, "-" * len(head)]
         counted = max(1, int(total.pixels.sum()))
         for index, name in enumerate(self.class_names):
             shares = "".join(
-                f"  {100 * of_split.pixels[index] / max(1, of_split.pixels.sum()):>9.3f}"
+                f"  {100 * of_split.pixels[index] / max(1, of_split.pixels.sum()):>{column}.3f}"
                 for of_split in self.statistics.values()
                 if splits
             )

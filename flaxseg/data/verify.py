@@ -55,6 +55,8 @@ def verify_data(
     try:
         verify_prepared(name, data_dir)
     except DataError as error:
+        if "is not prepared" in str(error):
+            raise DataError(f"{error}\nOr check its files: --manual_dir=FOLDER") from None
         if "its content changed" not in str(error):
             raise
         known.append(Problem("files", str(error)))

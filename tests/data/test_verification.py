@@ -236,7 +236,7 @@ def test_published_files_and_prepared_records_are_checked_too(camvid_folder, tmp
     report = flaxseg.data.verify_data("camvid", camvid_folder, progress=False)
     assert kinds(report.errors)["orphan"] == 1 + 6
     assert {f"{camvid_folder}/val.txt"} <= {file for p in report.errors for file in p.files}
-    with pytest.raises(DataError, match="is not prepared"):
+    with pytest.raises(DataError, match=r"is not prepared[^$]*Or check its files: --manual_dir"):
         flaxseg.data.verify_data("camvid", data_dir=tmp_path / "none", progress=False)
     with pytest.raises(DataError, match="not made of files"):
         flaxseg.data.verify_data("shapes", camvid_folder, progress=False)
@@ -366,3 +366,16 @@ def test_very_many_sizes_are_counted_in_ranges():
     assert {int(width): int(n) for width, n in widths.items()} == collections.Counter(
         width for _, width in sizes
     )
+
+
+def test_the_columns_of_the_table_stand_under_their_names(tmp_path):
+    folder = write_folder(tmp_path / "toy", {"train": 2, "a_very_long_name": 1})
+    lines = verify(folder).text().splitlines()
+    start = next(n for n, line in enumerate(lines) if "class  " in line)
+    head, rows = lines[start], lines[start + 2 : start + 5]
+    assert "a_very_long_name %" in head
+    for row in rows:
+        assert len(row) == len(head)
+        end = head.index("a_very_long_name %") + len("a_very_long_name %")
+        assert row[end - 5 : end].replace(".", "").strip().isdigit()
+        assert row[end] == " "
