@@ -8,6 +8,7 @@ from flaxseg.commands import (
     predict,
     prepare_data,
     prune,
+    report,
     show_data,
     tune_crf,
     verify_data,
@@ -15,6 +16,7 @@ from flaxseg.commands import (
 
 COMMANDS = (
     evaluate,
+    report,
     predict,
     import_model,
     prune,

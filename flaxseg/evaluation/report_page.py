@@ -10,11 +10,14 @@ import html
 import io
 import json
 import math
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
+from flaxseg.errors import DataError
 from flaxseg.evaluation.metrics import SegmentationMetrics
 from flaxseg.evaluation.pictures import Colors, colorize, error_picture
 
@@ -106,6 +109,20 @@ def render_page(report: ReportData) -> str:
     return _PAGE.format(
         title=_text(report.title), style=_STYLE, body="\n".join(parts), script=_SCRIPT
     )
+
+
+def write_page(path: pathlib.Path, report: ReportData) -> None:
+    """Writes the page; it appears whole or not at all.
+
+    Raises:
+      DataError: it can not be written there.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(render_page(report), encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"could not write {path}: {error.strerror or error}.") from error
 
 
 def _section(title: str, body: str) -> str:
