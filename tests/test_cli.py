@@ -14,7 +14,14 @@ import flaxseg
 from flaxseg import cli, data
 from flaxseg.data import DatasetInfo
 from flaxseg.errors import DataError
-from flaxseg.evaluation import ConfusionMatrix, predict, read_image
+from flaxseg.evaluation import (
+    BoundaryMetrics,
+    ConfusionMatrix,
+    Segmenter,
+    parse_protocol,
+    predict,
+    read_image,
+)
 from flaxseg.evaluation.pictures import voc_colors
 
 NAMES = ("ground", "tree", "car")
@@ -321,6 +328,60 @@ def test_evaluate_without_out_writes_nothing(tmp_path, model_dir, dataset, capsy
     assert code == 0
     assert "--out" in stdout
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_evaluate_by_a_protocol_and_near_boundaries(tmp_path, model_dir, dataset, capsys):
+    protocol = "windows(window=6, window_stride=3, scales=(0.8, 1.3), flip=True)"
+    flags = ("--model", model_dir, "--data", "toy", "--protocol", protocol, "--boundary")
+    code, stdout, _ = run(capsys, "evaluate", *flags, "--out", tmp_path / "out")
+    assert code == 0
+    segment = Segmenter(*flaxseg.load_model(model_dir), parse_protocol(protocol))
+    matrix, boundary = ConfusionMatrix(3), BoundaryMetrics(3)
+    for record in dataset[1]:
+        pred = segment(record["image"])
+        matrix.update(record["label"], pred)
+        boundary.update(record["label"], pred)
+    assert matrix.table(NAMES) in stdout
+    assert boundary.scores().table() in stdout
+    assert segment.protocol.describe() in stdout
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["boundary"] == boundary.scores().to_dict()
+    assert parse_protocol(report["protocol"]) == segment.protocol
+    assert [r["id"] for r in report["records"]] == [r["id"] for r in dataset[1]]
+    code, _, stderr = run(capsys, "evaluate", *flags, "--pad_to", 20, 20)
+    assert code == 2
+    assert "--pad_to does not go with --protocol" in stderr
+    assert "pad_to=(20, 20)" in stderr
+
+
+def test_predict_by_a_protocol(tmp_path, model_dir, capsys):
+    source = picture(tmp_path / "street.png", 31, 44)
+    flags = ("--model", model_dir, "--out", tmp_path / "out", "--protocol", "windows(window=16)")
+    code, _, stderr = run(capsys, "predict", source, *flags)
+    assert code == 0
+    assert "compiling for 16 x 16" in stderr
+    segment = Segmenter(*flaxseg.load_model(model_dir), parse_protocol("windows(window=16)"))
+    mask = indices(tmp_path / "out" / "street_mask.png")
+    np.testing.assert_array_equal(mask, segment(read_image(source)))
+    code, _, stderr = run(capsys, "predict", source, *flags[:-1], "window")
+    assert code == 2
+    assert "Did you mean 'windows'?" in stderr
+
+
+def test_report_is_a_page_of_the_evaluation(tmp_path, model_dir, dataset, capsys):
+    (model_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 5, "loss": 0.75}\n')
+    code, stdout, _ = run(capsys, "report", model_dir, "--data", "toy", "--num_pictures", 1)
+    assert code == 0
+    assert str(model_dir / "report.html") in stdout
+    page = (model_dir / "report.html").read_text()
+    wanted, scores = direct_metrics(model_dir, dataset[1])
+    assert f"{100 * wanted.miou:.2f} %" in page
+    assert "step 5: 0.75" in page
+    for place in (np.argmin(scores), np.argmax(scores)):
+        assert f"<b>{dataset[1][place]['id']}</b> mIoU {100 * scores[place]:.2f} %" in page
+    code, _, stderr = run(capsys, "report", model_dir)
+    assert code == 2
+    assert "give --data=NAME" in stderr
 
 
 def test_evaluate_on_a_canvas(model_dir, dataset, capsys):

@@ -51,7 +51,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "mmseg_slide": Protocol(window=512, window_stride=341, softmax="picture"),
     "mmseg_cityscapes": Protocol(window=769, window_stride=513, softmax="picture"),
     # For large pictures of any kind.
-    "windows": Protocol(window=512, window_stride=256, window_weights="gaussian"),
+    "windows": Protocol(window=512, window_weights="gaussian"),
 }
 """Protocols by name; `parse_protocol` also changes their fields."""
 
