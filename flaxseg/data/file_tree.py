@@ -44,9 +44,6 @@ class Folder:
             found += [f"{below}/{file}" for file in files if file.endswith(suffix)]
         return sorted(found)
 
-    def __str__(self) -> str:
-        return str(self.root)
-
 
 @dataclasses.dataclass(frozen=True)
 class PackedFolder:
@@ -67,9 +64,6 @@ class PackedFolder:
             for name in self.files
             if name.startswith(start) and name.endswith(suffix)
         )
-
-    def __str__(self) -> str:
-        return f"{self.archive}/{self.prefix}".rstrip("/")
 
 
 def open_tree(
