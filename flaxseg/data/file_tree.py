@@ -44,9 +44,6 @@ class Folder:
             found += [f"{below}/{file}" for file in files if file.endswith(suffix)]
         return sorted(found)
 
-    def __str__(self) -> str:
-        return str(self.root)
-
 
 @dataclasses.dataclass(frozen=True)
 class PackedFolder:
@@ -67,9 +64,6 @@ class PackedFolder:
             for name in self.files
             if name.startswith(start) and name.endswith(suffix)
         )
-
-    def __str__(self) -> str:
-        return f"{self.archive}/{self.prefix}".rstrip("/")
 
 
 def open_tree(
@@ -131,16 +125,32 @@ def nothing_found(name: str, folder: pathlib.Path, wanted: Iterable[str]) -> Dat
     )
 
 
+def read_lines(file: pathlib.Path | PackedFile) -> list[str]:
+    """Reads a text of at most 16 MiB.
+
+    Raises:
+      OSError: it is not there, or can not be read.
+      UndecodableError: it is longer, or no text.
+    """
+    if isinstance(file, pathlib.Path):
+        with file.open("rb") as opened:
+            content = opened.read(_MAX_LIST_BYTES + 1)
+    else:
+        content = file.read_bytes()
+    if len(content) > _MAX_LIST_BYTES:
+        raise UndecodableError(f"more than {_MAX_LIST_BYTES} bytes")
+    try:
+        return content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UndecodableError(f"no text: {error}") from None
+
+
 def read_ids(tree: FileTree, name: str, problems: list[str]) -> list[str]:
     """Reads a list of ids, one a line; says in `problems` what is wrong with it."""
     file = tree.file(name)
     try:
-        content = file.read_bytes()
-        if len(content) > _MAX_LIST_BYTES:
-            problems.append(f"{file}: a list of {len(content)} bytes; refused")
-            return []
-        lines = content.decode("utf-8").splitlines()
-    except (OSError, UndecodableError, UnicodeDecodeError) as error:
+        lines = read_lines(file)
+    except (OSError, UndecodableError) as error:
         problems.append(f"{file}: the list can not be read: {error}")
         return []
     ids: list[str] = []

@@ -5,7 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from published_files import png
+from tensorflow_datasets.proto import tf_example_pb2
 
 from flaxseg.data import records
 from flaxseg.data.builders import segmentation, shapes
@@ -67,3 +69,13 @@ def test_a_split_is_not_collected_in_memory(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 20_000_000
+
+
+def test_records_are_the_same_bytes_in_every_process(tmp_path):
+    """Protobuf's own order of features changes with the process, and the digest with it."""
+    label = png(np.zeros((2, 2), np.uint8))
+    folder = write(tmp_path, [EncodedExample("a", label, label, "image.png", "label.png")])
+    (path,) = folder.glob("*array_record*")
+    (raw,) = array_record_module.ArrayRecordReader(str(path)).read_all()
+    ordered = tf_example_pb2.Example.FromString(raw).SerializeToString(deterministic=True)
+    assert raw == ordered

@@ -159,6 +159,21 @@ def test_what_is_wrong_is_named_with_archive_and_file(tmp_path):
     assert not flaxseg.data.is_prepared("voc_segmentation", tmp_path / "data")
 
 
+def test_lists_that_are_none(tmp_path):
+    """Pictures, nothing, and a file without end."""
+    for content, words in (
+        (b"\x89PNG\xff", "val.txt: the list can not be read: no text"),
+        (b"\n\n", "val.txt: the list names no picture"),
+        (b"a\n" * (1 << 23) + b"b", "val.txt: the list can not be read: more than 16777216 bytes"),
+    ):
+        files = voc_files(TRAIN, VAL)
+        files["VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"] = content
+        write_unpacked(tmp_path, files)
+        _, problems = voc_segmentation.find_pairs(tmp_path)
+        assert len(problems) == 1
+        assert words in problems[0]
+
+
 def test_a_picture_with_notes_of_turning_is_read_as_its_label_was_drawn(tmp_path):
     """Upright as stored; as another program turns it, it would not fit its label."""
     files = voc_files(TRAIN, VAL)

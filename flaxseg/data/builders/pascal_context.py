@@ -19,7 +19,14 @@ import tensorflow_datasets as tfds
 
 from flaxseg.data.builders.segmentation import SegmentationBuilder
 from flaxseg.data.decode import UndecodableError
-from flaxseg.data.file_tree import FileTree, check_folder, nothing_found, open_tree, read_ids
+from flaxseg.data.file_tree import (
+    FileTree,
+    check_folder,
+    nothing_found,
+    open_tree,
+    read_ids,
+    read_lines,
+)
 from flaxseg.data.info import IGNORE_LABEL, DatasetInfo
 from flaxseg.data.label_map import count_ids
 from flaxseg.data.mat_file import read_mat_array
@@ -223,10 +230,10 @@ def _check_names(labels: FileTree) -> list[str]:
     """
     file = labels.file("labels.txt")
     try:
-        lines = file.read_bytes().decode("utf-8").splitlines()
+        lines = read_lines(file)
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError, UndecodableError) as error:
+    except (OSError, UndecodableError) as error:
         return [f"{file}: the list can not be read: {error}"]
     named = dict(tuple(map(str.strip, line.partition(":")[::2])) for line in lines)
     others = [

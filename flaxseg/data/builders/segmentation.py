@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from flaxseg.data.info import DatasetInfo
 
@@ -95,10 +96,13 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         template = self._get_filename_template(split)
         folder = self.data_path
         features = self.info.features
+        serializer = ExampleSerializer(features.get_serialized_info())
         lengths: list[int] = []
         num_bytes, left, writer = 0, 0, None
         for example in make():
-            record = features.serialize_example(dataclasses.asdict(example))
+            encoded = features.encode_example(dataclasses.asdict(example))
+            # Otherwise the order of the features, and so the digest, is another in each process.
+            record = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
             if writer is None or left <= 0:
                 if writer is not None:
                     writer.close()
