@@ -33,7 +33,8 @@ _IMAGE_MODES = ("RGB", "L", "P", "RGBA", "LA", "CMYK", "YCbCr", "1")
 _EXIF_ORIENTATION = 0x0112
 _JPEG_END = b"\xff\xd9"
 _PNG_8_BIT_RGB = b"\x08\x02"  # bit depth and colour type in the header
-_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where a PNG can have it
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_PNG_ORIENTATION = (b"Raw profile type", b"XML:com.adobe.xmp")  # texts that can hold it
 
 
 class UndecodableError(ValueError):
@@ -226,7 +227,7 @@ def _decode_plain(encoded: bytes, picture: Image.Image) -> np.ndarray | None:
     if picture.format == "JPEG":
         if not encoded.endswith(_JPEG_END):  # some versions of OpenCV fill up what was cut off
             return None
-    elif encoded[24:26] != _PNG_8_BIT_RGB or any(note in encoded for note in _PNG_ORIENTATION):
+    elif encoded[24:26] != _PNG_8_BIT_RGB or _may_be_turned(encoded):
         return None
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -236,6 +237,18 @@ def _decode_plain(encoded: bytes, picture: Image.Image) -> np.ndarray | None:
     if pixels is None or pixels.shape != (picture.height, picture.width, 3):
         return None
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+
+
+def _may_be_turned(png: bytes) -> bool:
+    """Whether a PNG has a chunk that can hold an orientation."""
+    at = 8
+    while at < len(png):
+        data = at + 8
+        kind = png[at + 4 : data]
+        if kind == b"eXIf" or (kind in _PNG_TEXTS and png.startswith(_PNG_ORIENTATION, data)):
+            return True
+        at = data + int.from_bytes(png[at : at + 4]) + 4
+    return False
 
 
 def _load(picture: Image.Image) -> Image.Image:

@@ -36,16 +36,18 @@ def read(data_dir: str, log: pathlib.Path, state_file: pathlib.Path, num_threads
         seed=11,
         num_threads=num_threads,
     )
+    first = 0
     if state_file.exists():
-        stream.set_state(json.loads(state_file.read_text()))
+        first, state = json.loads(state_file.read_text())
+        stream.set_state(state)
     with log.open("a", buffering=1) as file:
-        for number in range(stream.get_state()["batches_taken"], BATCHES):
+        for number in range(first, BATCHES):
             batch = next(stream)
             digest = hashlib.sha256(batch["image"].tobytes() + batch["label"].tobytes()).hexdigest()
             file.write(f"{number} {' '.join(batch['id'])} {digest}\n")
             if number % SAVED_EVERY == 0:
                 partial = state_file.with_suffix(".partial")
-                partial.write_text(json.dumps(stream.get_state()))
+                partial.write_text(json.dumps([number + 1, stream.get_state()]))
                 partial.replace(state_file)
     os._exit(0)
 

@@ -93,19 +93,23 @@ def test_a_picture_stored_turned_is_refused():
         decode_image(encoded(Image.fromarray(PICTURE), "JPEG", exif=exif))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_turned_picture_is_refused_wherever_the_file_says_it(kind):
-    """XMP says it too, and a PNG can do so behind its pixels."""
+def png_with(kind: bytes, data: bytes, behind: bool) -> bytes:
+    """A PNG with one more chunk, before or behind its pixels."""
+    content = encoded(Image.fromarray(PICTURE))
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    at = -12 if behind else 33
+    return content[:at] + chunk + content[at:]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_turned_png_is_refused_wherever_it_says_so(behind):
     exif = Image.Exif()
     exif[0x0112] = 3
-    content = encoded(Image.fromarray(PICTURE), kind, exif=exif)
-    if kind == "PNG":
-        at = content.index(b"eXIf") - 4
-        size = 12 + int.from_bytes(content[at : at + 4], "big")
-        chunk = content[at : at + size]
-        content = content[:at] + content[at + size : -12] + chunk + content[-12:]
-    with pytest.raises(UndecodableError, match="EXIF orientation 3"):
-        decode_image(content)
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<a tiff:Orientation="3"/>'
+    for chunk in ((b"eXIf", exif.tobytes()[6:]), (b"iTXt", xmp)):
+        with pytest.raises(UndecodableError, match="EXIF orientation 3"):
+            decode_image(png_with(*chunk, behind))
+    np.testing.assert_array_equal(decode_image(png_with(b"tEXt", b"by\0us", behind)), PICTURE)
 
 
 SMOOTH = np.kron(PICTURE[:5, :7], np.ones((8, 8, 1))).astype(np.uint8)[:39, :53]
