@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-PAGES = ["docs/reuse.md"]
+PAGES = ["docs/reuse.md", "docs/crf.md"]
 MODULES = ["flaxseg.models"]
 
 
@@ -37,6 +37,10 @@ def test_examples_of_docstrings_run(name):
     [
         (
             "flaxseg.layers",
+            ["tensorflow", "tensorflow_datasets", "grain", "orbax", "ml_collections", "cv2", "PIL"],
+        ),
+        (
+            "flaxseg.crf",
             ["tensorflow", "tensorflow_datasets", "grain", "orbax", "ml_collections", "cv2", "PIL"],
         ),
         (

@@ -32,7 +32,9 @@ class LatticeFilter:
         """`[N]`, how much of a pixel comes back to itself.
 
         From one vertex of a simplex to another one, k remainders on, lead k steps forth along as
-        many axes, or d + 1 - k back along the others. All vertices on the way are taken to exist.
+        many axes, or d + 1 - k back along the others; and once along all axes, forth or back, leads
+        to the same one. All vertices on the way are taken to exist; where some do not, this is more
+        than comes back.
         """
         weight = self.lattice.weight
         d = len(weight) - 1
@@ -40,7 +42,8 @@ class LatticeFilter:
         for r in range(d + 1):
             for s in range(d + 1):
                 k = abs(r - s)
-                total += weight[r] * weight[s] * (2.0**-k + 2.0 ** -(d + 1 - k))
+                ways = 2.0**-k + 2.0 ** -(d + 1 - k) if k else 1 + 2.0**-d
+                total += ways * weight[r] * weight[s]
         return total / (1 + 2.0**-d)
 
     def vertices_per_point(self) -> jax.Array:
@@ -134,6 +137,7 @@ class NormalizedFilter:
         return result if self.scale_out is None else result * self.scale_out
 
 
+@functools.partial(jax.jit, static_argnames=("backend", "self_term", "capacity"))
 def make_filter(
     kernel: Kernel,
     image: jax.Array,

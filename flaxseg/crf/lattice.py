@@ -32,7 +32,8 @@ from jax import lax
 _FAN_IN = 8
 # Sizes that the filter is compiled for: the capacity, and it halved so often.
 _SIZES = 6
-_SMALLEST = 256
+# Below so many rows nothing is gained.
+_SMALLEST = 4096
 
 
 class Lattice(NamedTuple):
@@ -84,11 +85,17 @@ def build_lattice(features: jax.Array, capacity: float | None = None) -> Lattice
         raise ValueError(f"features have shape {features.shape}; wanted [N, d] with N, d >= 1.")
     if capacity is not None and not capacity > 0:
         raise ValueError(f"capacity is {capacity}; it must be above 0, or None for no limit.")
-    features = lax.stop_gradient(features.astype(jnp.float32))
+    n, d = features.shape
+    rows = n * (d + 1)
+    if capacity is not None:
+        rows = max(1, min(rows, int(np.ceil(capacity * n))))
+    return _build(lax.stop_gradient(features.astype(jnp.float32)), rows)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _build(features: jax.Array, rows: int) -> Lattice:
     n, d = features.shape
     slots = n * (d + 1)
-    rows = slots if capacity is None else max(1, min(slots, int(np.ceil(capacity * n))))
-
     base, rank, weight = _simplex(features.T)
     with jax.enable_x64(True):
         code, strides, in_range = _codes(base, rank)
@@ -134,10 +141,7 @@ def lattice_filter(lattice: Lattice, values: jax.Array, transpose: bool = False)
     Returns:
       float32 `[N, C]`; all nan if the lattice does not fit. Differentiable by the values.
     """
-    rows = lattice.neighbors.shape[2] - 1
-    branches = [functools.partial(_filter, rows=size, transpose=transpose) for size in _sizes(rows)]
-    result = lax.switch(_size_index(rows, lattice.num_vertices), branches, lattice, values)
-    return jnp.where(lattice.fits, result, jnp.nan)
+    return _filter(lattice, values, transpose)
 
 
 def _filter_forward(lattice, values, transpose):
@@ -151,7 +155,17 @@ def _filter_backward(transpose, lattice, cotangent):
 lattice_filter.defvjp(_filter_forward, _filter_backward)
 
 
-def _filter(lattice: Lattice, values: jax.Array, *, rows: int, transpose: bool) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=2)
+def _filter(lattice: Lattice, values: jax.Array, transpose: bool) -> jax.Array:
+    rows = lattice.neighbors.shape[2] - 1
+    branches = [
+        functools.partial(_filter_rows, rows=size, transpose=transpose) for size in _sizes(rows)
+    ]
+    result = lax.switch(_size_index(rows, lattice.num_vertices), branches, lattice, values)
+    return jnp.where(lattice.fits, result, jnp.nan)
+
+
+def _filter_rows(lattice: Lattice, values: jax.Array, *, rows: int, transpose: bool) -> jax.Array:
     """The filter where at most `rows` rows are in use."""
     axes = len(lattice.vertex)
     v = _splat(lattice, values, rows)
@@ -294,7 +308,8 @@ def _neighbors(
     """`[d + 1, 2, rows + 1]` of the codes of the rows, in rising order from row 1 on."""
     digits, remainder = strides
     rows = len(row_code) - 1
-    steps = [*digits, jnp.uint64(0)]
+    steps = jnp.stack([*digits, jnp.uint64(0)])[:, None]
+    axis = jnp.arange(len(steps))[:, None]
     # All coordinates but one fall by 1, that one rises by d: the remainder falls by 1, and one
     # quotient rises by 1; from remainder 0 to d, all quotients fall by 1 before.
     around = jnp.uint64(len(digits)) * remainder - sum(digits)
@@ -302,18 +317,13 @@ def _neighbors(
     def search(code, size):
         code = code[1 : size + 1]
         row = jnp.arange(1, size + 1, dtype=jnp.int32)
-        used = row <= num_vertices
-        tables = []
-        for step in steps:
-            target = code + step + jnp.where(code < remainder, around, -remainder)
-            place = jnp.searchsorted(code, target).astype(jnp.int32)
-            found = used & (code[jnp.minimum(place, size - 1)] == target)
-            forth = jnp.where(found, place + 1, 0)
-            back = jnp.zeros(rows + 1, jnp.int32)
-            back = back.at[jnp.where(found, forth, rows + 1)].set(row, mode="drop")
-            forth = jnp.zeros(rows + 1, jnp.int32).at[1 : size + 1].set(forth)
-            tables.append(jnp.stack([forth, back]))
-        return jnp.stack(tables)
+        target = code + steps + jnp.where(code < remainder, around, -remainder)
+        place = jnp.searchsorted(code, target).astype(jnp.int32)
+        found = (row <= num_vertices) & (code[jnp.minimum(place, size - 1)] == target)
+        forth = jnp.where(found, place + 1, 0)
+        table = jnp.zeros((len(steps), 2, rows + 1), jnp.int32)
+        table = table.at[:, 0, 1 : size + 1].set(forth)
+        return table.at[axis, 1, jnp.where(found, forth, rows + 1)].set(row, mode="drop")
 
     branches = [functools.partial(search, size=size) for size in _sizes(rows)]
     return lax.switch(_size_index(rows, num_vertices), branches, row_code)

@@ -59,8 +59,8 @@ def dense_crf(
       backend: `"lattice"`, or `"exact"` for the sums over all pairs, whose time grows with the
         square of the pixels.
       self_term: whether a pixel counts among its own neighbours: in the published code it does, in
-        the paper it does not. On the lattice what a pixel sends to itself is known within some per
-        cent.
+        the paper it does not. On the lattice, what a pixel sends to itself is known well enough to
+        leave it out, but not exactly.
       capacity: vertices of the lattice that there is room for, per pixel: less memory than by
         default, where there is room for all that can occur. Pictures need 0.1 to 4.
 

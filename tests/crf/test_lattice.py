@@ -59,6 +59,19 @@ def test_filter_equals_brute_force(name):
     np.testing.assert_allclose(back, matrix.T @ values, atol=tolerance * scale)
 
 
+@pytest.mark.parametrize("spread", [0.01, 0.3, 3.0])
+def test_all_sizes_of_the_filter_are_the_filter(spread, monkeypatch):
+    """Points that need few, some and almost all of the rows."""
+    monkeypatch.setattr("flaxseg.crf.lattice._SMALLEST", 16)
+    features = clusters(150, 3, spread, 40.0)
+    values = np.random.default_rng(1).normal(size=(150, 2)).astype(np.float32)
+    built = build_lattice(features)
+    assert built.fits
+    matrix = reference.matrix(features)
+    np.testing.assert_allclose(lattice_filter(built, values), matrix @ values, atol=1e-3)
+    np.testing.assert_allclose(lattice_filter(built, values, True), matrix.T @ values, atol=1e-3)
+
+
 def test_order_of_axes_matters_so_the_transpose_is_another_operator():
     features = FEATURES["pictures have five"]
     u, v = np.random.default_rng(2).normal(size=(2, 300, 3)).astype(np.float32)
