@@ -10,10 +10,17 @@ from tiny_model import create_tiny, init
 
 import flaxseg
 from flaxseg import cli, data
-from flaxseg.crf import PRESETS, crf_preset, dense_crf
+from flaxseg.crf import PRESETS, crf_preset, dense_crf, unary_from_probabilities
 from flaxseg.data import DatasetInfo
 from flaxseg.errors import ConfigError, DataError
-from flaxseg.evaluation import ConfusionMatrix, crf_options, format_crf, parse_crf
+from flaxseg.evaluation import (
+    ConfusionMatrix,
+    Protocol,
+    Segmenter,
+    crf_options,
+    format_crf,
+    parse_crf,
+)
 from flaxseg.evaluation.tune_crf import tune_crf
 from flaxseg.layers import normalize
 
@@ -102,9 +109,9 @@ def test_tune_crf_finds_the_best_and_prints_it(tmp_path, model_dir, capsys):
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
     captured = capsys.readouterr()
     report = json.loads((tmp_path / "out/crf.json").read_text())
-    # Four of the grid, and around the best all at half the distance: of w1 = 0.5 - 2.75 there is
-    # none.
-    assert len(report["tried"]) in {4 + 5, 4 + 8}
+    # Four of the grid, and around the best all at half the distance; there is none below
+    # w1 = 0.5 nor below sigma_beta = 20.
+    assert len(report["tried"]) in {4 + 3, 4 + 5, 4 + 8}
     assert report["pictures"] == 3
     scores = [entry["miou"] for entry in report["tried"]]
     assert scores == sorted(scores, reverse=True)
@@ -161,14 +168,10 @@ def test_texts_that_are_no_crf(text, words):
         parse_crf(text)
 
 
-def test_flags_that_exclude_each_other(tmp_path, model_dir, capsys):
+def test_a_canvas_for_batches_and_a_crf_exclude_each_other(model_dir, capsys):
     common = ["--model", str(model_dir), "--crf=crfasrnn"]
     assert cli.main(["evaluate", "--data=tiny", "--pad_to", "16", "16", *common]) == 2
     assert "--crf does not go with --pad_to" in capsys.readouterr().err
-    Image.fromarray(RECORDS[0]["image"]).save(tmp_path / "scene.png")
-    picture = ["predict", str(tmp_path / "scene.png"), "--out", str(tmp_path / "out")]
-    assert cli.main([*picture, "--pad_multiple=8", *common]) == 2
-    assert "--crf does not go with --pad_multiple" in capsys.readouterr().err
 
 
 def test_searches_that_can_not_be_made(model_dir):
@@ -178,3 +181,17 @@ def test_searches_that_can_not_be_made(model_dir):
         tune_crf(model, variables, [], 3, parse_crf(CRF), grid)
     with pytest.raises(ConfigError, match=r"sigma_beta is \[-4.0\]; give numbers above 0"):
         tune_crf(model, variables, RECORDS, 3, parse_crf(CRF), grid | {"sigma_beta": [-4.0]})
+
+
+def test_the_border_of_a_protocol_is_cut_off_before_the_crf(tmp_path, model_dir):
+    image = RECORDS[0]["image"][:13, :11]
+    Image.fromarray(image).save(tmp_path / "scene.png")
+    flags = ["--model", str(model_dir), "--out", str(tmp_path / "out"), f"--crf={CRF}"]
+    code = cli.main(["predict", str(tmp_path / "scene.png"), *flags, "--pad_multiple=8"])
+    assert code == 0
+    with Image.open(tmp_path / "out/scene_mask.png") as mask:
+        found = np.asarray(mask)
+    segment = Segmenter(*flaxseg.load_model(model_dir), Protocol(pad_multiple=8))
+    unary = unary_from_probabilities(segment.probabilities(image))
+    wanted = np.asarray(dense_crf(unary, image, parse_crf(CRF))).argmax(-1)
+    np.testing.assert_array_equal(found, wanted)
