@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -91,9 +92,8 @@ def _read(file: File) -> bytes:
 
 
 def _place(file: File, root: pathlib.Path | None) -> str:
-    if root is not None and isinstance(file, pathlib.Path) and file.is_relative_to(root):
-        return file.relative_to(root).as_posix()
-    return str(file)
+    """The name of a file, also of one in an archive, from the root on."""
+    return str(file) if root is None else str(file).removeprefix(f"{root}{os.sep}")
 
 
 def _as_png(ids: np.ndarray) -> bytes:
