@@ -19,7 +19,7 @@ import time
 
 from flaxseg.data import Augmentation, train_batches
 
-BATCHES = 150
+BATCHES = 100
 KILLS = 10
 SAVED_EVERY = 4
 
