@@ -149,7 +149,9 @@ def speed(args: argparse.Namespace) -> list[dict]:
         f"{'picture':<8}{'preset':<24}{'batch':>6}{'C++ ms':>10}{'ours ms':>10}{'ratio':>7}"
         f"{'C++ cpu':>10}{'ours cpu':>10}{'ratio':>7}   per picture"
     )
-    for name, image in (("photo", photo), ("noise", noise)):
+    for name, image in {"photo": photo, "noise": noise}.items():
+        if name not in args.pictures:
+            continue
         for preset_name in args.presets:
             preset = ten_iterations(preset_name)
             for batch in args.batches:
@@ -265,6 +267,7 @@ def main() -> None:
     parser.add_argument("--preset", default="deeplab_v2_vgg16", help="parity: of the kernels")
     parser.add_argument("--presets", nargs="+", default=["deeplab_v2_vgg16", "pydensecrf_readme"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="speed")
+    parser.add_argument("--pictures", nargs="+", default=["photo", "noise"], help="speed")
     parser.add_argument("--rounds", type=int, default=5, help="speed: runs of each")
     parser.add_argument("--limit", type=int, default=60, help="effect: pictures of CamVid")
     parser.add_argument("--json", type=pathlib.Path)

@@ -12,7 +12,7 @@ every step is a sort, a search or a gather:
 * The coordinates of a vertex are all congruent to its remainder `r` modulo `d + 1`, so `r` and the
   quotients, written as the digits of one 64-bit number, are its code. A step along an axis adds a
   constant to the code of every vertex of one remainder: neighbours lie in the order of their
-  vertices, and a blur reads memory from front to back. `benchmarks/dense_crf.py` has the figures.
+  vertices, and a blur reads memory from front to back.
 * Points of a vertex are neighbours in the sorted order. The first few are gathered with the vertex;
   what is beyond is summed in parts of as many, which are added to it.
 * Arrays have the size of the largest possible number of vertices, `d + 1` a point, and a picture
