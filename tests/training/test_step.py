@@ -457,8 +457,10 @@ def test_labels_can_be_resized_to_auxiliary_outputs(weights, align_corners):
     logits = prediction.auxiliary["stride2"]
     picked = []
     for n, m in zip(SIZE, logits.shape[1:3], strict=True):
-        position = np.arange(m) * ((n - 1) / (m - 1) if align_corners else n / m)
-        picked.append(np.int32(position + 0.5) if align_corners else np.int32(position))
+        if align_corners:
+            picked.append(np.int32(np.arange(m) * (n - 1) / (m - 1) + 0.5))
+        else:
+            picked.append(np.int32((np.arange(m) + 0.5) * n / m))
     assert logits.shape[1:3] != SIZE
     label = batch["label"].astype(np.int32)[:, picked[0]][:, :, picked[1]]
     valid = label != 255

@@ -161,7 +161,12 @@ def test_two_programs_can_not_share_a_run(tmp_path, repository, environment, tra
 @pytest.mark.parametrize(
     ("config", "arguments", "code", "parts"),
     [
-        ("configs/deeplab.py", [], 2, ["PASCAL VOC", ":data=shapes"]),
+        (
+            "configs/deeplab.py:data=cityscapes",
+            ["--config.data.dir=DIR/data"],
+            1,
+            ["can not be downloaded by a program", "--config.data.manual_dir"],
+        ),
         ("configs/deeplab.py:data=shapess", [], 2, ['Did you mean "shapes"?']),
         ("configs/deeplab.py:varant=v3", [], 2, ['Did you mean "variant"?']),
         ("configs/nope.py", [], 2, ["configs/nope.py can not be read"]),
