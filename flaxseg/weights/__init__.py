@@ -4,13 +4,13 @@
 take whole segmentation networks, `load_into` starts from another model that flaxseg saved.
 """
 
+from flaxseg.class_names import VOC_CLASSES
 from flaxseg.weights.depth import with_depth
 from flaxseg.weights.files import read_tensors
 from flaxseg.weights.label_bases import load_bases, read_bases
 from flaxseg.weights.load import load_backbone, load_into, load_weights
 from flaxseg.weights.name_maps import NAME_MAPS, NameMap
 from flaxseg.weights.pretrained import (
-    VOC_CLASSES,
     Pretrained,
     import_model,
     load_pretrained,

@@ -9,36 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxseg.class_names import VOC_CLASSES
 from flaxseg.errors import WeightsError
 from flaxseg.weights.files import SUFFIXES, read_tensors
 from flaxseg.weights.layouts import LAYOUTS, Network, read_network
 from flaxseg.weights.load import load_weights
 from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import find_source
-
-VOC_CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
 
 
 @dataclasses.dataclass(frozen=True)

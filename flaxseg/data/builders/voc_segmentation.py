@@ -15,6 +15,7 @@ import pathlib
 import numpy as np
 import tensorflow_datasets as tfds
 
+from flaxseg.class_names import VOC_CLASSES
 from flaxseg.data.builders.segmentation import SegmentationBuilder
 from flaxseg.data.builders.voc_seg11valid import SEG11VALID
 from flaxseg.data.decode import UndecodableError
@@ -41,29 +42,7 @@ INFO = DatasetInfo(
     version="1.0.0",
     description="PASCAL VOC 2012 segmentation, 20 kinds of objects and background, with the "
     "additional labels of SBD.",
-    class_names=(
-        "background",
-        "aeroplane",
-        "bicycle",
-        "bird",
-        "boat",
-        "bottle",
-        "bus",
-        "car",
-        "cat",
-        "chair",
-        "cow",
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    ),
+    class_names=VOC_CLASSES,
     class_colors=voc_colors(21),
     label_map={**{i: i for i in range(21)}, 255: IGNORE_LABEL},
     splits=("train", "val", "trainval", "train_aug", "sbd", "seg11valid"),
