@@ -382,6 +382,8 @@ def test_report_is_a_page_of_the_evaluation(tmp_path, model_dir, dataset, capsys
     code, _, stderr = run(capsys, "report", model_dir)
     assert code == 2
     assert "give --data=NAME" in stderr
+    assert run(capsys, "report", tmp_path / "none")[0] == 1
+    assert not (tmp_path / "none").exists()
 
 
 def test_evaluate_on_a_canvas(model_dir, dataset, capsys):

@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from flaxseg.evaluation.report_page import ReportData, ReportPicture, write_page
 
     out = pathlib.Path(args.out) if args.out else pathlib.Path(args.model) / "report.html"
-    output_folder(out.parent)
     extra = flaxseg.read_model_card(args.model).get("extra", {})
+    output_folder(out.parent)
     name, split = args.data, args.split
     if name is None:
         name, _, trained_on = str(extra.get("data", "")).rpartition("/")
