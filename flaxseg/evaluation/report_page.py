@@ -279,7 +279,7 @@ def _chart(curve: Curve) -> str:
             f"<line class=grid x1={left} x2={width - right} y1={y:.1f} y2={y:.1f} />"
             f"<text x={left - 6} y={y + 4:.1f} text-anchor=end>{label}</text>"
         )
-    for step, anchor in ((first, "start"), (last, "end")):
+    for step, anchor in {last: "end", first: "start"}.items():
         x, _ = place(step, low)
         parts.append(f"<text x={x:.1f} y={height - 6} text-anchor={anchor}>{step:g}</text>")
     for number, (name, line) in enumerate(curve.lines.items()):
@@ -415,7 +415,8 @@ button[aria-pressed=true]{background:var(--accent);border-color:var(--accent);co
 .chart text{fill:var(--soft);font-size:11px}.chart .grid{stroke:var(--line)}
 .line polyline{fill:none;stroke-width:2}
 .l0{--c:var(--l0)}.l1{--c:var(--l1)}.l2{--c:var(--l2)}.l3{--c:var(--l3)}
-.line polyline{stroke:var(--c)}.line circle{fill:var(--c);opacity:0}.line circle:hover{opacity:1}
+.line polyline{stroke:var(--c)}.line circle{fill:var(--c);opacity:0}
+.line circle:hover,.line circle:only-of-type{opacity:1}
 .key{color:var(--c);margin-left:10px;font-size:.85rem}
 pre{background:var(--tint);padding:12px;border-radius:6px;overflow-x:auto;font-size:.8rem}
 """
