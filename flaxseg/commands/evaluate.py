@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
+    from flaxseg.evaluation.metrics import json_number
+
     out = output_folder(args.out) if args.out else None
     found = measurement.measure(args, args.data, args.split, args.num_pictures if out else None)
     print(
@@ -81,17 +83,17 @@ def run(args: argparse.Namespace) -> int:
         **found.metrics.to_dict(found.info.class_names),
         **({"boundary": found.boundary.to_dict()} if found.boundary else {}),
         "records": [
-            {"id": s.id, "miou": _number(s.miou), "pixel_accuracy": _number(s.pixel_accuracy)}
+            {
+                "id": s.id,
+                "miou": json_number(s.miou),
+                "pixel_accuracy": json_number(s.pixel_accuracy),
+            }
             for s in sorted(found.records.scores)
         ],
     }
     written = _write_results(out, report, found)
     print("\n".join(["written:", *(f"  {path}" for path in written)]))
     return 0
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _write_results(

@@ -1,10 +1,9 @@
 """`python -m flaxseg learn-basis`."""
 
 import argparse
-import contextlib
 
 from flaxseg.commands import arguments
-from flaxseg.commands.output import Bar, output_folder
+from flaxseg.commands.output import bars, output_folder
 
 NAME = "learn-basis"
 SUMMARY = "learn LRR's bases from labels"
@@ -81,14 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     args.data = data.full_name(args.data, args.manual_dir)
     out = output_folder(args.out)
-    with contextlib.ExitStack() as stack:
-        bars: dict[str, Bar] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = stack.enter_context(Bar(total, what, "picture"))
-            bars[what].show(done, total)
-
+    with bars("picture") as show:
         result = learn_basis(
             args.data,
             out,

@@ -1,8 +1,10 @@
 """Folders that can be written to, and progress bars."""
 
+import contextlib
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Iterator
 
 import tqdm
 
@@ -62,3 +64,18 @@ class Bar:
     def say(self, text: str) -> None:
         """A remark on stderr, above the bar."""
         tqdm.tqdm.write(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a function that shows how many are done of several kinds of work, a bar each, which
+    begins when the work does: `show(what, done, total)`."""
+    shown: dict[str, Bar] = {}
+    with contextlib.ExitStack() as stack:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in shown:
+                shown[what] = stack.enter_context(Bar(total, what, unit))
+            shown[what].show(done, total)
+
+        yield show

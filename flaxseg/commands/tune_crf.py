@@ -1,11 +1,10 @@
 """`python -m flaxseg tune-crf`."""
 
 import argparse
-import contextlib
 
 import flaxseg
 from flaxseg.commands import arguments
-from flaxseg.commands.output import Bar, output_folder
+from flaxseg.commands.output import bars, output_folder
 
 NAME = "tune-crf"
 SUMMARY = "search the parameters of a CRF"
@@ -68,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     base = arguments.crf_of(args)
     card = flaxseg.read_model_card(args.model)
+    args.data = data.full_name(args.data, args.manual_dir)
     info = data.dataset_info(args.data)
     arguments.check_same_classes(card, info, args.model)
     if args.manual_dir:
@@ -76,14 +76,7 @@ def run(args: argparse.Namespace) -> int:
     records = data.open_split(args.data, split, args.data_dir)
     out = output_folder(args.out) if args.out else None
     model, variables = arguments.load_model(args)
-    with contextlib.ExitStack() as stack:
-        bars: dict[str, Bar] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = stack.enter_context(Bar(total, what, "inference"))
-            bars[what].show(done, total)
-
+    with bars("inference") as show:
         tuned = tune_crf(
             model,
             variables,

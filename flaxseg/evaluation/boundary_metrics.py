@@ -17,7 +17,13 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.ndimage
 
-from flaxseg.evaluation.metrics import IGNORE_LABEL, ConfusionMatrix, SegmentationMetrics
+from flaxseg.evaluation.metrics import (
+    IGNORE_LABEL,
+    ConfusionMatrix,
+    SegmentationMetrics,
+    json_number,
+    percent,
+)
 
 # Share of the diagonal of a picture that is near a contour: the default of Cheng et al.
 _DILATION_RATIO = 0.02
@@ -47,15 +53,15 @@ class BoundaryScores:
         lines = ["within      mIoU %  pixel accuracy %"]
         for width, metrics in self.trimap.items():
             lines.append(
-                f"{width:>3} pixels  {_percent(metrics.miou):>7}  "
-                f"{_percent(metrics.pixel_accuracy):>16}"
+                f"{width:>3} pixels  {percent(metrics.miou):>7}  "
+                f"{percent(metrics.pixel_accuracy):>16}"
             )
         lines += [
             "",
             f"accuracy within {_GCN_WIDTH} pixels of a boundary  "
-            f"{_percent(self.boundary_accuracy):>6} %",
-            f"accuracy elsewhere                      {_percent(self.internal_accuracy):>6} %",
-            f"boundary IoU                            {_percent(self.boundary_iou):>6} %",
+            f"{percent(self.boundary_accuracy):>6} %",
+            f"accuracy elsewhere                      {percent(self.internal_accuracy):>6} %",
+            f"boundary IoU                            {percent(self.boundary_iou):>6} %",
         ]
         return "\n".join(lines)
 
@@ -64,15 +70,15 @@ class BoundaryScores:
         return {
             "trimap": {
                 str(width): {
-                    "miou": _json(metrics.miou),
-                    "pixel_accuracy": _json(metrics.pixel_accuracy),
+                    "miou": json_number(metrics.miou),
+                    "pixel_accuracy": json_number(metrics.pixel_accuracy),
                 }
                 for width, metrics in self.trimap.items()
             },
-            "boundary_accuracy": _json(self.boundary_accuracy),
-            "internal_accuracy": _json(self.internal_accuracy),
-            "boundary_iou": _json(self.boundary_iou),
-            "class_boundary_iou": [_json(value) for value in self.class_boundary_iou],
+            "boundary_accuracy": json_number(self.boundary_accuracy),
+            "internal_accuracy": json_number(self.internal_accuracy),
+            "boundary_iou": json_number(self.boundary_iou),
+            "class_boundary_iou": [json_number(value) for value in self.class_boundary_iou],
         }
 
 
@@ -185,11 +191,3 @@ def _near_contour(mask: np.ndarray, reach: int) -> np.ndarray:
         mask.view(np.uint8), size=2 * reach + 1, mode="constant", cval=0
     )
     return mask & (inside == 0)
-
-
-def _percent(value: float) -> str:
-    return "-" if np.isnan(value) else f"{100 * value:.2f}"
-
-
-def _json(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

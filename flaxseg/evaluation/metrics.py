@@ -100,9 +100,9 @@ class SegmentationMetrics:
         mIoU 77.50 %, pixel accuracy 87.50 %, mean accuracy 87.50 %, fwIoU 77.50 %
         """
         return (
-            f"mIoU {_percent(self.miou)} %, pixel accuracy {_percent(self.pixel_accuracy)} %, "
-            f"mean accuracy {_percent(self.mean_accuracy)} %, "
-            f"fwIoU {_percent(self.frequency_weighted_iou)} %"
+            f"mIoU {percent(self.miou)} %, pixel accuracy {percent(self.pixel_accuracy)} %, "
+            f"mean accuracy {percent(self.mean_accuracy)} %, "
+            f"fwIoU {percent(self.frequency_weighted_iou)} %"
         )
 
     def table(self, class_names: Sequence[str] | None = None) -> str:
@@ -123,22 +123,22 @@ class SegmentationMetrics:
         lines = [head, rule]
         for index, name in enumerate(names):
             lines.append(
-                f"{index:>3}  {name:<{width}}  {_percent(self.iou[index]):>7}  "
-                f"{_percent(self.accuracy[index]):>10}  {pixels[index]:>15,}  "
-                f"{_percent(pixels[index] / total):>7}"
+                f"{index:>3}  {name:<{width}}  {percent(self.iou[index]):>7}  "
+                f"{percent(self.accuracy[index]):>10}  {pixels[index]:>15,}  "
+                f"{percent(pixels[index] / total):>7}"
             )
         counted = self.num_classes - len(self.absent_classes)
         lines += [
             rule,
-            f"{'':>3}  {'mean':<{width}}  {_percent(self.miou):>7}  "
-            f"{_percent(self.mean_accuracy):>10}  "
+            f"{'':>3}  {'mean':<{width}}  {percent(self.miou):>7}  "
+            f"{percent(self.mean_accuracy):>10}  "
             f"{self.counted_pixels:>15,}  {'':>7}".rstrip(),
             "",
-            f"mIoU                    {_percent(self.miou):>6} %   over {counted} of "
+            f"mIoU                    {percent(self.miou):>6} %   over {counted} of "
             f"{self.num_classes} classes",
-            f"pixel accuracy          {_percent(self.pixel_accuracy):>6} %",
-            f"mean accuracy           {_percent(self.mean_accuracy):>6} %",
-            f"frequency-weighted IoU  {_percent(self.frequency_weighted_iou):>6} %",
+            f"pixel accuracy          {percent(self.pixel_accuracy):>6} %",
+            f"mean accuracy           {percent(self.mean_accuracy):>6} %",
+            f"frequency-weighted IoU  {percent(self.frequency_weighted_iou):>6} %",
             f"pixels: {self.counted_pixels:,} counted, {self.ignored_pixels:,} ignored",
         ]
         if self.absent_classes:
@@ -151,16 +151,16 @@ class SegmentationMetrics:
         names = _names(class_names, self.num_classes)
         pixels = self.matrix.sum(axis=1)
         return {
-            "miou": _json_number(self.miou),
-            "pixel_accuracy": _json_number(self.pixel_accuracy),
-            "mean_accuracy": _json_number(self.mean_accuracy),
-            "frequency_weighted_iou": _json_number(self.frequency_weighted_iou),
+            "miou": json_number(self.miou),
+            "pixel_accuracy": json_number(self.pixel_accuracy),
+            "mean_accuracy": json_number(self.mean_accuracy),
+            "frequency_weighted_iou": json_number(self.frequency_weighted_iou),
             "classes": [
                 {
                     "index": index,
                     "name": name,
-                    "iou": _json_number(self.iou[index]),
-                    "accuracy": _json_number(self.accuracy[index]),
+                    "iou": json_number(self.iou[index]),
+                    "accuracy": json_number(self.accuracy[index]),
                     "pixels": int(pixels[index]),
                 }
                 for index, name in enumerate(names)
@@ -314,10 +314,10 @@ def _names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
     return [str(name) for name in class_names]
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     """The fraction in per cent with two decimals; '-' for nan."""
     return "-" if np.isnan(value) else f"{100 * value:.2f}"
 
 
-def _json_number(value: float) -> float | None:
+def json_number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
