@@ -33,8 +33,9 @@ from jax import lax
 
 # Points that are gathered at once for a vertex.
 _FAN_IN = 8
-# Sizes that the filter is compiled for: the capacity, and it halved so often.
-_SIZES = 6
+# Sizes that the filter is compiled for: the capacity, and it divided by powers of sqrt(2); what
+# takes little time is compiled for every second one.
+_SIZES = 8
 # Below so many rows nothing is gained.
 _SMALLEST = 4096
 
@@ -163,13 +164,12 @@ lattice_filter.defvjp(_filter_forward, _filter_backward)
 @functools.partial(jax.jit, static_argnums=2)
 def _filter(lattice: Lattice, values: jax.Array, transpose: bool) -> jax.Array:
     rows = lattice.neighbors.shape[2] - 1
-    branches = [
-        functools.partial(_filter_rows, rows=size, transpose=transpose) for size in _sizes(rows)
-    ]
+    sizes = _sizes(rows, fine=values.shape[1] > 1)
+    branches = [functools.partial(_filter_rows, rows=size, transpose=transpose) for size in sizes]
     scaled = transpose and lattice.ratio is not None
     if scaled:
         values = values / lattice.ratio[:, None]
-    result = lax.switch(_size_index(rows, lattice.num_vertices), branches, lattice, values)
+    result = lax.switch(_size_index(sizes, lattice.num_vertices), branches, lattice, values)
     if scaled:
         result = result * lattice.ratio[:, None]
     return result
@@ -197,14 +197,15 @@ def _take(array: jax.Array, index: jax.Array) -> jax.Array:
     return array.at[index].get(mode="promise_in_bounds")
 
 
-def _sizes(rows: int) -> list[int]:
-    """Numbers of rows that the filter is compiled for, in rising order; the last is all."""
-    return [rows >> k for k in range(_SIZES - 1, 0, -1) if rows >> k >= _SMALLEST] + [rows]
+def _sizes(rows: int, fine: bool) -> list[int]:
+    """Numbers of rows that something is compiled for, in rising order; the last is all."""
+    exponents = range(1 - _SIZES, 1) if fine else range(2 - _SIZES, 1, 2)
+    sizes = [int(rows * 2 ** (k / 2)) for k in exponents]
+    return [size for size in sizes[:-1] if size >= _SMALLEST] + [rows]
 
 
-def _size_index(rows: int, num_vertices: jax.Array) -> jax.Array:
-    sizes = np.asarray(_sizes(rows)[:-1], np.int32)
-    return jnp.sum(num_vertices > sizes, dtype=jnp.int32)
+def _size_index(sizes: list[int], num_vertices: jax.Array) -> jax.Array:
+    return jnp.sum(num_vertices > np.asarray(sizes[:-1], np.int32), dtype=jnp.int32)
 
 
 def _simplex(f: jax.Array) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
@@ -328,8 +329,9 @@ def _neighbors(
         table = table.at[:, 0, 1 : size + 1].set(forth)
         return table.at[axis, 1, jnp.where(found, forth, rows + 1)].set(row, mode="drop")
 
-    branches = [functools.partial(search, size=size) for size in _sizes(rows)]
-    return lax.switch(_size_index(rows, num_vertices), branches, row_code)
+    sizes = _sizes(rows, fine=False)
+    branches = [functools.partial(search, size=size) for size in sizes]
+    return lax.switch(_size_index(sizes, num_vertices), branches, row_code)
 
 
 def _parts(
