@@ -15,8 +15,9 @@ the unaries of VOC and ADE20K pictures; those of CamVid pictures are of a model 
 * `speed` runs them in turns in one process and prints medians of wall clock and of processor time,
   of all threads, with the C++'s over ours. Compilation is left out.
 * `effect` prints mIoU and the accuracy near boundaries of labels, without and with the CRF.
-* `crops` draws three pieces of pictures, where the CRF changes most: classes and errors without and
-  with it; with `--photos` the picture and the truth, too.
+* `crops` draws three pieces of pictures, where the CRF helps most, where it makes a middling
+  difference, and where it harms most: classes and errors without and with it; with `--photos` the
+  picture and the truth, too.
 
 `--json FILE` keeps the figures.
 """
@@ -274,7 +275,8 @@ def effect(args: argparse.Namespace) -> list[dict]:
 
 
 def crops(args: argparse.Namespace) -> list[dict]:
-    """Of the three pictures that change most, the square that does."""
+    """Of each picture the square that changes most; of these the one that gains most, the median,
+    and the one that loses most."""
     found = []
     for name, logits, classes, pairs in labelled(args):
         for pair in pairs[:CROP_PICTURES]:
@@ -287,25 +289,27 @@ def crops(args: argparse.Namespace) -> list[dict]:
             inside = changed[half : -half or None, half : -half or None]
             top, left = np.unravel_index(inside.argmax(), inside.shape)
             place = np.s_[top : top + CROP, left : left + CROP]
-            found.append(
-                (inside.max(), name, [a[place] for a in (image, label, before, after)], classes)
-            )
-    found.sort(key=lambda item: -item[0])
+            image, label, before, after = (a[place] for a in (image, label, before, after))
+            wrong = [float(((p != label) & (label != 255)).mean()) for p in (before, after)]
+            found.append((wrong, name, classes, image, label, before, after))
+    found.sort(key=lambda item: item[0][1] - item[0][0])
     lines = []
-    for _, name, (image, label, before, after), classes in found[:3]:
+    for wrong, name, classes, image, label, before, after in (
+        found[0],
+        found[len(found) // 2],
+        found[-1],
+    ):
         colors = voc_colors(classes)
         paper = np.full_like(image, 255)
         cells = [
-            ("without", colorize(before, colors)),
-            ("errors", error_picture(paper, label, before)),
-        ]
-        cells += [
+            (f"{name}, without", colorize(before, colors)),
+            (f"errors: {100 * wrong[0]:.1f} %", error_picture(paper, label, before)),
             ("with CRF", colorize(after, colors)),
-            ("errors", error_picture(paper, label, after)),
+            (f"errors: {100 * wrong[1]:.1f} %", error_picture(paper, label, after)),
         ]
         if args.photos:
             truth = colorize(np.where(label == 255, 0, label), colors)
-            cells = [(name, image), ("truth", truth), *cells]
+            cells = [("picture", image), ("truth", truth), *cells]
         lines.append(np.hstack([titled(enlarge(cell), title) for title, cell in cells]))
     save_picture(args.out, stack(lines))
     print(args.out)
