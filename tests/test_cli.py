@@ -82,7 +82,8 @@ def test_predict_writes_the_mask_of_the_model_and_an_overlay(tmp_path, model_dir
     assert str(out / "street_mask.png") in stdout
     assert str(out / "street_overlay.png") in stdout
     assert "compiling for 31 x 44" in stderr
-    assert sorted(p.name for p in out.iterdir()) == ["street_mask.png", "street_overlay.png"]
+    written = sorted(p.name for p in out.iterdir())
+    assert written == ["predictions.jsonl", "street_mask.png", "street_overlay.png"]
 
 
 def test_predict_folders_patterns_and_all_kinds_of_pictures(tmp_path, model_dir, capsys):
@@ -162,7 +163,7 @@ def test_predict_never_writes_over_its_inputs(tmp_path, model_dir, capsys):
     inside = tmp_path / "in" / "masks"
     for _ in range(2):
         assert run(capsys, "predict", tmp_path / "in", *flags[:3], inside)[0] == 0
-    assert len(list(inside.iterdir())) == 4, "results were taken as input"
+    assert len(list(inside.glob("*.png"))) == 4, "results were taken as input"
 
 
 def test_predict_padded_to_multiples_compiles_few_sizes(tmp_path, model_dir, capsys):
@@ -214,7 +215,7 @@ def test_a_full_disk_is_named_for_each_picture(tmp_path, model_dir, capsys, monk
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flaxseg.evaluation.picture_folder.save_picture", full)
+    monkeypatch.setattr("flaxseg.evaluation.prediction_files.save_picture", full)
     source = picture(tmp_path / "a.png")
     code, _, stderr = run(
         capsys, "predict", source, "--model", model_dir, "--out", tmp_path / "out"
@@ -439,7 +440,7 @@ def test_evaluate_errors_are_one_clear_line(tmp_path, model_dir, dataset, capsys
         (["evaluate", "--modell=x", "--model=y", "--data=z"], "Did you mean '--model'?"),
         (["evaluate", "--model=x"], "required: --data"),
         (["evaluate", "--model=x", "--data=y", "--batch_size=0"], "at least 1, got 0"),
-        (["predict", "--model=x", "--out=y"], "IMAGE|FOLDER|GLOB"),
+        (["predict", "--model=x", "--out=y"], "IMAGE|FOLDER|GLOB|-"),
         ([], "COMMAND"),
     ],
 )

@@ -49,15 +49,33 @@ def make_predict_step(
 
     def step(variables: Mapping, image: jax.Array) -> jax.Array:
         def classes(one: jax.Array) -> jax.Array:
-            pixels = normalize(one[None], model.normalization)
-            scores = model.apply(variables, pixels).logits[0]
-            if crf is not None:
-                scores = dense_crf(-scores, one, crf)
-            return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
+            return jnp.argmax(_scores(model, variables, one, crf), axis=-1).astype(jnp.uint8)
 
         return jax.lax.map(classes, image)
 
     return step
+
+
+def _scores(
+    model: nn.Module, variables: Mapping, image: jax.Array, crf: CrfPreset | None
+) -> jax.Array:
+    """Of one picture, uint8 [H, W, 3]: the logits [H, W, C], or the marginals of the CRF."""
+    logits = model.apply(variables, normalize(image[None], model.normalization)).logits[0]
+    return logits if crf is None else dense_crf(-logits, image, crf)
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_probabilities(
+    model: nn.Module, crf: CrfPreset | None = None
+) -> Callable[[Mapping, jax.Array], jax.Array]:
+    """The probabilities of one whole picture: (variables, uint8 [H, W, 3]) -> float32 [H, W, C];
+    with a CRF its marginals. It compiles once per size."""
+
+    def probabilities(variables: Mapping, image: jax.Array) -> jax.Array:
+        scores = _scores(model, variables, image, crf)
+        return jax.nn.softmax(scores) if crf is None else scores
+
+    return jax.jit(probabilities)
 
 
 @functools.lru_cache(maxsize=8)

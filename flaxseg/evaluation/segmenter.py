@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flaxseg.crf import CrfPreset, dense_crf, unary_from_probabilities
-from flaxseg.evaluation.predict import MAX_CLASSES, predict
+from flaxseg.evaluation.predict import MAX_CLASSES, compiled_probabilities, predict
 from flaxseg.evaluation.protocol import Layout, Protocol
 from flaxseg.layers import normalize
 
@@ -121,6 +121,11 @@ class Segmenter:
         )
 
     @property
+    def _is_one_run(self) -> bool:
+        """Whether the picture goes through the network as it is, on one device."""
+        return self.protocol.is_plain and not isinstance(self._target, NamedSharding)
+
+    @property
     def _flips_windows(self) -> bool:
         return self.protocol.flip and self.protocol.softmax == "window"
 
@@ -135,11 +140,10 @@ class Segmenter:
           ConfigError: it does not fit on the protocol's canvas.
         """
         image = _checked(image)
-        if self.protocol.is_plain and not isinstance(self._target, NamedSharding):
+        if self._is_one_run:
             return predict(self.model, self._variables, image, crf=self._crf)
         if self._crf is not None:
-            unary = unary_from_probabilities(self.probabilities(image))
-            return np.asarray(_classes(dense_crf(unary, image, self._crf)))
+            return np.asarray(_classes(self._marginals(image)))
         result = np.empty(image.shape[:2], np.uint8)
         for rows, columns, fused in self._parts(image):
             lines = np.asarray(_classes(fused))
@@ -152,8 +156,8 @@ class Segmenter:
         return np.stack([self(image) for image in images])
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Returns the probabilities of a picture, float32 [H, W, C], which sum to 1; without the
-        CRF.
+        """Returns the probabilities of a picture, float32 [H, W, C], which sum to 1; those of the
+        CRF, if there is one.
 
         Args:
           image: as for a call.
@@ -161,12 +165,42 @@ class Segmenter:
         Raises:
           ValueError, ConfigError: as for a call.
         """
+        return self._gathered(image, self.probability_parts(image))
+
+    def probability_parts(self, image: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Yields rows, columns and their probabilities [rows, columns, C], so that those of a large
+        picture are never held as a whole, unless it is run as a whole or refined by a CRF.
+
+        Args, Raises: as for a call.
+        """
+        image = _checked(image)
+        whole = tuple(slice(0, side) for side in image.shape[:2])
+        if self._is_one_run:
+            compiled = compiled_probabilities(self.model, self._crf)
+            yield *whole, np.asarray(compiled(self._variables, image))
+        elif self._crf is not None:
+            yield *whole, np.asarray(self._marginals(image))
+        else:
+            yield from self._network_parts(image)
+
+    def _marginals(self, image: np.ndarray) -> jax.Array:
+        """Of the CRF, [H, W, C], after what the protocol does."""
+        unary = unary_from_probabilities(self._gathered(image, self._network_parts(image)))
+        return dense_crf(unary, image, self._crf)
+
+    def _gathered(
+        self, image: np.ndarray, parts: Iterator[tuple[slice, slice, np.ndarray]]
+    ) -> np.ndarray:
         result = np.empty((*np.shape(image)[:2], self.num_classes), np.float32)
-        for rows, columns, fused in self._parts(image):
-            values = _normalised(fused, self.protocol.softmax == "end")
-            lines = np.asarray(values)
-            result[rows, columns] = lines[: rows.stop - rows.start, : columns.stop - columns.start]
+        for rows, columns, values in parts:
+            result[rows, columns] = values
         return result
+
+    def _network_parts(self, image: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        for rows, columns, fused in self._parts(image):
+            lines = np.asarray(_normalised(fused, self.protocol.softmax == "end"))
+            size = rows.stop - rows.start, columns.stop - columns.start
+            yield rows, columns, lines[: size[0], : size[1]]
 
     def _parts(self, image: np.ndarray) -> Iterator[tuple[slice, slice, jax.Array]]:
         """Rows and columns of the picture with their fused values, on the device."""
