@@ -1,5 +1,6 @@
 """The command line, run as a user does: what it writes, what it prints, and how it fails."""
 
+import csv
 import json
 import os
 import subprocess
@@ -312,6 +313,10 @@ def test_evaluate_prints_and_writes_the_metrics(tmp_path, model_dir, dataset, ca
     assert wanted.table(NAMES) in stdout
     report = json.loads((out / "metrics.json").read_text())
     assert report["confusion_matrix"] == wanted.matrix.tolist()
+    with open(out / "confusion_matrix.csv", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head[1:] == [row[0] for row in rows] == list(NAMES)
+    assert [[int(cell) for cell in row[1:]] for row in rows] == wanted.matrix.tolist()
     assert report["miou"] == wanted.miou
     assert report["split"] == "val"
     assert report["classes"][1]["name"] == "tree"
@@ -349,6 +354,9 @@ def test_evaluate_by_a_protocol_and_near_boundaries(tmp_path, model_dir, dataset
     assert report["boundary"] == boundary.scores().to_dict()
     assert parse_protocol(report["protocol"]) == segment.protocol
     assert [r["id"] for r in report["records"]] == [r["id"] for r in dataset[1]]
+    code, _, stderr = run(capsys, "evaluate", *flags, "--instances", tmp_path)
+    assert code == 2
+    assert "--instances is for the classes of Cityscapes" in stderr
     code, _, stderr = run(capsys, "evaluate", *flags, "--pad_to", 20, 20)
     assert code == 2
     assert "--pad_to does not go with --protocol" in stderr
