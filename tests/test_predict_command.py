@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -187,6 +188,20 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         interrupted()
     assert (tmp_path / "a.txt").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_the_lines_of_python_in_the_readme_run(tmp_path, model_dir, repository, monkeypatch):
+    page = (repository / "README.md").read_text()
+    block = next(x for x in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "load_model" in x)
+    monkeypatch.chdir(tmp_path)
+    source = picture(tmp_path / "street.jpg")
+    (tmp_path / "runs").mkdir()
+    model_dir.rename("runs/camvid")
+    names = {}
+    exec(block, names)
+    wanted = logits_of("runs/camvid", source).argmax(-1)
+    np.testing.assert_array_equal(names["classes"], wanted)
+    np.testing.assert_array_equal(indices("street_mask.png"), wanted)
 
 
 # what is done before
