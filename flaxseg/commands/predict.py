@@ -196,8 +196,9 @@ def _say_how_to_submit(args: argparse.Namespace, number: int) -> None:
     from flaxseg.evaluation.submissions import SUBMISSIONS
 
     submission = SUBMISSIONS[args.submission]
-    sizes = " or ".join(f"{size} of {split}" for split, size in submission.sizes.items())
-    print(f"{number} results for the server, which wants all {sizes}; pack them with")
+    sizes = ", ".join(f"{split} has {size}" for split, size in submission.sizes.items())
+    print(f"{number} results; the server wants one for each picture of the split ({sizes})")
+    print("pack them with")
     print(f"  {submission.pack.format(out=shlex.quote(args.out))}")
 
 
