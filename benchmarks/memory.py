@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py
     python benchmarks/memory.py --numbers 50 200 --json memory.json
+    python benchmarks/memory.py --sizes 24
 
 Draws pictures of three sizes near 120 x 160 with labels of 12 classes, as an own data set, and a
 DeepLabv3 on MobileNetV2 with random weights, and runs the programs, each in a process of its own,
@@ -14,6 +15,10 @@ on so many pictures:
 Printed is the largest resident memory that the system saw of each process. A picture with its label
 and prediction is 0.1 MB, its probabilities are 0.9 MB before they are rounded: if one of them were
 kept for each picture, 900 pictures more would take 86 or 790 MiB more.
+
+`--sizes` instead runs the network on pictures of so many different sizes, each of which is compiled,
+and prints the resident memory meanwhile, with the programs of 64 sizes kept, as it is, and of 6.
+Linux only; compiled without XLA's optimization, and nothing is taken from a cache.
 """
 
 import argparse
@@ -87,6 +92,30 @@ def make(folder: pathlib.Path, numbers: list[int]) -> None:
     save_model(folder / "model")
 
 
+def grow(sizes: int, most: int) -> None:
+    """Predicts pictures of so many sizes, and prints the memory after every fourth."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import flaxseg
+    from flaxseg.evaluation import make_predict_fn, program_limit
+    from flaxseg.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    jax.config.update("jax_enable_compilation_cache", False)
+    program_limit.ProgramLimit.__init__.__kwdefaults__["most"] = most
+    model = flaxseg.create_model("deeplabv3", num_classes=CLASSES, backbone="mobilenet_v2")
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 65, 65, 3)))
+    predict_fn = make_predict_fn(model, variables)
+    for number in range(1, sizes + 1):
+        np.asarray(predict_fn(np.zeros((1, 64 + number, 70, 3), np.uint8)))
+        if number % 4 == 0:
+            status = pathlib.Path("/proc/self/status").read_text()
+            found = int(status.partition("VmRSS:")[2].split()[0]) / 1024
+            print(f"programs of {most} sizes kept: {number} sizes, {found:.0f} MiB", flush=True)
+
+
 def split_of(number: int) -> str:
     return f"of{number}"
 
@@ -112,10 +141,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--numbers", type=int, nargs="+", default=[100, 500, 1000])
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--sizes", type=int, metavar="N", help="grow with the number of sizes")
+    parser.add_argument("--most", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--make", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.make:
         make(args.make, args.numbers)
+        return
+    if args.most:
+        grow(args.sizes, args.most)
+        return
+    if args.sizes:
+        os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+        for most in (64, 6):
+            options = ["--sizes", str(args.sizes), "--most", str(most)]
+            subprocess.run([sys.executable, __file__, *options], check=True)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

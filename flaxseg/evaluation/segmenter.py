@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from flaxseg.crf import CrfPreset, dense_crf, unary_from_probabilities
 from flaxseg.evaluation.predict import MAX_CLASSES, compiled_probabilities, predict
+from flaxseg.evaluation.program_limit import ProgramLimit
 from flaxseg.evaluation.protocol import Layout, Protocol
 from flaxseg.layers import normalize
 
@@ -119,6 +120,8 @@ class Segmenter:
             protocol.softmax == "window",
             mesh,
         )
+        programs = self._add, _take, _shifted, _zeros, _fuse, _share, _softmax, _classes
+        self._limit = ProgramLimit(*programs, _normalised, compiled_probabilities(model, crf))
 
     @property
     def _is_one_run(self) -> bool:
@@ -176,6 +179,7 @@ class Segmenter:
         image = _checked(image)
         whole = tuple(slice(0, side) for side in image.shape[:2])
         if self._is_one_run:
+            self._limit.expect(image.shape)
             compiled = compiled_probabilities(self.model, self._crf)
             yield *whole, np.asarray(compiled(self._variables, image))
         elif self._crf is not None:
@@ -206,6 +210,8 @@ class Segmenter:
         """Rows and columns of the picture with their fused values, on the device."""
         image = _checked(image)
         height, width = image.shape[:2]
+        if self.protocol.window is None:  # otherwise sizes are rounded, so there are few
+            self._limit.expect((height, width))
         mirrors = (False, True) if self.protocol.flip and not self._flips_windows else (False,)
         streams = [
             _Stream(self.protocol.layout((height, width), scale), mirrored)
@@ -229,7 +235,8 @@ class Segmenter:
                     if self.protocol.softmax == "picture":
                         lines = _softmax(lines)
                     fused = lines if fused is None else _fuse(fused, lines, self.protocol.fusion)
-                yield rows, columns, fused / len(bands) if self.protocol.fusion == "mean" else fused
+                mean = self.protocol.fusion == "mean"
+                yield rows, columns, _share(fused, np.float32(len(bands))) if mean else fused
 
     def _on_device(self, image: np.ndarray) -> jax.Array:
         if self.protocol.window is not None:
@@ -275,8 +282,8 @@ class _Band:
         )
         # A line more than a window: the last one before the windows' first line.
         shape = layout.window[0] + 1, self._round(span)
-        self._sum = jnp.zeros((*shape, segmenter.num_classes), jnp.float32)
-        self._weight = jnp.zeros(shape, jnp.float32)
+        self._sum = _zeros((*shape, segmenter.num_classes))
+        self._weight = _zeros(shape)
         if segmenter._target is not None:
             self._sum, self._weight = jax.device_put((self._sum, self._weight), segmenter._target)
         self._weights = segmenter.protocol.weights(layout.window)
@@ -453,6 +460,16 @@ def _shifted(total: jax.Array, weight: jax.Array, lines: int) -> tuple[jax.Array
 @functools.partial(jax.jit, static_argnums=2)
 def _fuse(a: jax.Array, b: jax.Array, fusion: str) -> jax.Array:
     return jnp.maximum(a, b) if fusion == "max" else a + b
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _zeros(shape: tuple[int, ...]) -> jax.Array:
+    return jnp.zeros(shape, jnp.float32)
+
+
+@jax.jit
+def _share(x: jax.Array, count: jax.Array) -> jax.Array:
+    return x / count
 
 
 @jax.jit
