@@ -3,6 +3,7 @@
     python benchmarks/dense_crf.py parity --shared ../shared --camvid_model runs/camvid
     python benchmarks/dense_crf.py speed --shared ../shared
     python benchmarks/dense_crf.py effect --shared ../shared --camvid_model runs/camvid
+    python benchmarks/dense_crf.py crops --shared ../shared --camvid_model runs/camvid --out crf.png
 
 Needs `pydensecrf2`, and real pictures: the folder `--shared` with `data/voc2012_sample`,
 `data/ade20k_sample`, `data/camvid` and the weights `deeplabv3_mobilenet_v2_voc21`, whose logits are
@@ -14,6 +15,9 @@ the unaries of VOC and ADE20K pictures; those of CamVid pictures are of a model 
 * `speed` runs them in turns in one process and prints medians of wall clock and of processor time,
   of all threads, with the C++'s over ours. Compilation is left out.
 * `effect` prints mIoU and the accuracy near boundaries of labels, without and with the CRF.
+* `crops` draws three pieces of pictures, where the CRF helps most, where it makes a middling
+  difference, and where it harms most: classes and errors without and with it; with `--photos` the
+  picture and the truth, too.
 
 `--json FILE` keeps the figures.
 """
@@ -35,6 +39,16 @@ from scipy import ndimage
 import flaxseg
 from flaxseg.crf import CrfPreset, GaussianKernel, crf_preset, dense_crf
 from flaxseg.evaluation import ConfusionMatrix, read_image
+from flaxseg.evaluation.boundary_metrics import BoundaryMetrics
+from flaxseg.evaluation.pictures import (
+    colorize,
+    enlarge,
+    error_picture,
+    save_picture,
+    stack,
+    titled,
+    voc_colors,
+)
 from flaxseg.layers import normalize
 from flaxseg.weights import load_pretrained
 
@@ -46,6 +60,8 @@ NORMALIZATION = {
 }
 # Half the width of the band around boundaries in which accuracy is measured, in pixels.
 TRIMAPS = (2, 5, 10)
+# Side of the pieces that are drawn, and how many pictures of a data set are looked through.
+CROP, CROP_PICTURES = 120, 8
 
 
 def run_peer(unary: np.ndarray, image: np.ndarray, preset: CrfPreset) -> np.ndarray:
@@ -194,12 +210,6 @@ def speed(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def near_boundaries(label: np.ndarray, width: int) -> np.ndarray:
-    """bool `[H, W]`: pixels with a label that have another one, or ignored ones, within `width`."""
-    size = 2 * width + 1
-    return ndimage.maximum_filter(label, size) != ndimage.minimum_filter(label, size)
-
-
 def labelled(args: argparse.Namespace) -> Iterator[tuple[str, Callable, int, list]]:
     """Data set, function to logits, number of classes, and pairs of files."""
     data = args.shared / "data"
@@ -216,27 +226,31 @@ def labelled(args: argparse.Namespace) -> Iterator[tuple[str, Callable, int, lis
         yield "CamVid test", logits_of(*flaxseg.load_model(args.camvid_model)), 11, pairs
 
 
+def read_pair(
+    image_file: pathlib.Path, label_file: pathlib.Path, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    label = np.array(Image.open(label_file))
+    label[label >= classes] = 255
+    return read_image(image_file), label
+
+
 def effect(args: argparse.Namespace) -> list[dict]:
     rows = []
     for name, logits, classes, pairs in labelled(args):
         forms = ["none", *args.presets]
         matrices = {form: ConfusionMatrix(classes) for form in forms}
-        bands = {(form, width): np.zeros(2, np.int64) for form in forms for width in TRIMAPS}
-        for image_file, label_file in pairs:
-            image, label = read_image(image_file), np.array(Image.open(label_file))
-            label[label >= classes] = 255
+        bands = {form: BoundaryMetrics(classes, TRIMAPS) for form in forms}
+        for pair in pairs:
+            image, label = read_pair(*pair, classes)
             scores = logits(image)
             for form in forms:
                 q = scores if form == "none" else np.asarray(dense_crf(-scores, image, form))
                 pred = q.argmax(-1)
                 matrices[form].update(label, pred)
-                for width in TRIMAPS:
-                    band = near_boundaries(label, width) & (label != 255)
-                    bands[form, width] += [(pred == label)[band].sum(), band.sum()]
+                bands[form].update(label, pred)
         print(f"{name}, {len(pairs)} pictures")
         for form in forms:
-            metrics = matrices[form].metrics()
-            near = {width: float(np.divide(*bands[form, width])) for width in TRIMAPS}
+            metrics, near = matrices[form].metrics(), bands[form].scores()
             rows.append(
                 {
                     "data": name,
@@ -244,23 +258,72 @@ def effect(args: argparse.Namespace) -> list[dict]:
                     "crf": form,
                     "miou": metrics.miou,
                     "pixel_accuracy": metrics.pixel_accuracy,
-                    "trimap": near,
+                    **near.to_dict(),
                 }
             )
-            trimap = ", ".join(f"{100 * near[width]:.2f} ({width} px)" for width in TRIMAPS)
+            trimap = ", ".join(
+                f"{100 * of_width.pixel_accuracy:.2f} ({width} px)"
+                for width, of_width in near.trimap.items()
+            )
             print(
                 f"  {form:<22} mIoU {100 * metrics.miou:.2f} %, pixel accuracy "
-                f"{100 * metrics.pixel_accuracy:.2f} %, near boundaries {trimap}",
+                f"{100 * metrics.pixel_accuracy:.2f} %, near boundaries {trimap}, boundary IoU "
+                f"{100 * near.boundary_iou:.2f} %",
                 flush=True,
             )
     return rows
+
+
+def crops(args: argparse.Namespace) -> list[dict]:
+    """Of each picture the square that changes most; of these the one that gains most, the median,
+    and the one that loses most."""
+    found = []
+    for name, logits, classes, pairs in labelled(args):
+        for pair in pairs[:CROP_PICTURES]:
+            image, label = read_pair(*pair, classes)
+            scores = logits(image)
+            after = np.asarray(dense_crf(-scores, image, args.presets[0])).argmax(-1)
+            before = scores.argmax(-1)
+            changed = ndimage.uniform_filter((before != after).astype(float), CROP, mode="constant")
+            half = CROP // 2
+            inside = changed[half : -half or None, half : -half or None]
+            top, left = np.unravel_index(inside.argmax(), inside.shape)
+            place = np.s_[top : top + CROP, left : left + CROP]
+            image, label, before, after = (a[place] for a in (image, label, before, after))
+            wrong = [float(((p != label) & (label != 255)).mean()) for p in (before, after)]
+            found.append((wrong, name, classes, image, label, before, after))
+    found.sort(key=lambda item: item[0][1] - item[0][0])
+    lines = []
+    for wrong, name, classes, image, label, before, after in (
+        found[0],
+        found[len(found) // 2],
+        found[-1],
+    ):
+        colors = voc_colors(classes)
+        paper = np.full_like(image, 255)
+        cells = [
+            (f"{name}, without", colorize(before, colors)),
+            (f"errors: {100 * wrong[0]:.1f} %", error_picture(paper, label, before)),
+            ("with CRF", colorize(after, colors)),
+            (f"errors: {100 * wrong[1]:.1f} %", error_picture(paper, label, after)),
+        ]
+        if args.photos:
+            truth = colorize(np.where(label == 255, 0, label), colors)
+            cells = [("picture", image), ("truth", truth), *cells]
+        lines.append(np.hstack([titled(enlarge(cell), title) for title, cell in cells]))
+    save_picture(args.out, stack(lines))
+    print(args.out)
+    return []
+
+
+PARTS = {"parity": parity, "speed": speed, "effect": effect, "crops": crops}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("parity", "speed", "effect"))
+    parser.add_argument("what", choices=PARTS)
     parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"))
     parser.add_argument("--camvid_model", type=pathlib.Path, help="of a run on CamVid")
     parser.add_argument("--each", type=int, default=2, help="parity: pictures of each data set")
@@ -270,9 +333,11 @@ def main() -> None:
     parser.add_argument("--pictures", nargs="+", default=["photo", "noise"], help="speed")
     parser.add_argument("--rounds", type=int, default=5, help="speed: runs of each")
     parser.add_argument("--limit", type=int, default=60, help="effect: pictures of CamVid")
+    parser.add_argument("--out", type=pathlib.Path, default="crf.png", help="crops: the picture")
+    parser.add_argument("--photos", action="store_true", help="crops: with picture and truth")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
-    rows = {"parity": parity, "speed": speed, "effect": effect}[args.what](args)
+    rows = PARTS[args.what](args)
     if args.json:
         versions = {"jax": jax.__version__, "python": platform.python_version()}
         args.json.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2) + "\n")

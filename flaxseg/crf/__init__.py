@@ -13,7 +13,7 @@ from flaxseg.crf.kernels import (
     GaussianKernel,
     crf_preset,
 )
-from flaxseg.crf.lattice import Lattice, build_lattice, lattice_filter
+from flaxseg.crf.lattice import Lattice, build_lattice, lattice_filter, scale_lattice
 from flaxseg.crf.mean_field import dense_crf, mean_field
 from flaxseg.crf.unary import unary_from_labels, unary_from_probabilities
 
@@ -31,6 +31,7 @@ __all__ = [
     "lattice_filter",
     "make_filter",
     "mean_field",
+    "scale_lattice",
     "unary_from_labels",
     "unary_from_probabilities",
 ]

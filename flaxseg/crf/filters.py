@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxseg.crf.kernels import BilateralKernel, GaussianKernel, Kernel
-from flaxseg.crf.lattice import Lattice, build_lattice, lattice_filter
+from flaxseg.crf.lattice import Lattice, build_lattice, lattice_filter, scale_lattice
 
 BACKENDS = ("lattice", "exact")
 
@@ -176,6 +176,12 @@ def make_filter(
             scale_in = 1 / (total + 1e-20)
     if not self_term:
         scale_out = jnp.where(alone, 0.0, 1.0 if scale_out is None else scale_out)
+    elif isinstance(filter, LatticeFilter):
+        # Two products less in each iteration.
+        ones = jnp.ones(n)
+        before, after = (ones if s is None else s[:, 0] for s in (scale_in, scale_out))
+        filter = LatticeFilter(scale_lattice(filter.lattice, before, after))
+        scale_in = scale_out = None
     return lax.stop_gradient(NormalizedFilter(filter, own, scale_in, scale_out))
 
 

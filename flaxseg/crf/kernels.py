@@ -127,9 +127,11 @@ def check_kernel(kernel: Kernel, num_classes: int) -> None:
         raise ValueError("compat holds nan or infinite values; give finite ones.")
 
 
+def is_traced(values: object) -> bool:
+    """Whether there is a leaf whose numbers can not be looked at."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
 def concrete(value: object) -> np.ndarray | None:
     """The numbers of a value, or None where it is traced."""
-    leaves = jax.tree.leaves(value)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return None
-    return np.asarray(value)
+    return None if is_traced(value) else np.asarray(value)

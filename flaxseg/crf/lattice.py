@@ -13,8 +13,8 @@ every step is a sort, a search or a gather:
   quotients, written as the digits of one 64-bit number, are its code. A step along an axis adds a
   constant to the code of every vertex of one remainder: neighbours lie in the order of their
   vertices, and a blur reads memory from front to back.
-* Points of a vertex are neighbours in the sorted order. The first few are gathered with the vertex;
-  what is beyond is summed in parts of as many, which are added to it.
+* Points of a vertex are neighbours in the sorted order. They are gathered in parts of a few, and
+  the parts are added up.
 * Arrays have the size of the largest possible number of vertices, `d + 1` a point, and a picture
   has far fewer: the filter is compiled for some shares of it, and the smallest one that is large
   enough is run.
@@ -28,10 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+# Left to itself, XLA moves the computation of an array into every loop over all that read it, and
+# optimisation barriers do not keep it from that on CPUs. Loops, conditionals and scatters do.
+
 # Points that are gathered at once for a vertex.
 _FAN_IN = 8
-# Sizes that the filter is compiled for: the capacity, and it halved so often.
-_SIZES = 6
+# Sizes that the filter is compiled for: the capacity, and it divided by powers of sqrt(2); what
+# takes little time is compiled for every second one.
+_SIZES = 8
 # Below so many rows nothing is gained.
 _SMALLEST = 4096
 
@@ -42,28 +46,25 @@ class Lattice(NamedTuple):
     Attributes:
       vertex: int32 `[d + 1, N]`, the rows of the vertices around each point.
       weight: float32 `[d + 1, N]`, how much of the point each gets; sums to 1.
-      slot_point: int32 `[S]`, S = (d + 1) N: the points, sorted by vertex.
-      slot_weight: float32 `[S]`, their weights.
-      row_start: int32 `[rows + 2]`, where in them the points of a row begin; those of row v end
-        where those of row v + 1 begin.
-      extra_start: int32 `[E]`, where parts beyond the first of a row begin.
-      extra_row: int32 `[E]`, the rows of these parts; rows + 1 where there is none.
+      part_point: int32 `[8, P]`: up to eight points of a row in each part.
+      part_weight: float32 `[8, P]`, their weights; 0 where there is no point.
+      part_row: int32 `[P]`, the rows of the parts, in rising order; rows + 1 for none.
       neighbors: int32 `[d + 1, 2, rows + 1]`, the rows one step forth and back along each axis.
       num_vertices: int32, those that the points need.
-      fits: bool, whether there is room for them, and their codes are below 2^63. Otherwise the
-        filter returns nan.
+      fits: bool, whether there is room for them, their codes are below 2^63, and the features are
+        finite. Otherwise the filter returns nan.
+      ratio: None, or float32 `[N]`: see `scale_lattice`.
     """
 
     vertex: jax.Array
     weight: jax.Array
-    slot_point: jax.Array
-    slot_weight: jax.Array
-    row_start: jax.Array
-    extra_start: jax.Array
-    extra_row: jax.Array
+    part_point: jax.Array
+    part_weight: jax.Array
+    part_row: jax.Array
     neighbors: jax.Array
     num_vertices: jax.Array
     fits: jax.Array
+    ratio: jax.Array | None = None
 
 
 def build_lattice(features: jax.Array, capacity: float | None = None) -> Lattice:
@@ -96,7 +97,8 @@ def build_lattice(features: jax.Array, capacity: float | None = None) -> Lattice
 def _build(features: jax.Array, rows: int) -> Lattice:
     n, d = features.shape
     slots = n * (d + 1)
-    base, rank, weight = _simplex(features.T)
+    finite = jnp.all(jnp.isfinite(features))
+    base, rank, weight = lax.cond(finite, _simplex, _no_simplex, features.T)
     with jax.enable_x64(True):
         code, strides, in_range = _codes(base, rank)
         code, slot = _sort(code, slots)
@@ -106,22 +108,26 @@ def _build(features: jax.Array, rows: int) -> Lattice:
         row_code = row_code.at[row].set(code, mode="drop").at[0].set(jnp.uint64(0))
         num_vertices = row[-1]
         neighbors = _neighbors(row_code, strides, num_vertices)
-    place = jnp.arange(slots, dtype=jnp.int32)
-    row_start = jnp.full(rows + 2, slots, jnp.int32)
-    row_start = row_start.at[jnp.where(first, row, rows + 2)].set(place, mode="drop")
-    row_start = row_start.at[0].set(0)
-    extra_start, extra_row = _extra_parts(row, row_start, place, rows)
+    point, slot_weight = slot % n, weight.reshape(-1)[slot]
+    part_point, part_weight, part_row = _parts(row, first, point, slot_weight, rows)
     return Lattice(
         vertex=jnp.zeros(slots, jnp.int32).at[slot].set(row).reshape(d + 1, n),
         weight=weight,
-        slot_point=slot % n,
-        slot_weight=weight.reshape(-1)[slot],
-        row_start=row_start,
-        extra_start=extra_start,
-        extra_row=extra_row,
+        part_point=part_point,
+        part_weight=part_weight,
+        part_row=part_row,
         neighbors=neighbors,
         num_vertices=num_vertices,
-        fits=in_range & (num_vertices <= rows),
+        fits=finite & in_range & (num_vertices <= rows),
+    )
+
+
+def scale_lattice(lattice: Lattice, before: jax.Array, after: jax.Array) -> Lattice:
+    """The lattice of `diag(after) K diag(before)`, of factors above 0, float32 `[N]`."""
+    return lattice._replace(
+        weight=lattice.weight * after,
+        part_weight=lattice.part_weight * before[lattice.part_point],
+        ratio=before / after,
     )
 
 
@@ -158,56 +164,48 @@ lattice_filter.defvjp(_filter_forward, _filter_backward)
 @functools.partial(jax.jit, static_argnums=2)
 def _filter(lattice: Lattice, values: jax.Array, transpose: bool) -> jax.Array:
     rows = lattice.neighbors.shape[2] - 1
-    branches = [
-        functools.partial(_filter_rows, rows=size, transpose=transpose) for size in _sizes(rows)
-    ]
-    result = lax.switch(_size_index(rows, lattice.num_vertices), branches, lattice, values)
-    return jnp.where(lattice.fits, result, jnp.nan)
+    sizes = _sizes(rows, fine=values.shape[1] > 1)
+    branches = [functools.partial(_filter_rows, rows=size, transpose=transpose) for size in sizes]
+    scaled = transpose and lattice.ratio is not None
+    if scaled:
+        values = values / lattice.ratio[:, None]
+    result = lax.switch(_size_index(sizes, lattice.num_vertices), branches, lattice, values)
+    if scaled:
+        result = result * lattice.ratio[:, None]
+    return result
 
 
 def _filter_rows(lattice: Lattice, values: jax.Array, *, rows: int, transpose: bool) -> jax.Array:
     """The filter where at most `rows` rows are in use."""
-    axes = len(lattice.vertex)
-    v = _splat(lattice, values, rows)
-    order = range(axes - 1, -1, -1) if transpose else range(axes)
-    for axis in order:
-        forth, back = lattice.neighbors[axis, :, : rows + 1]
-        # Left to itself, XLA computes each row again for all that read it, over all axes.
-        v = lax.optimization_barrier(v + 0.5 * (_take(v, forth) + _take(v, back)))
-    result = sum(lattice.weight[r, :, None] * _take(v, lattice.vertex[r]) for r in range(axes))
-    return result / (1 + 2.0 ** -(axes - 1))
+    axes, n = lattice.vertex.shape
+    parts = rows + axes * n // _FAN_IN
+    point, weight = lattice.part_point[:, :parts], lattice.part_weight[:, :parts]
+    sums = sum(weight[k, :, None] * _take(values, point[k]) for k in range(_FAN_IN))
+    v = jnp.zeros((rows + 1, values.shape[1]), values.dtype)
+    v = v.at[lattice.part_row[:parts]].add(sums, mode="drop", indices_are_sorted=True)
 
+    def blur(v, neighbors):
+        forth, back = neighbors
+        return v + 0.5 * (_take(v, forth) + _take(v, back)), None
 
-def _splat(lattice: Lattice, values: jax.Array, rows: int) -> jax.Array:
-    """`[rows + 1, C]`: what the vertices get from their points."""
-    slots = len(lattice.slot_point)
-    start = jnp.concatenate([lattice.row_start[: rows + 1], lattice.extra_start])
-    row = jnp.minimum(lattice.extra_row, lattice.row_start.shape[0] - 2)
-    end = jnp.concatenate([lattice.row_start[1 : rows + 2], lattice.row_start[row + 1]])
-    place = start[None] + jnp.arange(_FAN_IN, dtype=jnp.int32)[:, None]
-    there = place < end[None]
-    # Row 0 has no points: those before row 1 begins, at 0, are none.
-    place = jnp.minimum(place, slots - 1)
-    weight = jnp.where(there, _take(lattice.slot_weight, place), 0)
-    point = jnp.where(there, _take(lattice.slot_point, place), 0)
-    weight, point, values = lax.optimization_barrier((weight, point, values))
-    parts = sum(weight[k, :, None] * _take(values, point[k]) for k in range(_FAN_IN))
-    firsts, extras = parts[: rows + 1], parts[rows + 1 :]
-    return lax.optimization_barrier(firsts.at[lattice.extra_row].add(extras, mode="drop"))
+    v, _ = lax.scan(blur, v, lattice.neighbors[:, :, : rows + 1], reverse=transpose)
+    weight = jnp.where(lattice.fits, lattice.weight / (1 + 2.0 ** -(axes - 1)), jnp.nan)
+    return sum(weight[r, :, None] * _take(v, lattice.vertex[r]) for r in range(axes))
 
 
 def _take(array: jax.Array, index: jax.Array) -> jax.Array:
     return array.at[index].get(mode="promise_in_bounds")
 
 
-def _sizes(rows: int) -> list[int]:
-    """Numbers of rows that the filter is compiled for, in rising order; the last is all."""
-    return [rows >> k for k in range(_SIZES - 1, 0, -1) if rows >> k >= _SMALLEST] + [rows]
+def _sizes(rows: int, fine: bool) -> list[int]:
+    """Numbers of rows that something is compiled for, in rising order; the last is all."""
+    exponents = range(1 - _SIZES, 1) if fine else range(2 - _SIZES, 1, 2)
+    sizes = [int(rows * 2 ** (k / 2)) for k in exponents]
+    return [size for size in sizes[:-1] if size >= _SMALLEST] + [rows]
 
 
-def _size_index(rows: int, num_vertices: jax.Array) -> jax.Array:
-    sizes = np.asarray(_sizes(rows)[:-1], np.int32)
-    return jnp.sum(num_vertices > sizes, dtype=jnp.int32)
+def _size_index(sizes: list[int], num_vertices: jax.Array) -> jax.Array:
+    return jnp.sum(num_vertices > np.asarray(sizes[:-1], np.int32), dtype=jnp.int32)
 
 
 def _simplex(f: jax.Array) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
@@ -256,6 +254,12 @@ def _simplex(f: jax.Array) -> tuple[list[jax.Array], list[jax.Array], jax.Array]
     weight = [by_rank[0] + (1 - by_rank[d])]
     weight += [by_rank[q] - by_rank[q - 1] for q in range(1, d + 1)]
     return base[:d], rank, jnp.stack(weight)
+
+
+def _no_simplex(f: jax.Array) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
+    d, n = f.shape
+    zero = jnp.zeros(n, jnp.int32)
+    return [zero] * d, [zero] * (d + 1), jnp.zeros((d + 1, n))
 
 
 def _codes(
@@ -318,25 +322,50 @@ def _neighbors(
         code = code[1 : size + 1]
         row = jnp.arange(1, size + 1, dtype=jnp.int32)
         target = code + steps + jnp.where(code < remainder, around, -remainder)
-        place = jnp.searchsorted(code, target).astype(jnp.int32)
+        place = _number_below(code, target)
         found = (row <= num_vertices) & (code[jnp.minimum(place, size - 1)] == target)
         forth = jnp.where(found, place + 1, 0)
         table = jnp.zeros((len(steps), 2, rows + 1), jnp.int32)
         table = table.at[:, 0, 1 : size + 1].set(forth)
         return table.at[axis, 1, jnp.where(found, forth, rows + 1)].set(row, mode="drop")
 
-    branches = [functools.partial(search, size=size) for size in _sizes(rows)]
-    return lax.switch(_size_index(rows, num_vertices), branches, row_code)
+    sizes = _sizes(rows, fine=False)
+    branches = [functools.partial(search, size=size) for size in sizes]
+    return lax.switch(_size_index(sizes, num_vertices), branches, row_code)
 
 
-def _extra_parts(
-    row: jax.Array, row_start: jax.Array, place: jax.Array, rows: int
-) -> tuple[jax.Array, jax.Array]:
-    """Where parts begin beyond the first of a row, and their rows (`rows + 1` for none)."""
+def _number_below(rising: jax.Array, targets: jax.Array) -> jax.Array:
+    """How many numbers are below each target: `jnp.searchsorted`, which takes three times as long,
+    as it keeps both ends of what is left."""
+    size = len(rising)
+    bits = size.bit_length()
+
+    def step(k, below):
+        probe = below + (1 << (bits - 1 - k)).astype(jnp.int32)
+        here = (probe <= size) & (_take(rising, jnp.minimum(probe, size) - 1) < targets)
+        return jnp.where(here, probe, below)
+
+    return lax.fori_loop(0, bits, step, jnp.zeros(targets.shape, jnp.int32))
+
+
+def _parts(
+    row: jax.Array, first: jax.Array, point: jax.Array, weight: jax.Array, rows: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Points, weights `[8, P]` and rows `[P]` of the parts, from those of all slots in the order of
+    their rows, and whether a row begins there."""
     slots = len(row)
-    inside = place - row_start[jnp.minimum(row, rows)]
-    begins = (inside > 0) & (inside % _FAN_IN == 0) & (row <= rows)
-    index = jnp.where(begins, jnp.cumsum(begins, dtype=jnp.int32) - 1, slots)
-    size = max(slots // _FAN_IN, 1)
-    start = jnp.zeros(size, jnp.int32).at[index].set(place, mode="drop")
-    return start, jnp.full(size, rows + 1, jnp.int32).at[index].set(row, mode="drop")
+    size = rows + slots // _FAN_IN
+    place = jnp.arange(slots, dtype=jnp.int32)
+    start = (
+        jnp.zeros(slots + 1, jnp.int32).at[jnp.where(first, row, slots + 1)].set(place, mode="drop")
+    )
+    in_row = place - start[row]
+    begins = in_row % _FAN_IN == 0
+    part = jnp.cumsum(begins, dtype=jnp.int32) - 1
+    there = in_row % _FAN_IN, part
+    table = jnp.zeros((_FAN_IN, size), jnp.int32)
+    return (
+        table.at[there].set(point, mode="drop"),
+        table.astype(weight.dtype).at[there].set(weight, mode="drop"),
+        jnp.full(size, rows + 1, jnp.int32).at[jnp.where(begins, part, size)].set(row, mode="drop"),
+    )

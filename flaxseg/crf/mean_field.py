@@ -20,9 +20,14 @@ from flaxseg.crf.kernels import (
     check_kernel,
     concrete,
     crf_preset,
+    is_traced,
 )
 
 _ITERATIONS = 10
+# Vertices per pixel that are tried first for pictures of so many pixels: photos need fewer with all
+# published parameters, and half of the time to build a lattice goes to memory that it does not use.
+_ROOM = 3.0
+_LARGE = 1 << 15
 
 
 def dense_crf(
@@ -61,8 +66,8 @@ def dense_crf(
       self_term: whether a pixel counts among its own neighbours: in the published code it does, in
         the paper it does not. On the lattice, what a pixel sends to itself is known well enough to
         leave it out, but not exactly.
-      capacity: vertices of the lattice that there is room for, per pixel: less memory than by
-        default, where there is room for all that can occur. Pictures need 0.1 to 4.
+      capacity: vertices of the lattice that there is room for, per pixel. By default 3, which is
+        more than photos need, and where that is not enough, or inside `jit`, all that can occur.
 
     Returns:
       The marginals Q, float32 of the shape of the unary; they sum to 1 over the classes.
@@ -92,10 +97,17 @@ def dense_crf(
     batched = unary.ndim == 4
     if not batched:
         unary, image = unary[None], image[None]
-    marginals, fits, needed = _marginals(
-        unary.astype(jnp.float32), image, kernels, iterations, backend, self_term, capacity
-    )
-    fits = concrete(fits)
+    rooms = [capacity]
+    large = image.shape[1] * image.shape[2] >= _LARGE
+    if capacity is None and large and not is_traced((unary, image, kernels)):
+        rooms = [_ROOM, None]
+    for room in rooms:
+        marginals, fits, needed = _marginals(
+            unary.astype(jnp.float32), image, kernels, iterations, backend, self_term, room
+        )
+        fits = concrete(fits)
+        if fits is None or fits:
+            break
     if fits is not None and not fits:
         raise ValueError(_too_large(capacity, float(needed)))
     return marginals if batched else marginals[0]

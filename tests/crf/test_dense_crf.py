@@ -2,6 +2,7 @@
 gradients, borders and errors."""
 
 import doctest
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from flaxseg.crf import (
     unary_from_labels,
     unary_from_probabilities,
 )
-from flaxseg.crf.filters import bilateral_features
+from flaxseg.crf.filters import LatticeFilter, bilateral_features
 
 HEIGHT, WIDTH, CLASSES = 9, 7, 3
 KERNELS = (GaussianKernel(1.5, 2.0), BilateralKernel(4.0, 30.0, 3.0))
@@ -159,7 +160,7 @@ def test_without_the_self_term_lattice_and_exact_kernel_agree_too():
     features = bilateral_features(kernels[0], image)
     lattice = build_lattice(features)
     matrix = lattice_filter(lattice, jnp.eye(len(features)))
-    own = make_filter(kernels[0], jnp.asarray(image)).filter.self_weight()
+    own = LatticeFilter(lattice).self_weight()
     ratio = own / jnp.diag(matrix)
     assert float(ratio.min()) > 0.999
     assert float(ratio.mean()) < 1.1
@@ -266,7 +267,10 @@ def test_gradients_are_slopes(backend):
     weight = np.random.default_rng(4).normal(size=energy.shape).astype(np.float32)
 
     def value(energy, potts, matrix):
-        pair = (GaussianKernel(1.5, potts), BilateralKernel(4.0, 30.0, matrix))
+        pair = (
+            GaussianKernel(1.5, potts, "after"),
+            BilateralKernel(4.0, 30.0, matrix, "before"),
+        )
         marginals = dense_crf(energy, image, pair, iterations=3, backend=backend)
         return jnp.vdot(weight, marginals)
 
@@ -397,6 +401,17 @@ def test_too_little_room_inside_jit_gives_nan():
     kernels = [BilateralKernel(1.0, 1.0)]
     run = jax.jit(lambda e: dense_crf(e, image, kernels, capacity=0.5, iterations=1))
     assert np.isnan(run(energy)).all()
+
+
+def test_a_large_picture_that_needs_more_room_than_photos_gets_it(monkeypatch):
+    energy, image = scene()
+    kernels = [BilateralKernel(1.0, 1.0)]
+    lattice = build_lattice(bilateral_features(kernels[0], jnp.asarray(image)))
+    assert lattice.num_vertices > 3.5 * HEIGHT * WIDTH
+    wanted = dense_crf(energy, image, kernels)
+    monkeypatch.setattr(importlib.import_module("flaxseg.crf.mean_field"), "_LARGE", 1)
+    np.testing.assert_array_equal(dense_crf(energy, image, kernels), wanted)
+    assert np.isfinite(jax.jit(lambda e: dense_crf(e, image, kernels))(energy)).all()
 
 
 def test_mean_field_takes_filters_that_were_made_before():

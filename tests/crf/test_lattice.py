@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxseg.crf import build_lattice, lattice_filter
+from flaxseg.crf import build_lattice, lattice_filter, scale_lattice
 
 REFERENCE = pathlib.Path(__file__).parent.parent / "reference" / "permutohedral_numpy.py"
 spec = importlib.util.spec_from_file_location(REFERENCE.stem, REFERENCE)
@@ -114,6 +114,27 @@ def test_too_little_room_is_never_silent():
     assert not built.fits
     assert built.num_vertices == needed
     assert np.isnan(result).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_without_a_place_do_not_fit(value):
+    features = np.array(FEATURES["pictures have five"])
+    features[7, 2] = value
+    built = build_lattice(features)
+    assert not built.fits
+    assert np.isnan(lattice_filter(built, jnp.ones((300, 1)))).all()
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_factors_before_and_after_are_part_of_the_lattice(transpose):
+    features = FEATURES["pictures have five"]
+    rng = np.random.default_rng(4)
+    before, after = rng.uniform(0.2, 3, (2, 300)).astype(np.float32)
+    values = rng.normal(size=(300, 3)).astype(np.float32)
+    matrix = after[:, None] * reference.matrix(features) * before
+    wanted = (matrix.T if transpose else matrix) @ values
+    scaled = scale_lattice(build_lattice(features), before, after)
+    np.testing.assert_allclose(lattice_filter(scaled, values, transpose), wanted, atol=1e-3)
 
 
 def test_just_enough_room_is_enough():
