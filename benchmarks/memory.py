@@ -16,9 +16,9 @@ Printed is the largest resident memory that the system saw of each process. A pi
 and prediction is 0.1 MB, its probabilities are 0.9 MB before they are rounded: if one of them were
 kept for each picture, 900 pictures more would take 86 or 790 MiB more.
 
-`--sizes` instead runs the network on pictures of so many different sizes, each of which is compiled,
-and prints the resident memory meanwhile, with the programs of 64 sizes kept, as it is, and of 6.
-Linux only; compiled without XLA's optimization, and nothing is taken from a cache.
+`--sizes` instead runs the network on pictures of so many different sizes, each of which is
+compiled, and prints the resident memory meanwhile, with the programs of 64 sizes kept, as it is,
+and of 6. Linux only; compiled without XLA's optimization, and nothing is taken from a cache.
 """
 
 import argparse
