@@ -241,7 +241,7 @@ OTHER_WAYS = (
     ["--protocol=whole(flip=True)"],
     ["--protocol=windows(window=16)"],
     ["--pad_multiple=4"],
-    [f"--crf={CRF}"],
+    ["--crf=iterations=0"],
     ["--save=mask,overlay,probabilities"],
     ["--overwrite"],
 )
