@@ -1,5 +1,4 @@
-"""Imports of the PyTorch packages that the parity tests compare with, and moves to and from
-them."""
+"""Imports of the packages that the parity tests compare with, and moves to and from PyTorch."""
 
 import numpy as np
 import pytest
@@ -33,6 +32,12 @@ def import_timm():
     """Returns timm, which imports torchvision."""
     import_torchvision()
     return pytest.importorskip("timm")
+
+
+def import_cityscapesscripts():
+    """Returns Cityscapes' own evaluation of semantic labels."""
+    pytest.importorskip("cityscapesscripts")
+    return pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
 
 
 def load_state(model, tensors: dict[str, np.ndarray]):

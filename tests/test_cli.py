@@ -1,5 +1,6 @@
 """The command line, run as a user does: what it writes, what it prints, and how it fails."""
 
+import csv
 import json
 import os
 import subprocess
@@ -82,7 +83,8 @@ def test_predict_writes_the_mask_of_the_model_and_an_overlay(tmp_path, model_dir
     assert str(out / "street_mask.png") in stdout
     assert str(out / "street_overlay.png") in stdout
     assert "compiling for 31 x 44" in stderr
-    assert sorted(p.name for p in out.iterdir()) == ["street_mask.png", "street_overlay.png"]
+    written = sorted(p.name for p in out.iterdir())
+    assert written == ["predictions.jsonl", "street_mask.png", "street_overlay.png"]
 
 
 def test_predict_folders_patterns_and_all_kinds_of_pictures(tmp_path, model_dir, capsys):
@@ -162,7 +164,7 @@ def test_predict_never_writes_over_its_inputs(tmp_path, model_dir, capsys):
     inside = tmp_path / "in" / "masks"
     for _ in range(2):
         assert run(capsys, "predict", tmp_path / "in", *flags[:3], inside)[0] == 0
-    assert len(list(inside.iterdir())) == 4, "results were taken as input"
+    assert len(list(inside.glob("*.png"))) == 4, "results were taken as input"
 
 
 def test_predict_padded_to_multiples_compiles_few_sizes(tmp_path, model_dir, capsys):
@@ -214,7 +216,7 @@ def test_a_full_disk_is_named_for_each_picture(tmp_path, model_dir, capsys, monk
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flaxseg.evaluation.picture_folder.save_picture", full)
+    monkeypatch.setattr("flaxseg.evaluation.prediction_files.save_picture", full)
     source = picture(tmp_path / "a.png")
     code, _, stderr = run(
         capsys, "predict", source, "--model", model_dir, "--out", tmp_path / "out"
@@ -311,6 +313,10 @@ def test_evaluate_prints_and_writes_the_metrics(tmp_path, model_dir, dataset, ca
     assert wanted.table(NAMES) in stdout
     report = json.loads((out / "metrics.json").read_text())
     assert report["confusion_matrix"] == wanted.matrix.tolist()
+    with open(out / "confusion_matrix.csv", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head[1:] == [row[0] for row in rows] == list(NAMES)
+    assert [[int(cell) for cell in row[1:]] for row in rows] == wanted.matrix.tolist()
     assert report["miou"] == wanted.miou
     assert report["split"] == "val"
     assert report["classes"][1]["name"] == "tree"
@@ -348,6 +354,9 @@ def test_evaluate_by_a_protocol_and_near_boundaries(tmp_path, model_dir, dataset
     assert report["boundary"] == boundary.scores().to_dict()
     assert parse_protocol(report["protocol"]) == segment.protocol
     assert [r["id"] for r in report["records"]] == [r["id"] for r in dataset[1]]
+    code, _, stderr = run(capsys, "evaluate", *flags, "--instances", tmp_path)
+    assert code == 2
+    assert "--instances is for the classes of Cityscapes" in stderr
     code, _, stderr = run(capsys, "evaluate", *flags, "--pad_to", 20, 20)
     assert code == 2
     assert "--pad_to does not go with --protocol" in stderr
@@ -439,7 +448,7 @@ def test_evaluate_errors_are_one_clear_line(tmp_path, model_dir, dataset, capsys
         (["evaluate", "--modell=x", "--model=y", "--data=z"], "Did you mean '--model'?"),
         (["evaluate", "--model=x"], "required: --data"),
         (["evaluate", "--model=x", "--data=y", "--batch_size=0"], "at least 1, got 0"),
-        (["predict", "--model=x", "--out=y"], "IMAGE|FOLDER|GLOB"),
+        (["predict", "--model=x", "--out=y"], "IMAGE|FOLDER|GLOB|-"),
         ([], "COMMAND"),
     ],
 )

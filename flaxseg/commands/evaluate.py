@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import pathlib
 import re
 
@@ -16,10 +15,10 @@ SUMMARY = "measure a model on a data set"
 TEXT = """Measures a saved model on a split of a data set: each image whole, at its own size.
 
 Prints IoU, accuracy and pixels of each class, mIoU, pixel accuracy, mean accuracy and
-frequency-weighted IoU. With --out it also writes metrics.json, and pictures (image, truth,
-prediction, errors) of the first images and of the worst ones. The result does not depend on
---batch_size or the number of devices. Papers evaluate in other ways, at several scales or in
-windows: --protocol.
+frequency-weighted IoU; with the classes of Cityscapes also those of its categories. With --out it
+also writes metrics.json, confusion_matrix.csv, and pictures (image, truth, prediction, errors) of
+the first images and of the worst ones. The result does not depend on --batch_size or the number of
+devices. Papers evaluate in other ways, at several scales or in windows: --protocol.
 """
 EPILOG = """examples:
   python -m flaxseg evaluate --model=runs/camvid --data=camvid --split=test
@@ -63,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     print(found.metrics.table(found.info.class_names))
     if found.boundary is not None:
         print(f"\n{found.boundary.table()}")
+    if found.cityscapes is not None:
+        print(f"\n{found.cityscapes.table()}")
     print(
         f"\n{found.seconds:.1f} s in all, {found.seconds / found.images:.3f} s per image "
         "(compilation included)"
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         "seconds": round(found.seconds, 3),
         **found.metrics.to_dict(found.info.class_names),
         **({"boundary": found.boundary.to_dict()} if found.boundary else {}),
+        **({"cityscapes": found.cityscapes.to_dict()} if found.cityscapes else {}),
         "records": [
             {
                 "id": s.id,
@@ -99,8 +101,9 @@ def run(args: argparse.Namespace) -> int:
 def _write_results(
     out: pathlib.Path, report: dict, found: measurement.Measurement
 ) -> list[pathlib.Path]:
-    """Writes metrics.json and the pictures; returns their paths."""
+    """Writes metrics.json, confusion_matrix.csv and the pictures; returns their paths."""
     from flaxseg.evaluation import save_picture, side_by_side
+    from flaxseg.evaluation.whole_file import whole_file
 
     pictures = {
         f"first_{seen.score.index:03d}_{_file_name(seen)}": seen for seen in found.records.first
@@ -111,10 +114,14 @@ def _write_results(
         # Pictures of an earlier evaluation would be taken for those of this one.
         for old in [*out.glob("first_*.png"), *out.glob("worst_*.png")]:
             old.unlink()
-        written = [out / "metrics.json"]
-        part = out / ".metrics.json.part"
-        part.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        os.replace(part, written[0])
+        written = [out / "metrics.json", out / "confusion_matrix.csv"]
+        texts = (
+            json.dumps(report, indent=2, allow_nan=False) + "\n",
+            found.metrics.matrix_as_csv(found.info.class_names),
+        )
+        for path, text in zip(written, texts, strict=True):
+            with whole_file(path) as file:
+                file.write(text.encode())
         for name, seen in pictures.items():
             miou = seen.score.miou
             text = "all pixels ignored" if math.isnan(miou) else f"mIoU {100 * miou:.1f} %"

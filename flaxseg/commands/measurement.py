@@ -2,12 +2,13 @@
 
 import argparse
 import dataclasses
+import pathlib
 import time
 
 import flaxseg
 from flaxseg.commands import arguments
 from flaxseg.commands.output import Bar
-from flaxseg.errors import ConfigError
+from flaxseg.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Measurement:
       crf: text of the CRF, or None.
       metrics: over all pixels.
       boundary: scores near boundaries, or None where they were not asked for.
+      cityscapes: scores of categories and instances, or None where the classes are others.
       records: scores of single pictures, and the pictures worth looking at.
       seconds: that it took, compilation included.
     """
@@ -35,6 +37,7 @@ class Measurement:
     crf: str | None
     metrics: object
     boundary: object | None
+    cityscapes: object | None
     records: object
     seconds: float
 
@@ -68,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also measure near boundaries: trimaps, accuracy within 7 pixels, boundary IoU",
     )
+    parser.add_argument(
+        "--instances",
+        metavar="DIR",
+        help="Cityscapes' labels as downloaded, for the IoU weighted by instances (iIoU)",
+    )
 
 
 def measure(
@@ -84,6 +92,7 @@ def measure(
     import jax
 
     from flaxseg import data
+    from flaxseg.data.builders import cityscapes
     from flaxseg.evaluation import (
         BoundaryMetrics,
         RecordScores,
@@ -91,6 +100,7 @@ def measure(
         format_crf,
         plan_inference,
     )
+    from flaxseg.evaluation.cityscapes_scores import InstanceCounts, cityscapes_scores
 
     card = flaxseg.read_model_card(args.model)
     name = data.full_name(name, args.manual_dir)
@@ -100,6 +110,14 @@ def measure(
         data.prepare(name, args.data_dir, args.manual_dir)
     split = split or info.eval_split
     records = data.open_split(name, split, args.data_dir)
+    is_cityscapes = info.class_names == cityscapes.INFO.class_names
+    if args.instances and not is_cityscapes:
+        raise ConfigError(
+            f"--instances is for the classes of Cityscapes; those of {name} are others."
+        )
+    instance_files = (
+        cityscapes.find_instances(pathlib.Path(args.instances), split) if args.instances else {}
+    )
     crf = arguments.crf_of(args)
     canvas = {"pad_to": tuple(args.pad_to)} if args.pad_to else {}
     protocol = arguments.protocol_of(args, "--pad_to", **canvas)
@@ -122,12 +140,18 @@ def measure(
     )
     scores = RecordScores(num_pictures or 0, info.num_classes)
     boundary = BoundaryMetrics(info.num_classes) if args.boundary else None
+    instances = InstanceCounts() if args.instances else None
 
     def see(index, record, pred) -> None:
         if num_pictures is not None:
             scores.see(index, record, pred)
         if boundary is not None:
             boundary.update(record["label"], pred)
+        if instances is not None:
+            if record["id"] not in instance_files:
+                raise DataError(f"{args.instances} has no instanceIds of {record['id']}.")
+            file = instance_files[record["id"]]
+            instances.update(*cityscapes.read_instances(file), pred, source=str(file))
 
     started = time.monotonic()
     with Bar(len(records), "evaluating", "image") as bar:
@@ -137,7 +161,7 @@ def measure(
             info.num_classes,
             **plan.options,
             progress=lambda done, _: bar.show(done),
-            on_prediction=see if num_pictures is not None or boundary else None,
+            on_prediction=see if num_pictures is not None or boundary or instances else None,
         )
     return Measurement(
         card,
@@ -148,6 +172,7 @@ def measure(
         format_crf(crf) if crf else None,
         metrics,
         boundary.scores() if boundary else None,
+        cityscapes_scores(metrics, instances) if is_cityscapes else None,
         scores,
         time.monotonic() - started,
     )

@@ -59,7 +59,8 @@ class Bar:
 
     def print(self, text: str) -> None:
         """A line of output, above the bar."""
-        tqdm.tqdm.write(text, file=sys.stdout)
+        # Names of files may hold bytes that are no text.
+        tqdm.tqdm.write(text.encode(errors="backslashreplace").decode(), file=sys.stdout)
 
     def say(self, text: str) -> None:
         """A remark on stderr, above the bar."""

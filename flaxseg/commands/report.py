@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         facts["boundary IoU"] = f"{100 * found.boundary.boundary_iou:.2f} %"
     details = {
         "Near boundaries": found.boundary.table() if found.boundary else "",
+        "Categories and instances": found.cityscapes.table() if found.cityscapes else "",
         "Settings of the training": extra.get("config", ""),
         "Options of the model": card["options"],
         "Environment": _environment(),

@@ -17,7 +17,9 @@ Source: Long, Shelhamer, Darrell, "Fully convolutional networks for semantic seg
 2015, section 5.
 """
 
+import csv
 import dataclasses
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -92,6 +94,44 @@ class SegmentationMetrics:
     def counted_pixels(self) -> int:
         """Pixels in the matrix: all but the ignored ones."""
         return int(self.matrix.sum())
+
+    def merged(self, groups: Sequence[Sequence[int]]) -> "SegmentationMetrics":
+        """The metrics of fewer classes, each of them several of these taken together.
+
+        >>> metrics = SegmentationMetrics.from_matrix([[3, 1, 0], [2, 2, 0], [0, 1, 1]])
+        >>> metrics.merged([(0, 1), (2,)]).matrix
+        array([[8, 0],
+               [1, 1]])
+
+        Args:
+          groups: the classes of each; every class is in one of them.
+
+        Raises:
+          ValueError: a class is in no group or in several.
+        """
+        members = sorted(index for group in groups for index in group)
+        if members != list(range(self.num_classes)):
+            raise ValueError(
+                f"groups hold the classes {members}; each of 0..{self.num_classes - 1} must be in "
+                "one group."
+            )
+        belongs = np.zeros((len(groups), self.num_classes), np.int64)
+        for number, group in enumerate(groups):
+            belongs[number, list(group)] = 1
+        return SegmentationMetrics.from_matrix(
+            belongs @ self.matrix @ belongs.T, self.ignored_pixels
+        )
+
+    def matrix_as_csv(self, class_names: Sequence[str] | None = None) -> str:
+        """The confusion matrix for a spreadsheet: a line for each true class, whose pixels are
+        counted by predicted class; names at the top and at the left."""
+        names = _names(class_names, self.num_classes)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["true \\ predicted", *names])
+        for name, row in zip(names, self.matrix.tolist(), strict=True):
+            writer.writerow([name, *row])
+        return text.getvalue()
 
     def summary(self) -> str:
         """One line with the four metrics in per cent.

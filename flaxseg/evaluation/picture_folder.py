@@ -1,4 +1,5 @@
-"""Predictions for many picture files: which files are meant, and what their results are called."""
+"""Predictions for many picture files: which files are meant, what their results are called, and
+running them."""
 
 import collections
 import dataclasses
@@ -7,15 +8,14 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
-import flax.linen as nn
 import numpy as np
 
-from flaxseg.crf import CrfPreset
 from flaxseg.errors import ConfigError, DataError, FlaxsegError
 from flaxseg.evaluation.image_file import SUFFIXES, ImageFile, read_image_file
-from flaxseg.evaluation.pictures import Colors, overlay_with_legend, save_palette_png, save_picture
-from flaxseg.evaluation.protocol import Protocol
+from flaxseg.evaluation.prediction_files import ENDINGS
+from flaxseg.evaluation.prediction_record import PredictionRecord, Stamp
 from flaxseg.evaluation.segmenter import Segmenter
 
 _READ_AHEAD = 2
@@ -23,11 +23,10 @@ _READ_AHEAD = 2
 
 @dataclasses.dataclass(frozen=True)
 class PictureTask:
-    """One picture file and the files to write for it."""
+    """One picture file and the files to write for it, by kind."""
 
     source: pathlib.Path
-    mask: pathlib.Path
-    overlay: pathlib.Path
+    files: Mapping[str, pathlib.Path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +38,40 @@ class PictureResult:
     error: Exception | None = None
 
 
-def plan_pictures(inputs: Sequence[str], out: str | os.PathLike) -> list[PictureTask]:
-    """Finds the pictures that are meant and gives each of them its own output names.
+class Writer(Protocol):
+    """Writes what is wanted of a picture: `FileWriter` or `Submission`."""
+
+    def write(
+        self, files: Mapping[str, pathlib.Path], image: np.ndarray, segment: Segmenter
+    ) -> object:
+        """Runs the network on a picture and writes the files, by kind."""
+
+
+def find_pictures(
+    inputs: Sequence[str], out: str | os.PathLike, listed: Sequence[str] = ()
+) -> dict[pathlib.Path, pathlib.Path]:
+    """Finds the pictures that are meant.
 
     A folder stands for all picture files in it and in its subfolders, and keeps these subfolders in
-    the output. `street.jpg` becomes `street_mask.png` and `street_overlay.png`; where two pictures
-    would get the same name, both are called by their suffix too (`street_jpg_mask.png`), and then
-    numbered.
+    the names.
 
     Args:
       inputs: files, folders, or patterns with `*`, `?`, `[...]`, `**`; a path that exists is taken
         as it is.
       out: folder of the results; its own files are never taken as input.
+      listed: files of a list, taken as they are; one that is missing fails when it is read, as a
+        damaged one does.
+
+    Returns:
+      By picture, its name in the output folder without suffix, in order and each once.
 
     Raises:
-      ConfigError: the output folder is one of the input folders, or a result would overwrite an
-        input.
+      ConfigError: the output folder is one of the input folders.
       DataError: an input does not exist, a pattern matches nothing, or a folder has no pictures;
         all are listed.
     """
     out = pathlib.Path(os.path.abspath(out))
-    found: dict[pathlib.Path, pathlib.Path] = {}  # source -> name relative to out, without suffix
+    found: dict[pathlib.Path, pathlib.Path] = {}
     problems = []
     for text in inputs:
         files = _files_of(text, out)
@@ -69,11 +81,37 @@ def plan_pictures(inputs: Sequence[str], out: str | os.PathLike) -> list[Picture
             found.setdefault(source, name)
     if problems:
         raise DataError("\n".join(problems))
+    for text in listed:
+        source = pathlib.Path(os.path.abspath(text))
+        found.setdefault(source, pathlib.Path(source.stem))
+    return found
+
+
+def plan_pictures(
+    found: Mapping[pathlib.Path, pathlib.Path],
+    out: str | os.PathLike,
+    kinds: Sequence[str] = ("mask", "overlay"),
+) -> list[PictureTask]:
+    """Gives each picture its own output names.
+
+    `street.jpg` becomes `street_mask.png`, `street_overlay.png` and `street_probabilities.npz`;
+    where two pictures would get the same name, both are called by their suffix too
+    (`street_jpg_mask.png`), and then numbered.
+
+    Args:
+      found: by `find_pictures`.
+      out: folder of the results.
+      kinds: of files, of `ENDINGS`.
+
+    Raises:
+      ConfigError: a result would overwrite an input.
+    """
+    out = pathlib.Path(os.path.abspath(out))
     tasks = [
-        PictureTask(source, out / f"{name}_mask.png", out / f"{name}_overlay.png")
+        PictureTask(source, {kind: out / f"{name}{ENDINGS[kind]}" for kind in kinds})
         for source, name in _distinct(found).items()
     ]
-    overwritten = found.keys() & {path for task in tasks for path in (task.mask, task.overlay)}
+    overwritten = found.keys() & {path for task in tasks for path in task.files.values()}
     if overwritten:
         raise ConfigError(
             f"the result of another picture would overwrite the input {min(overwritten)}; choose "
@@ -83,74 +121,72 @@ def plan_pictures(inputs: Sequence[str], out: str | os.PathLike) -> list[Picture
 
 
 def predict_pictures(
-    model: nn.Module,
-    variables: Mapping,
+    segment: Segmenter,
     tasks: Sequence[PictureTask],
-    class_names: Sequence[str],
-    class_colors: Colors,
+    writer: Writer,
     *,
-    protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
-    crf: CrfPreset | None = None,
+    record: PredictionRecord | None = None,
     on_new_size: Callable[[tuple[int, int]], None] | None = None,
 ) -> Iterator[PictureResult]:
-    """Writes mask and overlay of every task, and yields what became of each; one bad picture does
-    not stop the others.
+    """Writes the files of every task, and yields what became of each; one bad picture does not stop
+    the others.
 
     The next pictures are decoded while one is computed. Each file appears whole or not at all.
 
     Args:
-      model: a flaxseg model.
-      variables: its parameters and BatchNorm statistics.
+      segment: the network and its protocol. As a whole each new size of pictures is compiled; the
+        protocol's `pad_multiple` bounds the number of sizes. Windows have one size.
       tasks: from `plan_pictures`.
-      class_names: one name per class.
-      class_colors: one RGB triple per class.
-      protocol: how each picture is run. As a whole each new size is compiled; its `pad_multiple`
-        bounds the number of sizes, but the network sees the border, so classes can differ from
-        those at native size, mostly near it. Windows have one size.
-      crf: refines each prediction by its picture.
+      writer: runs the network and writes the files.
+      record: gets what is done.
       on_new_size: called with (H, W) before a size is run for the first time, that is, compiled.
     """
-    segment, seen = Segmenter(model, variables, protocol, crf=crf), set()
+    protocol, seen = segment.protocol, set()
     for task, read in _read_ahead(tasks):
         try:
-            image_file = read()
+            stamp, image_file = read()
             image = image_file.pixels
             for scale in protocol.scales:
                 size = protocol.layout(image.shape[:2], scale).window
                 if size not in seen and on_new_size is not None:
                     on_new_size(size)
                 seen.add(size)
-            pred = segment(image)
-            _write(task, image, pred, class_names, class_colors)
+            for path in task.files.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            writer.write(task.files, image, segment)
+            if record is not None:
+                record.add(task.source, stamp, task.files)
         except (FlaxsegError, OSError) as error:
             yield PictureResult(task, error=error)
         else:
             yield PictureResult(task, image_file.notes)
 
 
-def _write(
-    task: PictureTask,
-    image: np.ndarray,
-    pred: np.ndarray,
-    class_names: Sequence[str],
-    class_colors: Colors,
-) -> None:
-    task.mask.parent.mkdir(parents=True, exist_ok=True)
-    save_palette_png(task.mask, pred, class_colors)
-    save_picture(task.overlay, overlay_with_legend(image, pred, class_names, class_colors))
-
-
 def _read_ahead(
     tasks: Sequence[PictureTask],
-) -> Iterator[tuple[PictureTask, Callable[[], ImageFile]]]:
+) -> Iterator[tuple[PictureTask, Callable[[], tuple[Stamp, ImageFile]]]]:
     """Each task with a function that waits for its picture, or raises what reading it raised."""
     with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="predict-read") as pool:
         ahead = collections.deque()
-        for task in tasks:
-            ahead.append((task, pool.submit(read_image_file, task.source).result))
-            if len(ahead) > _READ_AHEAD:
+        try:
+            for task in tasks:
+                ahead.append((task, pool.submit(_read, task.source).result))
+                if len(ahead) > _READ_AHEAD:
+                    yield ahead.popleft()
+            while ahead:
                 yield ahead.popleft()
-        yield from ahead
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(source: pathlib.Path) -> tuple[Stamp, ImageFile]:
+    try:
+        stamp = Stamp.of(source)  # before reading: a picture that changes meanwhile is not done
+    except OSError as error:
+        raise DataError(f"{source}: {error.strerror or error}") from None
+    except ValueError as error:  # a name with a zero in it
+        raise DataError(f"{source!s:.200}: {error}") from None
+    return stamp, read_image_file(source)
 
 
 def _files_of(text: str, out: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:

@@ -4,14 +4,13 @@ Everything takes and returns uint8 NumPy arrays; colours are RGB triples 0..255,
 """
 
 import os
-import pathlib
-import tempfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from flaxseg.evaluation.metrics import IGNORE_LABEL
+from flaxseg.evaluation.whole_file import whole_file
 
 Colors = Sequence[Sequence[int]]
 
@@ -233,29 +232,19 @@ def save_palette_png(path: str | os.PathLike, pred: np.ndarray, colors: Colors) 
     _save_png(path, picture)
 
 
+def save_grey_png(path: str | os.PathLike, values: np.ndarray) -> None:
+    """Writes uint8 [H, W] as a PNG without palette; the file appears whole or not at all."""
+    _save_png(path, Image.fromarray(values))
+
+
 def save_picture(path: str | os.PathLike, picture: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] as PNG; the file appears whole or not at all."""
     _save_png(path, Image.fromarray(picture))
 
 
 def _save_png(path: str | os.PathLike, picture: Image.Image) -> None:
-    path = pathlib.Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:100]}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            picture.save(file, format="PNG")
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+    with whole_file(path) as file:
+        picture.save(file, format="PNG")
 
 
 def _palette(colors: Colors) -> np.ndarray:

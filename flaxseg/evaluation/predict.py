@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flaxseg.crf import CrfPreset, dense_crf
+from flaxseg.evaluation.program_limit import ProgramLimit
 from flaxseg.layers import normalize
 
 MAX_CLASSES = 255  # label maps are uint8, and 255 means "ignore"
@@ -49,15 +50,33 @@ def make_predict_step(
 
     def step(variables: Mapping, image: jax.Array) -> jax.Array:
         def classes(one: jax.Array) -> jax.Array:
-            pixels = normalize(one[None], model.normalization)
-            scores = model.apply(variables, pixels).logits[0]
-            if crf is not None:
-                scores = dense_crf(-scores, one, crf)
-            return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
+            return jnp.argmax(_scores(model, variables, one, crf), axis=-1).astype(jnp.uint8)
 
         return jax.lax.map(classes, image)
 
     return step
+
+
+def _scores(
+    model: nn.Module, variables: Mapping, image: jax.Array, crf: CrfPreset | None
+) -> jax.Array:
+    """Of one picture, uint8 [H, W, 3]: the logits [H, W, C], or the marginals of the CRF."""
+    logits = model.apply(variables, normalize(image[None], model.normalization)).logits[0]
+    return logits if crf is None else dense_crf(-logits, image, crf)
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_probabilities(
+    model: nn.Module, crf: CrfPreset | None = None
+) -> Callable[[Mapping, jax.Array], jax.Array]:
+    """The probabilities of one whole picture: (variables, uint8 [H, W, 3]) -> float32 [H, W, C];
+    with a CRF its marginals. It compiles once per size."""
+
+    def probabilities(variables: Mapping, image: jax.Array) -> jax.Array:
+        scores = _scores(model, variables, image, crf)
+        return jax.nn.softmax(scores) if crf is None else scores
+
+    return jax.jit(probabilities)
 
 
 @functools.lru_cache(maxsize=8)
@@ -69,6 +88,14 @@ def _compiled_step(
     if mesh is not None:
         step = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
     return jax.jit(step)
+
+
+@functools.lru_cache(maxsize=8)
+def _limit(
+    model: nn.Module, mesh: Mesh | None = None, crf: CrfPreset | None = None
+) -> ProgramLimit:
+    """Of the same step, wherever it is used."""
+    return ProgramLimit(_compiled_step(model, mesh, crf))
 
 
 def make_predict_fn(
@@ -93,15 +120,19 @@ def make_predict_fn(
       waited for.
     """
     if devices is None or len(devices) == 1:
-        step = _compiled_step(model, crf=crf)
-        target = devices[0] if devices else None
+        mesh, target = None, devices[0] if devices else None
         variables = jax.device_put(variables, target)
-        return lambda image: step(variables, jax.device_put(image, target))
-    mesh = Mesh(np.array(devices), ("data",))
-    step = _compiled_step(model, mesh, crf)
-    variables = jax.device_put(variables, NamedSharding(mesh, P()))
-    over_devices = NamedSharding(mesh, P("data"))
-    return lambda image: step(variables, jax.device_put(image, over_devices))
+    else:
+        mesh = Mesh(np.array(devices), ("data",))
+        target = NamedSharding(mesh, P("data"))
+        variables = jax.device_put(variables, NamedSharding(mesh, P()))
+    step, limit = _compiled_step(model, mesh, crf), _limit(model, mesh, crf)
+
+    def predict_fn(image: np.ndarray) -> jax.Array:
+        limit.expect(image.shape)
+        return step(variables, jax.device_put(image, target))
+
+    return predict_fn
 
 
 def predict(
@@ -141,5 +172,6 @@ def predict(
     if image.ndim not in (3, 4) or image.shape[-1] != 3 or 0 in image.shape:
         raise ValueError(f"image has shape {image.shape}; give RGB as [H, W, 3] or [N, H, W, 3].")
     batch = image if image.ndim == 4 else image[None]
-    pred = np.asarray(_compiled_step(model, crf=crf)(variables, batch))
+    _limit(model, None, crf).expect(batch.shape)
+    pred = np.asarray(_compiled_step(model, None, crf)(variables, batch))
     return pred if image.ndim == 4 else pred[0]

@@ -24,7 +24,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flaxseg.crf import CrfPreset, dense_crf, unary_from_probabilities
-from flaxseg.evaluation.predict import MAX_CLASSES, predict
+from flaxseg.evaluation.predict import MAX_CLASSES, compiled_probabilities, predict
+from flaxseg.evaluation.program_limit import ProgramLimit
 from flaxseg.evaluation.protocol import Layout, Protocol
 from flaxseg.layers import normalize
 
@@ -119,6 +120,13 @@ class Segmenter:
             protocol.softmax == "window",
             mesh,
         )
+        programs = self._add, _take, _shifted, _zeros, _fuse, _share, _softmax, _classes
+        self._limit = ProgramLimit(*programs, _normalised, compiled_probabilities(model, crf))
+
+    @property
+    def _is_one_run(self) -> bool:
+        """Whether the picture goes through the network as it is, on one device."""
+        return self.protocol.is_plain and not isinstance(self._target, NamedSharding)
 
     @property
     def _flips_windows(self) -> bool:
@@ -135,11 +143,10 @@ class Segmenter:
           ConfigError: it does not fit on the protocol's canvas.
         """
         image = _checked(image)
-        if self.protocol.is_plain and not isinstance(self._target, NamedSharding):
+        if self._is_one_run:
             return predict(self.model, self._variables, image, crf=self._crf)
         if self._crf is not None:
-            unary = unary_from_probabilities(self.probabilities(image))
-            return np.asarray(_classes(dense_crf(unary, image, self._crf)))
+            return np.asarray(_classes(self._marginals(image)))
         result = np.empty(image.shape[:2], np.uint8)
         for rows, columns, fused in self._parts(image):
             lines = np.asarray(_classes(fused))
@@ -152,8 +159,8 @@ class Segmenter:
         return np.stack([self(image) for image in images])
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Returns the probabilities of a picture, float32 [H, W, C], which sum to 1; without the
-        CRF.
+        """Returns the probabilities of a picture, float32 [H, W, C], which sum to 1; those of the
+        CRF, if there is one.
 
         Args:
           image: as for a call.
@@ -161,17 +168,50 @@ class Segmenter:
         Raises:
           ValueError, ConfigError: as for a call.
         """
+        return self._gathered(image, self.probability_parts(image))
+
+    def probability_parts(self, image: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Yields rows, columns and their probabilities [rows, columns, C], so that those of a large
+        picture are never held as a whole, unless it is run as a whole or refined by a CRF.
+
+        Args, Raises: as for a call.
+        """
+        image = _checked(image)
+        whole = tuple(slice(0, side) for side in image.shape[:2])
+        if self._is_one_run:
+            self._limit.expect(image.shape)
+            compiled = compiled_probabilities(self.model, self._crf)
+            yield *whole, np.asarray(compiled(self._variables, image))
+        elif self._crf is not None:
+            yield *whole, np.asarray(self._marginals(image))
+        else:
+            yield from self._network_parts(image)
+
+    def _marginals(self, image: np.ndarray) -> jax.Array:
+        """Of the CRF, [H, W, C], after what the protocol does."""
+        unary = unary_from_probabilities(self._gathered(image, self._network_parts(image)))
+        return dense_crf(unary, image, self._crf)
+
+    def _gathered(
+        self, image: np.ndarray, parts: Iterator[tuple[slice, slice, np.ndarray]]
+    ) -> np.ndarray:
         result = np.empty((*np.shape(image)[:2], self.num_classes), np.float32)
-        for rows, columns, fused in self._parts(image):
-            values = _normalised(fused, self.protocol.softmax == "end")
-            lines = np.asarray(values)
-            result[rows, columns] = lines[: rows.stop - rows.start, : columns.stop - columns.start]
+        for rows, columns, values in parts:
+            result[rows, columns] = values
         return result
+
+    def _network_parts(self, image: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        for rows, columns, fused in self._parts(image):
+            lines = np.asarray(_normalised(fused, self.protocol.softmax == "end"))
+            size = rows.stop - rows.start, columns.stop - columns.start
+            yield rows, columns, lines[: size[0], : size[1]]
 
     def _parts(self, image: np.ndarray) -> Iterator[tuple[slice, slice, jax.Array]]:
         """Rows and columns of the picture with their fused values, on the device."""
         image = _checked(image)
         height, width = image.shape[:2]
+        if self.protocol.window is None:  # otherwise sizes are rounded, so there are few
+            self._limit.expect((height, width))
         mirrors = (False, True) if self.protocol.flip and not self._flips_windows else (False,)
         streams = [
             _Stream(self.protocol.layout((height, width), scale), mirrored)
@@ -195,7 +235,8 @@ class Segmenter:
                     if self.protocol.softmax == "picture":
                         lines = _softmax(lines)
                     fused = lines if fused is None else _fuse(fused, lines, self.protocol.fusion)
-                yield rows, columns, fused / len(bands) if self.protocol.fusion == "mean" else fused
+                mean = self.protocol.fusion == "mean"
+                yield rows, columns, _share(fused, np.float32(len(bands))) if mean else fused
 
     def _on_device(self, image: np.ndarray) -> jax.Array:
         if self.protocol.window is not None:
@@ -241,8 +282,8 @@ class _Band:
         )
         # A line more than a window: the last one before the windows' first line.
         shape = layout.window[0] + 1, self._round(span)
-        self._sum = jnp.zeros((*shape, segmenter.num_classes), jnp.float32)
-        self._weight = jnp.zeros(shape, jnp.float32)
+        self._sum = _zeros((*shape, segmenter.num_classes))
+        self._weight = _zeros(shape)
         if segmenter._target is not None:
             self._sum, self._weight = jax.device_put((self._sum, self._weight), segmenter._target)
         self._weights = segmenter.protocol.weights(layout.window)
@@ -419,6 +460,16 @@ def _shifted(total: jax.Array, weight: jax.Array, lines: int) -> tuple[jax.Array
 @functools.partial(jax.jit, static_argnums=2)
 def _fuse(a: jax.Array, b: jax.Array, fusion: str) -> jax.Array:
     return jnp.maximum(a, b) if fusion == "max" else a + b
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _zeros(shape: tuple[int, ...]) -> jax.Array:
+    return jnp.zeros(shape, jnp.float32)
+
+
+@jax.jit
+def _share(x: jax.Array, count: jax.Array) -> jax.Array:
+    return x / count
 
 
 @jax.jit

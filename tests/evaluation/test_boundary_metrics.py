@@ -3,9 +3,11 @@
 import itertools
 import math
 
+import cv2
 import numpy as np
 import pytest
 import scipy.ndimage
+from PIL import Image
 
 from flaxseg.evaluation.boundary_metrics import BoundaryMetrics, boundary_distance
 
@@ -84,6 +86,25 @@ def test_boundary_iou_is_that_of_eroded_masks():
     scores = metrics.scores()
     np.testing.assert_allclose(scores.class_boundary_iou, overlap / union)
     assert scores.boundary_iou == pytest.approx((overlap / union).mean())
+
+
+def test_boundary_iou_of_real_labels_is_that_of_opencv(shared_dir):
+    """By `mask_to_boundary` of the authors, which erodes with OpenCV."""
+    files = sorted((shared_dir / "data/camvid/testannot").glob("*.png"))[:2]
+    label, pred = (np.asarray(Image.open(file)) for file in files)
+    metrics = BoundaryMetrics(12)
+    metrics.update(label, pred)
+    reach = round(0.02 * math.hypot(*label.shape))
+    for index in range(12):
+        near = []
+        for mask in (label == index, pred == index):
+            padded = np.pad(mask.astype(np.uint8), 1)
+            eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=reach)[1:-1, 1:-1]
+            near.append(mask & (eroded == 0))
+        union = (near[0] | near[1]).sum()
+        wanted = (near[0] & near[1]).sum() / union if union else np.nan
+        np.testing.assert_equal(metrics.scores().class_boundary_iou[index], wanted)
+    assert 0.1 < metrics.scores().boundary_iou < 0.9
 
 
 def test_a_perfect_prediction_and_one_without_boundaries():

@@ -1,10 +1,13 @@
 """The confusion matrix and its metrics against hand numbers, loops and scikit-learn."""
 
+import csv
+import io
 import json
 import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from flaxseg.errors import DataError
 from flaxseg.evaluation import ConfusionMatrix, SegmentationMetrics
@@ -61,15 +64,33 @@ def test_equals_a_loop_over_pixels(num_classes):
     assert metrics.miou == pytest.approx(sum(ious) / len(ious), abs=1e-12)
 
 
-def test_equals_scikit_learn():
+def street_maps(shared_dir):
+    """Labels of CamVid, each with that of the next frame for its prediction; 11 is "ignore"."""
+    files = sorted((shared_dir / "data/camvid/testannot").glob("*.png"))[:4]
+    frames = []
+    for file in files:
+        with Image.open(file) as picture:
+            frames.append(np.asarray(picture))
+    label, pred = np.stack(frames[:-1]), np.stack(frames[1:])
+    return np.where(label == 11, 255, label), np.where(pred == 11, 0, pred)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("source", ["random", "streets"])
+def test_equals_scikit_learn(source, request):
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
-    label, pred = random_maps(1, 7)
-    metrics = counted(label, pred, 7).metrics()
+    if source == "random":
+        label, pred = random_maps(1, 7)
+    else:
+        label, pred = street_maps(request.getfixturevalue("shared_dir"))
+    num_classes = int(pred.max()) + 1
+    metrics = counted(label, pred, num_classes).metrics()
     valid = label != 255
     true, predicted = label[valid], pred[valid]
     np.testing.assert_array_equal(
-        metrics.matrix, sklearn_metrics.confusion_matrix(true, predicted, labels=range(7))
+        metrics.matrix, sklearn_metrics.confusion_matrix(true, predicted, labels=range(num_classes))
     )
+    assert 0.2 < metrics.miou < 0.9
     assert metrics.pixel_accuracy == pytest.approx(sklearn_metrics.accuracy_score(true, predicted))
     assert metrics.mean_accuracy == pytest.approx(
         sklearn_metrics.balanced_accuracy_score(true, predicted)
@@ -153,6 +174,26 @@ def test_nothing_counted_gives_nan_without_warning():
     assert metrics.absent_classes == (0, 1, 2)
     assert "-" in metrics.table()
     assert json.loads(json.dumps(metrics.to_dict(), allow_nan=False))["miou"] is None
+
+
+def test_groups_of_classes_are_counted_as_one():
+    label, pred = random_maps(5, 6)
+    groups = [(0, 3), (1,), (2, 4, 5)]
+    number = np.full(256, 255)
+    for index, group in enumerate(groups):
+        number[list(group)] = index
+    wanted = counted(number[label], number[pred], 3).metrics()
+    found = counted(label, pred, 6).metrics().merged(groups)
+    np.testing.assert_array_equal(found.matrix, wanted.matrix)
+    assert found.ignored_pixels == wanted.ignored_pixels
+    assert found.miou == wanted.miou
+
+
+def test_the_matrix_as_a_table_for_spreadsheets():
+    metrics = SegmentationMetrics.from_matrix([[3, 1], [0, 4]])
+    text = metrics.matrix_as_csv(["sky", 'grass, "wet"'])
+    assert text.splitlines()[2] == '"grass, ""wet""",0,4'
+    assert [row[1:] for row in csv.reader(io.StringIO(text))][1:] == [["3", "1"], ["0", "4"]]
 
 
 def test_table_says_everything():

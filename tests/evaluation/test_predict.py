@@ -1,5 +1,7 @@
 """From uint8 pictures to label maps."""
 
+import gc
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_model import TinyModel, init
 
-from flaxseg.evaluation import make_predict_fn, make_predict_step, predict
+from flaxseg.evaluation import Protocol, Segmenter, make_predict_fn, make_predict_step, predict
 from flaxseg.layers import ImageNormalization, normalize
 from flaxseg.models import Prediction
 
@@ -48,11 +50,41 @@ def test_compiles_once_per_size(tiny):
     with jax.log_compiles(False), jax.check_tracer_leaks(False):
         from flaxseg.evaluation.predict import _compiled_step
 
-        before = _compiled_step(model)._cache_size()
+        before = _compiled_step(model, None, None)._cache_size()
         predict(model, variables, image[:, ::-1].copy())
-        assert _compiled_step(model)._cache_size() == before
+        assert _compiled_step(model, None, None)._cache_size() == before
         predict(model, variables, image[:5])
-        assert _compiled_step(model)._cache_size() == before + 1
+        assert _compiled_step(model, None, None)._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("way", ["predict", "predict_fn", "scales", "probabilities"])
+def test_many_sizes_keep_the_programs_of_a_few(way, monkeypatch):
+    monkeypatch.setattr(
+        "flaxseg.evaluation.program_limit.ProgramLimit.__init__.__kwdefaults__", {"most": 3}
+    )
+    model = TinyModel(num_classes=6, blur=True)
+    variables = init(model)
+    segment = Segmenter(
+        model, variables, Protocol(scales=(1.0, 0.5)) if way == "scales" else Protocol()
+    )
+    run = {
+        "predict": lambda image: predict(model, variables, image),
+        "predict_fn": lambda image: make_predict_fn(model, variables)(image[None]),
+        "scales": segment,
+        "probabilities": segment.probabilities,
+    }[way]
+    client = jax.devices()[0].client
+    images = [pictures(6, width, 3) for width in range(8, 26, 2)]
+    first = [np.asarray(run(image)) for image in images[:3]]
+    gc.collect()
+    few = len(client.live_executables())
+    for image in images[3:]:
+        run(image)
+    gc.collect()
+    assert len(client.live_executables()) <= few
+    again = [np.asarray(run(image)) for image in images[:3]]
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_over_devices_equals_one_device(tiny):

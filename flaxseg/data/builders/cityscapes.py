@@ -19,10 +19,19 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flaxseg.data.builders.segmentation import SegmentationBuilder
-from flaxseg.data.file_tree import FileTree, check_folder, nothing_found, open_tree, pair_up
+from flaxseg.data.decode import UndecodableError, decode_label
+from flaxseg.data.file_tree import (
+    FileTree,
+    Folder,
+    check_folder,
+    nothing_found,
+    open_tree,
+    pair_up,
+)
 from flaxseg.data.info import IGNORE_LABEL, DatasetInfo
 from flaxseg.data.label_map import LabelMap
-from flaxseg.data.pairs import Pair
+from flaxseg.data.pairs import File, Pair
+from flaxseg.errors import DataError
 
 HOW_TO_GET = (
     "Cityscapes may only be downloaded with an account: get leftImg8bit_trainvaltest.zip and "
@@ -52,6 +61,21 @@ _CLASSES = (
     (32, "motorcycle", (0, 0, 230)),
     (33, "bicycle", (119, 11, 32)),
 )
+
+CATEGORIES = {
+    "flat": (0, 1),
+    "construction": (2, 3, 4),
+    "object": (5, 6, 7),
+    "nature": (8, 9),
+    "sky": (10,),
+    "human": (11, 12),
+    "vehicle": (13, 14, 15, 16, 17, 18),
+}
+"""The train ids of each category that is evaluated."""
+
+# Pixels of an instance have the id of its class times this, and a number; groups of instances that
+# could not be told apart, and all else, have the id of the class alone.
+_INSTANCES_PER_CLASS = 1000
 
 _COARSE = "gtCoarse.zip"
 _EXTRA = "leftImg8bit_trainextra.zip"
@@ -173,6 +197,63 @@ def _pairs(images: FileTree | None, part: str, labels: FileTree | None, kind: st
     if not (images.names(image_folder, image_suffix) and labels.names(label_folder, label_suffix)):
         return []
     return pair_up(images, image_folder, image_suffix, labels, label_folder, label_suffix)
+
+
+def find_instances(folder: pathlib.Path, split: str) -> dict[str, File]:
+    """Finds the files `instanceIds`, which the prepared records do not hold.
+
+    Args:
+      folder: holds `gtFine_trainvaltest.zip` (or `gtCoarse.zip`, for coarse labels), what it
+        unpacks to, or files `*_gtFine_instanceIds.png` at any depth.
+      split: whose labels; others than Cityscapes' own have fine ones.
+
+    Returns:
+      The files by id of the picture.
+
+    Raises:
+      DataError: there are none, or the archive is damaged or hostile.
+    """
+    _, kind = _PARTS.get(split, ("", "gtFine"))
+    archive = _COARSE if kind == "gtCoarse" else "gtFine_trainvaltest.zip"
+    suffix = f"_{kind}_instanceIds.png"
+    tree, below = _open(folder, kind, archive), kind
+    if tree is None:
+        tree, below = Folder(folder), ""
+    files = {
+        name.rpartition("/")[2].removesuffix(suffix): tree.file(name)
+        for name in tree.names(below, suffix)
+    }
+    if not files:
+        raise DataError(
+            f"{folder} holds no *{suffix}; give the folder of {archive} or of what it unpacks to."
+        )
+    return files
+
+
+def read_instances(file: File) -> tuple[np.ndarray, np.ndarray]:
+    """Reads which pixels belong to which instance.
+
+    Returns:
+      instances, int32 [H, W]: 0 where there is none, otherwise a number of its own for each; and
+      the train ids of the instances, uint8 [largest number + 1], 255 for classes that are not
+      evaluated, and for 0.
+
+    Raises:
+      DataError: it can not be read, or is not of Cityscapes.
+    """
+    try:
+        raw = decode_label(file.read_bytes()).astype(np.int32)
+    except (OSError, UndecodableError) as error:
+        raise DataError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+    found = np.unique(raw)
+    found = found[found > _INSTANCES_PER_CLASS]
+    numbers = np.zeros(int(raw.max(initial=0)) + 1, np.int32)
+    numbers[found] = np.arange(1, len(found) + 1)
+    try:
+        classes = LabelMap(INFO.label_map).apply((found // _INSTANCES_PER_CLASS).astype(np.uint16))
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from None
+    return numbers[raw], np.append(np.uint8(IGNORE_LABEL), classes.astype(np.uint8))
 
 
 def to_label_ids(train_ids: np.ndarray) -> np.ndarray:
