@@ -257,9 +257,10 @@ def _simplex(f: jax.Array) -> tuple[list[jax.Array], list[jax.Array], jax.Array]
 
 
 def _no_simplex(f: jax.Array) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
-    d, n = f.shape
-    zero = jnp.zeros(n, jnp.int32)
-    return [zero] * d, [zero] * (d + 1), jnp.zeros((d + 1, n))
+    d = len(f)
+    # Made of f, so that under shard_map they differ between devices in name as the others do.
+    zero = f[0].astype(jnp.int32) * 0
+    return [zero] * d, [zero] * (d + 1), jnp.stack([zero.astype(jnp.float32)] * (d + 1))
 
 
 def _codes(
@@ -345,7 +346,8 @@ def _number_below(rising: jax.Array, targets: jax.Array) -> jax.Array:
         here = (probe <= size) & (_take(rising, jnp.minimum(probe, size) - 1) < targets)
         return jnp.where(here, probe, below)
 
-    return lax.fori_loop(0, bits, step, jnp.zeros(targets.shape, jnp.int32))
+    # Not simply zeros: see _no_simplex.
+    return lax.fori_loop(0, bits, step, (targets * 0).astype(jnp.int32))
 
 
 def _parts(
