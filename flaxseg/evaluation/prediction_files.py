@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -132,13 +132,9 @@ def parse_kinds(text: str) -> tuple[str, ...]:
     ('mask', 'overlay')
 
     Raises:
-      ConfigError: a kind is unknown, or there is none.
+      ConfigError: a kind is unknown.
     """
-    return _known(part.strip() for part in text.split(","))
-
-
-def _known(kinds: Iterable[str]) -> tuple[str, ...]:
-    wanted = set(kinds)
+    wanted = {part.strip() for part in text.split(",")}
     unknown = sorted(wanted - ENDINGS.keys())
     if unknown:
         raise ConfigError(
@@ -162,7 +158,7 @@ class FileWriter:
     top_classes: int | None = None
 
     def write(
-        self, files: dict[str, os.PathLike], image: np.ndarray, segment: Segmenter
+        self, files: Mapping[str, os.PathLike], image: np.ndarray, segment: Segmenter
     ) -> np.ndarray:
         """Runs the network on a picture and writes the files; returns the classes.
 
