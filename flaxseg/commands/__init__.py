@@ -2,6 +2,7 @@
 
 from flaxseg.commands import (
     evaluate,
+    export,
     import_model,
     learn_basis,
     models,
@@ -18,6 +19,7 @@ COMMANDS = (
     evaluate,
     report,
     predict,
+    export,
     import_model,
     prune,
     learn_basis,

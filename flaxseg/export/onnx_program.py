@@ -26,7 +26,9 @@ _CALLS = {
 _IDENTITIES = ("optimization_barrier", "name", "stop_gradient", "sharding_constraint")
 
 
-def onnx_program(run: Callable[..., Sequence[jax.Array]], *inputs) -> Callable[..., list[jax.Array]]:
+def onnx_program(
+    run: Callable[..., Sequence[jax.Array]], *inputs
+) -> Callable[..., list[jax.Array]]:
     """Returns a function that computes the same in fewer kinds of operations.
 
     Args:
@@ -64,6 +66,12 @@ def _apply(equation, arguments: list) -> Sequence:
         return _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), arguments)
     if name == "reduce_window_max":
         return [_window_maximum(arguments[0], **params)]
+    if name == "concatenate":
+        # Without the empty parts that `jnp.pad` makes.
+        axis = params["dimension"]
+        arguments = [x for x in arguments if x.shape[axis] != 0] or arguments[:1]
+        if len(arguments) == 1:
+            return arguments
     if name == "pad":
         return [_padded(*arguments, **params)]
     outputs = equation.primitive.bind(*arguments, **params)

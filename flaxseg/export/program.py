@@ -1,6 +1,7 @@
 """What is exported: a function from uint8 pictures to maps, with all that a model needs inside."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,11 +10,25 @@ import jax.numpy as jnp
 from flaxseg.errors import ConfigError
 from flaxseg.layers import convolution_form, fold_batch_norm, normalize
 
-# What can come out of an exported file: dtype, whether there is a value for each class, meaning.
+
+class Output(NamedTuple):
+    """What can come out of an exported file.
+
+    Attributes:
+      dtype: its name.
+      per_class: whether a pixel has a value for each class.
+      meaning: in words.
+    """
+
+    dtype: str
+    per_class: bool
+    meaning: str
+
+
 OUTPUTS = {
-    "classes": ("uint8", False, "index of the most likely class"),
-    "probabilities": ("float32", True, "probability of each class, they sum to 1"),
-    "logits": ("float32", True, "score of each class before the softmax"),
+    "classes": Output("uint8", False, "index of the most likely class"),
+    "probabilities": Output("float32", True, "probability of each class; they sum to 1"),
+    "logits": Output("float32", True, "score of each class before the softmax"),
 }
 _MAX_CLASSES = 255
 
@@ -33,7 +48,8 @@ def check_request(
     unknown = [name for name in outputs if name not in OUTPUTS]
     if unknown or not outputs or len(set(outputs)) != len(outputs):
         raise ConfigError(
-            f"outputs is {tuple(outputs)!r}; give one or several of {', '.join(OUTPUTS)}, each once."
+            f"outputs is {tuple(outputs)!r}; give one or several of {', '.join(OUTPUTS)}, each "
+            "once."
         )
     if "classes" in outputs and model.num_classes > _MAX_CLASSES:
         raise ConfigError(
@@ -43,7 +59,9 @@ def check_request(
     try:
         jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
     except ValueError as error:
-        raise ConfigError(f"the model takes no pictures of {size[0]} x {size[1]}: {error}") from error
+        raise ConfigError(
+            f"the model takes no pictures of {size[0]} x {size[1]}: {error}"
+        ) from error
 
 
 def folded_variables(model: nn.Module, variables: Mapping, size: Sequence[int]) -> dict:

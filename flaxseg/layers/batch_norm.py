@@ -71,8 +71,8 @@ class BatchNorm(nn.Module):
     def _folded(self, x: jax.Array, train: bool) -> jax.Array:
         if train:
             raise ValueError(
-                "the variables come from fold_batch_norm, which is for evaluation; train with those "
-                "that it was given."
+                "the variables come from fold_batch_norm, which is for evaluation; train with "
+                "those that it was given."
             )
         y = x
         if self.has_variable("params", "factor"):
