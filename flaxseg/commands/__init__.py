@@ -10,6 +10,7 @@ from flaxseg.commands import (
     prepare_data,
     prune,
     report,
+    results,
     show_data,
     tune_crf,
     verify_data,
@@ -18,6 +19,7 @@ from flaxseg.commands import (
 COMMANDS = (
     evaluate,
     report,
+    results,
     predict,
     export,
     import_model,

@@ -175,7 +175,7 @@ def test_a_size_that_the_model_has_not_is_named(tmp_path):
     model = create_model("unet", 2, mirror=False, features=None)
     image = jax.ShapeDtypeStruct((1, 188, 188, 3), np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    with pytest.raises(ConfigError, match="takes no pictures of 100 x 100: .*188"):
+    with pytest.raises(ConfigError, match=r"takes no pictures of 100 x 100: .*188"):
         export_stablehlo(model, variables, tmp_path / "x", (100, 100))
 
 

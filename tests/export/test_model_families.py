@@ -25,7 +25,7 @@ RESNET = ResNet(stage_sizes=(1, 1, 1, 1), block=BasicBlock, width=0.125, output_
 FAMILIES = {
     "deeplabv3plus": (RESNET, {"features": 16}),
     "pspnet": (RESNET, {"features": 16, "pooling": "max"}),
-    "fcn8s": (RESNET, {"learned_upsampling": "dense"}),
+    "fcn8s": (RESNET, {}),
     "icnet": (MOBILE, {"width": 0.125}),
     "gcn": (MOBILE, {"kernel_size": 3}),
     "segnet": (MOBILE, {"convs": (1,) * 4}),

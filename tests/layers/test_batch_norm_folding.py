@@ -130,5 +130,5 @@ def test_folded_variables_are_for_evaluation():
 
 def test_missing_statistics_are_an_error_as_before():
     block = nn.Sequential([AtrousConv(5, 1), BatchNorm()])
-    with pytest.raises(Exception, match="batch_stats|mean"):
+    with pytest.raises(Exception, match=r"batch_stats|mean"):
         block.apply({"params": random_variables(block)["params"]}, IMAGE)
