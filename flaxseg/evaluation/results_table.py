@@ -109,7 +109,9 @@ def _places(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def _read_run(folder: pathlib.Path) -> Result:
     from flaxseg.saved_model import read_model_card
 
-    lines = [_json(line, RUN_LOG) for line in _text(folder / RUN_LOG).splitlines() if line.strip()]
+    # What follows the last line break is half a line of a run that was killed, or that is writing.
+    whole = _text(folder / RUN_LOG).rpartition("\n")[0].splitlines()
+    lines = [_json(line, RUN_LOG) for line in whole if line.strip()]
     config = _json(_text(folder / "config.json"), "config.json")
     planned = config["steps"]
     steps = max((line["step"] for line in lines), default=0)
@@ -154,12 +156,12 @@ def _read_evaluation(folder: pathlib.Path) -> Result:
 
 
 def _with_their_runs(results: Sequence[Result]) -> list[Result]:
-    """Evaluations that lie in a run's folder get what only the run knows."""
+    """Evaluations in a run's folder get what only the run knows."""
     runs = {result.source: result for result in results if result.steps is not None}
     whole = []
     for result in results:
-        parents = [str(parent) for parent in pathlib.Path(result.source).parents]
-        run = next((runs[parent] for parent in parents if parent in runs), None)
+        around = [result.source, *map(str, pathlib.Path(result.source).parents)]
+        run = next((runs[folder] for folder in around if folder in runs), None)
         if result.steps is None and run is not None and run.model == result.model:
             known = {
                 name: value
