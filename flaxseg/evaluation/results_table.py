@@ -101,9 +101,16 @@ def collect_results(
 
 
 def _places(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    for path, names, _ in os.walk(folder):
+    """The folder and those below it, links included, each once."""
+    seen = set()
+    for path, names, _ in os.walk(folder, followlinks=True):
+        place = pathlib.Path(path)
+        if place.resolve() in seen:
+            names.clear()
+            continue
+        seen.add(place.resolve())
         names[:] = sorted(n for n in names if n not in _NOT_SEARCHED and not n.startswith("."))
-        yield pathlib.Path(path)
+        yield place
 
 
 def _read_run(folder: pathlib.Path) -> Result:

@@ -134,7 +134,8 @@ def test_csv_and_json_hold_the_exact_numbers(tmp_path, capsys):
     assert float(second["miou"]) == 1 / 3
     assert (first["unfinished"], second["unfinished"]) == ("True", "False")
     assert first["images_per_second"] == ""
-    # A folder that is given twice is there once.
+    # A folder that is given twice is there once, and a link to one above it is no endless way.
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
     code, out, _ = run(capsys, tmp_path / "b", tmp_path, "--format=json", "--sort=steps")
     result = json.loads(out)
     assert [row["miou"] for row in result["results"]] == [0.5, 1 / 3]
