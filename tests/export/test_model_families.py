@@ -85,7 +85,9 @@ def test_both_formats_equal_the_model(tmp_path, name):
     of_hlo, of_onnx = (load_exported(path)[1](batch) for path in (hlo, onnx))
     assert relative_difference(of_onnx["logits"], of_hlo["logits"]) < 1e-5
     assert np.mean(of_onnx["classes"] == of_hlo["classes"]) >= 0.999
-    assert len(np.unique(of_hlo["classes"])) > 1
+    # What was compared is no constant.
+    spread = of_hlo["logits"].std((1, 2)).max()
+    assert spread > 1e-3 * np.abs(of_hlo["logits"]).max(), spread
 
 
 def test_every_model_is_here():

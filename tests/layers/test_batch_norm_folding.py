@@ -80,6 +80,9 @@ class Net(nn.Module):
         # One block for two inputs.
         twice, twice_bn = AtrousConv(6, 3, name="twice"), norm(name="twice_bn")
         x = twice_bn(twice(x), train=train) + twice_bn(twice(x[:, ::-1]), train=train)
+        # One block for two inputs, of which one is not normalised.
+        partly = AtrousConv(6, 1, name="partly")
+        x = norm(name="partly_bn")(partly(x), train=train) + partly(x[:, ::-1])
         # One normalisation of two convolutions.
         both = norm(name="both_bn")
         a, b = AtrousConv(6, 1, name="left")(x), AtrousConv(6, 1, name="right")(x)
@@ -102,8 +105,8 @@ def test_every_kind_is_folded_and_nothing_that_is_read_twice(remat):
     folded = fold_batch_norm(net, variables, jax.ShapeDtypeStruct(IMAGE.shape, np.float32))
     assert set(folded) == {"params"}
     kept = {path.split("/")[1] for path in paths(folded) if path.endswith("/factor")}
-    assert kept == {"after_relu", "shared_bn", "fork_a", "fork_b", "both_bn"}
-    for name in ("shared", "forked", "left", "right", "last"):
+    assert kept == {"after_relu", "shared_bn", "fork_a", "fork_b", "both_bn", "partly_bn"}
+    for name in ("shared", "forked", "partly", "left", "right", "last"):
         same = folded["params"][name]["kernel"], variables["params"][name]["kernel"]
         np.testing.assert_array_equal(*same)
     got, wanted = (jax.jit(net.apply)(v, IMAGE) for v in (folded, variables))
