@@ -21,7 +21,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-PEERS = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "sklearn")
+PEERS = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "sklearn", "jax2onnx")
 
 
 def pytest_configure():
