@@ -30,6 +30,10 @@ class WeightsError(FlaxsegError):
     """Weights that were asked for could not be found, read, or fitted to the model."""
 
 
+class ExportError(FlaxsegError):
+    """A model can not be exported: a package is missing, or the format lacks an operation."""
+
+
 class NonFiniteLossError(FlaxsegError):
     """The loss or its gradient became infinite or not a number."""
 

@@ -80,7 +80,7 @@ def save_model(
     """
     directory = pathlib.Path(os.path.abspath(directory))
     options = {k: v for k, v in (options or {}).items() if k not in _RUN_OPTIONS}
-    names, colors = _check_classes(num_classes, class_names, class_colors)
+    names, colors = check_classes(num_classes, class_names, class_colors)
     flat = _flatten(jax.device_get(variables))
     model = _create(name, num_classes, options, "options")
     _check_tensors(
@@ -325,7 +325,7 @@ def _read_card(folder: pathlib.Path) -> dict[str, Any]:
                 "file was changed or damaged."
             )
     try:
-        names, colors = _check_classes(
+        names, colors = check_classes(
             card["num_classes"], card["class_names"], card["class_colors"]
         )
     except (ValueError, TypeError) as error:
@@ -340,10 +340,14 @@ def _read_card_or_none(folder: pathlib.Path) -> dict[str, Any] | None:
         return None
 
 
-def _check_classes(
+def check_classes(
     num_classes: int, names: Sequence[str] | None, colors: Sequence[Sequence[int]] | None
 ) -> tuple[list[str], list[list[int]]]:
-    """Names and colours as JSON has them, one per class."""
+    """Names and colours as JSON has them, one per class; those of `save_model` where None.
+
+    Raises:
+      ValueError: there are not as many, or they are none.
+    """
     from flaxseg.evaluation.pictures import voc_colors
 
     if not 1 <= num_classes <= 255:

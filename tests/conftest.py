@@ -28,6 +28,7 @@ PEERS = (
     "segmentation_models_pytorch",
     "sklearn",
     "cityscapesscripts",
+    "jax2onnx",
 )
 
 

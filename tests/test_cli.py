@@ -318,6 +318,10 @@ def test_evaluate_prints_and_writes_the_metrics(tmp_path, model_dir, dataset, ca
     assert head[1:] == [row[0] for row in rows] == list(NAMES)
     assert [[int(cell) for cell in row[1:]] for row in rows] == wanted.matrix.tolist()
     assert report["miou"] == wanted.miou
+    card = flaxseg.read_model_card(model_dir)
+    assert report["parameters"] == card["weights"]["parameters"]
+    assert report["backbone"] == card["options"].get("backbone")
+    assert report["step"] is None
     assert report["split"] == "val"
     assert report["classes"][1]["name"] == "tree"
     worst = np.argsort(scores, kind="stable")[:2]
@@ -462,7 +466,12 @@ def test_wrong_flags_exit_with_2_and_a_hint(capsys, arguments, words):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["evaluate"], ["predict"], ["prune"], ["learn-basis"], ["prepare-data"]]
+    "command",
+    [
+        [],
+        *([n] for n in ("evaluate", "results", "predict", "export", "prune", "learn-basis")),
+        ["prepare-data"],
+    ],
 )
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as exit_info:

@@ -2,6 +2,7 @@
 
 from flaxseg.commands import (
     evaluate,
+    export,
     import_model,
     learn_basis,
     models,
@@ -9,6 +10,7 @@ from flaxseg.commands import (
     prepare_data,
     prune,
     report,
+    results,
     show_data,
     tune_crf,
     verify_data,
@@ -17,7 +19,9 @@ from flaxseg.commands import (
 COMMANDS = (
     evaluate,
     report,
+    results,
     predict,
+    export,
     import_model,
     prune,
     learn_basis,

@@ -73,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     report = {
         "model": found.card["model"],
+        "backbone": found.card["options"].get("backbone"),
+        "parameters": found.card["weights"]["parameters"],
+        "step": found.card.get("extra", {}).get("step"),
         "model_sha256": found.card["weights"]["sha256"],
         "data": args.data,
         "split": found.split,

@@ -1,9 +1,10 @@
 """The field's building blocks. Each stands alone: plain arguments, no config, no data set."""
 
 from flaxseg.layers.aspp import ASPP, ImagePooling
-from flaxseg.layers.atrous import AtrousConv, atrous_conv, preferred_form
+from flaxseg.layers.atrous import AtrousConv, atrous_conv, convolution_form, preferred_form
 from flaxseg.layers.auxiliary import AuxiliaryHead
 from flaxseg.layers.batch_norm import BatchNorm
+from flaxseg.layers.batch_norm_folding import fold_batch_norm
 from flaxseg.layers.bilinear_deconv import (
     BilinearDeconv,
     bilinear_deconv,
@@ -105,10 +106,12 @@ __all__ = [
     "boundary_mask",
     "classifier",
     "classifier_init",
+    "convolution_form",
     "cosine_bases",
     "crop_offset",
     "depthwise_conv",
     "explicit_padding",
+    "fold_batch_norm",
     "fully_connected",
     "global_average_pool",
     "identity_init",

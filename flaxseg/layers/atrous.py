@@ -9,6 +9,9 @@ GPU and TPU the native convolution is used. All forms give the same value and gr
 order of float additions.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from functools import partial
 
 import flax.linen as nn
@@ -22,6 +25,7 @@ from flaxseg.layers.padding import Padding, explicit_padding, pair
 Pads = tuple[tuple[int, int], tuple[int, int]]
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
+_chosen_form: contextvars.ContextVar[str | None] = contextvars.ContextVar("form", default=None)
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Below this many input channels the products of single taps are too thin to win over the native
 # weight gradient.
@@ -32,12 +36,33 @@ _MAX_OVERLAP_FOR_TAPS = 0.6
 
 
 def preferred_form() -> str:
-    """Returns the form that `"auto"` stands for on JAX's default backend: `"products"` on CPU,
-    else `"native"`.
+    """Returns the form that `"auto"` stands for: that of `convolution_form`, by default that of
+    JAX's default backend, `"products"` on CPU, else `"native"`.
 
     This is the only place where a platform decides; every layer with a `form` argument asks it.
     """
-    return "products" if jax.default_backend() == "cpu" else "native"
+    return _chosen_form.get() or ("products" if jax.default_backend() == "cpu" else "native")
+
+
+@contextlib.contextmanager
+def convolution_form(form: str) -> Iterator[None]:
+    """What is traced inside has this form for `"auto"`: a program that is to run elsewhere.
+
+    A function that `jax.jit` has traced before keeps the form that it has.
+
+    Args:
+      form: `"native"` or `"products"`.
+
+    Raises:
+      ValueError: the form is none of these.
+    """
+    if form not in ("native", "products"):
+        raise ValueError(f"form is {form!r}; it must be 'native' or 'products'.")
+    token = _chosen_form.set(form)
+    try:
+        yield
+    finally:
+        _chosen_form.reset(token)
 
 
 class AtrousConv(nn.Module):

@@ -19,7 +19,8 @@ class BatchNorm(nn.Module):
     pass the mapped axis.
 
     Parameters `scale`, `bias` and statistics (collection `batch_stats`) `mean`, `var` are `[C]`
-    float32, as in `nn.BatchNorm`.
+    float32, as in `nn.BatchNorm`. Where `fold_batch_norm` has put a parameter `shift` in their
+    place, `y = x + shift`, and with `factor` too, `y = x * factor + shift`.
 
     Attributes:
       momentum: share of the old running statistics that is kept, in [0, 1); PyTorch's momentum m
@@ -29,6 +30,9 @@ class BatchNorm(nn.Module):
       frozen: whether the running statistics are used in training too.
       scale_init: initialiser of the scale.
       dtype: dtype of the output; that of the input by default.
+
+    Raises:
+      ValueError: folded variables are used in training.
     """
 
     momentum: float = 0.9
@@ -40,6 +44,8 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        if self.has_variable("params", "shift"):
+            return self._folded(x, train)
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
@@ -60,4 +66,16 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
         y = x * factor + (bias - mean * factor)
+        return y.astype(self.dtype or x.dtype)
+
+    def _folded(self, x: jax.Array, train: bool) -> jax.Array:
+        if train:
+            raise ValueError(
+                "the variables come from fold_batch_norm, which is for evaluation; train with "
+                "those that it was given."
+            )
+        y = x
+        if self.has_variable("params", "factor"):
+            y = x * self.get_variable("params", "factor")
+        y = y + self.get_variable("params", "shift")
         return y.astype(self.dtype or x.dtype)

@@ -89,7 +89,7 @@ def max_unpool(
         )
     here = indices[:, :, None, :, None] == _positions(window)
     x = jnp.where(here, y[:, :, None, :, None], jnp.zeros((), y.dtype))
-    x = x.reshape(len(y), *full, y.shape[3])[:, : size[0], : size[1]]
+    x = x.reshape(y.shape[0], *full, y.shape[3])[:, : size[0], : size[1]]
     missing = [(0, max(m - f, 0)) for m, f in zip(size, full, strict=True)]
     return jnp.pad(x, ((0, 0), *missing, (0, 0)))
 

@@ -1,0 +1,14 @@
+"""Trained models as files that run without flaxseg: StableHLO and ONNX."""
+
+from flaxseg.export.onnx_file import export_onnx, read_onnx_card
+from flaxseg.export.program import OUTPUTS
+from flaxseg.export.stablehlo import PLATFORMS, export_stablehlo, read_stablehlo_card
+
+__all__ = [
+    "OUTPUTS",
+    "PLATFORMS",
+    "export_onnx",
+    "export_stablehlo",
+    "read_onnx_card",
+    "read_stablehlo_card",
+]

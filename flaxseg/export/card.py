@@ -1,0 +1,90 @@
+"""What an exported file says about itself, and writing files as a whole."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+
+from flaxseg.errors import DataError
+from flaxseg.export.program import OUTPUTS
+
+FORMAT = "flaxseg-export"
+FORMAT_VERSION = 1
+
+
+def export_card(
+    model: nn.Module,
+    size: tuple[int, int],
+    batch: int | None,
+    outputs: Sequence[str],
+    *,
+    class_names: Sequence[str] | None,
+    class_colors: Sequence[Sequence[int]] | None,
+    extra: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The card of a file, as JSON has it; arguments as of `export_stablehlo`.
+
+    Raises:
+      ValueError: names or colours do not fit the classes.
+    """
+    import flaxseg
+    from flaxseg.saved_model import check_classes
+
+    names, colors = check_classes(model.num_classes, class_names, class_colors)
+    maps = ["batch" if batch is None else batch, *size]
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "flaxseg_version": flaxseg.__version__,
+        "num_classes": model.num_classes,
+        "class_names": names,
+        "class_colors": colors,
+        "input": {
+            "name": "image",
+            "shape": [*maps, 3],
+            "dtype": "uint8",
+            "meaning": "RGB pixels 0..255 as they are: [picture, row, column, colour]",
+        },
+        "outputs": {
+            name: {
+                "shape": [*maps, model.num_classes] if OUTPUTS[name].per_class else maps,
+                "dtype": OUTPUTS[name].dtype,
+                "meaning": OUTPUTS[name].meaning,
+            }
+            for name in outputs
+        },
+        "normalization": {
+            "done_inside": True,
+            "mean": list(map(float, model.normalization.mean)),
+            "std": list(map(float, model.normalization.std)),
+        },
+        "batch_norm": "folded",
+        "extra": dict(extra or {}),
+    }
+
+
+def card_text(card: Mapping[str, Any]) -> str:
+    return json.dumps(card, indent=1, allow_nan=False)
+
+
+def write_file(path: str | os.PathLike, data: bytes) -> pathlib.Path:
+    """Writes a file whole or not at all.
+
+    Raises:
+      DataError: it can not be written.
+    """
+    path = pathlib.Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DataError(
+            f"{path} can not be written: {error.strerror or error}. It needs {len(data) / 1e6:.1f} "
+            "MB; free some room or choose another --out."
+        ) from error
+    return path

@@ -1,0 +1,123 @@
+"""StableHLO files: `jax.export`'s, with the card at the end.
+
+`jax.export.deserialize` reads the program from the start of the file and stops where it ends, so
+the card does not disturb it; a mark stands between the two.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import export, lax
+
+from flaxseg.errors import DataError
+from flaxseg.export.card import FORMAT, card_text, export_card, write_file
+from flaxseg.export.program import check_request, folded_variables, picture_program
+from flaxseg.export.requirements import require
+
+CARD_MARK = b"\nmodel card\n"
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_stablehlo(
+    model: nn.Module,
+    variables: Mapping,
+    path: str | os.PathLike,
+    size: tuple[int, int],
+    *,
+    batch: int | None = None,
+    outputs: Sequence[str] = ("classes",),
+    platforms: Sequence[str] = PLATFORMS,
+    class_names: Sequence[str] | None = None,
+    class_colors: Sequence[Sequence[int]] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+    """Writes a model as one StableHLO program, weights inside, that needs JAX alone to run.
+
+    The program takes `image`, uint8 [N, H, W, 3] RGB, and returns a dict with the outputs that were
+    asked for. Normalisation is inside and BatchNorm folded. On CPUs it computes convolutions in the
+    form that is fast there, elsewhere in XLA's own.
+
+    Example:
+
+        model, variables = flaxseg.load_model("runs/camvid")
+        export_stablehlo(model, variables, "camvid.stablehlo", (360, 480))
+
+        data = pathlib.Path("camvid.stablehlo").read_bytes()
+        segment = jax.jit(jax.export.deserialize(data).call)
+        classes = segment(image)["classes"]
+
+    Args:
+      model: a flaxseg model.
+      variables: its parameters and statistics.
+      path: of the file.
+      size: (height, width) of the pictures.
+      batch: how many pictures at a time; None for any number.
+      outputs: of `flaxseg.export.OUTPUTS`: "classes", uint8 [N, H, W]; "probabilities" and
+        "logits", float32 [N, H, W, C].
+      platforms: on which it is to run, of "cpu", "cuda", "rocm", "tpu".
+      class_names: one for each class; by default "class 0", "class 1", ...
+      class_colors: one RGB colour for each class; by default those of PASCAL VOC.
+      extra: anything else to keep in the card that JSON can hold.
+
+    Returns:
+      The file.
+
+    Raises:
+      ConfigError: the size, batch, outputs or platforms are impossible.
+      ExportError: a package is missing.
+      DataError: the file can not be written.
+      ValueError: names or colours do not fit the classes.
+    """
+    require("flatbuffers", "StableHLO")
+    check_request(model, variables, size, batch, outputs)
+    card = export_card(
+        model,
+        size,
+        batch,
+        outputs,
+        class_names=class_names,
+        class_colors=class_colors,
+        extra=extra,
+    )
+    card["platforms"] = list(platforms)
+    card["jax_version"] = jax.__version__
+    folded = folded_variables(model, variables, size)
+
+    def run(image: jax.Array) -> dict[str, jax.Array]:
+        return lax.platform_dependent(
+            folded,
+            image,
+            cpu=picture_program(model, outputs, "products"),
+            default=picture_program(model, outputs, "native"),
+        )
+
+    count = export.symbolic_shape("batch")[0] if batch is None else batch
+    image = jax.ShapeDtypeStruct((count, *size, 3), jnp.uint8)
+    program = export.export(jax.jit(run), platforms=tuple(platforms))(image)
+    data = bytes(program.serialize()) + CARD_MARK + card_text(card).encode()
+    return write_file(path, data)
+
+
+def read_stablehlo_card(path: str | os.PathLike) -> dict[str, Any]:
+    """The card of a file of `export_stablehlo`.
+
+    Raises:
+      DataError: the file can not be read, or has no card.
+    """
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} can not be read: {error.strerror or error}.") from error
+    try:
+        card = json.loads(data.rpartition(CARD_MARK)[2])
+    except ValueError:
+        card = None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise DataError(f"{path} has no model card; it was not written by export_stablehlo.")
+    return card
