@@ -18,6 +18,7 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from flaxseg.layers.padding import Padding, explicit_padding, pair
+from flaxseg.layers.split_rows import rows_are_split
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
@@ -33,11 +34,12 @@ _MAX_OVERLAP_FOR_TAPS = 0.6
 
 def preferred_form() -> str:
     """Returns the form that `"auto"` stands for on JAX's default backend: `"products"` on CPU,
-    else `"native"`.
+    else `"native"`, as where the rows of pictures are split over devices: the native forms are
+    those that XLA can split.
 
     This is the only place where a platform decides; every layer with a `form` argument asks it.
     """
-    return "products" if jax.default_backend() == "cpu" else "native"
+    return "products" if jax.default_backend() == "cpu" and not rows_are_split() else "native"
 
 
 class AtrousConv(nn.Module):
