@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax import lax
 
-from flaxseg.layers.atrous import output_size, preferred_form
+from flaxseg.layers.atrous import native_conv, output_size, preferred_form
 from flaxseg.layers.padding import Padding, explicit_padding, pair
 from flaxseg.layers.split_rows import rows_are_split, rows_per_device, split_rows, whole_rows
 
@@ -97,15 +97,7 @@ def depthwise_conv(
         # Kernels that reach beyond the neighbour's rows: XLA would send the whole batch around.
         form = "products"
     if form == "native":
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            pads,
-            rhs_dilation=rate,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[3],
-        )
+        return native_conv(x, kernel, strides, rate, pads, groups=x.shape[3])
     if form != "products":
         raise ValueError(f"form is {form!r}; it must be 'auto', 'native' or 'products'.")
     return _shifted(x, kernel, strides, rate, pads)

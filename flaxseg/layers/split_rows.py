@@ -8,10 +8,14 @@ rows on each device, adds them up over all, and throws most away. There, `whole_
 `flaxseg.training.parallel`, which sets it) both return what they were given.
 """
 
+from typing import TypeVar
+
 import jax
 from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
 
 SPACE_AXIS = "space"
+
+Tree = TypeVar("Tree")
 
 
 def rows_are_split() -> bool:
@@ -24,6 +28,12 @@ def rows_per_device(height: int) -> int:
     return -(-height // _parts())
 
 
+def missing_rows(height: int) -> int:
+    """How many rows more than `height` all devices would have equally many of; what is then
+    reshaped by rows is not sent around."""
+    return -height % _parts()
+
+
 def split_rows(x: jax.Array) -> jax.Array:
     """`x` `[N, H, ...]`, each device with its part of the rows."""
     return _constrained(x, SPACE_AXIS)
@@ -32,6 +42,13 @@ def split_rows(x: jax.Array) -> jax.Array:
 def whole_rows(x: jax.Array) -> jax.Array:
     """`x` `[N, H, ...]`, each device with all rows of its pictures; for small ones."""
     return _constrained(x, None)
+
+
+def everywhere(tree: Tree) -> Tree:
+    """A tree of arrays without rows, such as gradients of parameters, whole on each device."""
+    if not rows_are_split():
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
 def _parts() -> int:

@@ -595,7 +595,7 @@ def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> lis
 def _mesh_problems(config: config_dict.ConfigDict, device_count: int) -> list[str]:
     """A mesh that the devices do not have, and batches and pictures that it can not share."""
     from flaxseg.layers.split_rows import SPACE_AXIS
-    from flaxseg.training.parallel import DATA_AXIS, mesh_sizes, nearest_multiples
+    from flaxseg.training.parallel import DATA_AXIS, height_unit, mesh_sizes, nearest_multiples
 
     try:
         sizes = mesh_sizes(mesh_in(config.mesh), device_count)
@@ -617,8 +617,8 @@ def _mesh_problems(config: config_dict.ConfigDict, device_count: int) -> list[st
             f"batch_size {config.batch_size} can not be shared by {devices}{cut}; set it to {near}"
         )
     height, width = config.data.crop_size
-    if height % space:
-        near = nearest_multiples(height, space)
+    if height % height_unit(space):
+        near = nearest_multiples(height, height_unit(space))
         problems.append(
             f"data.crop_size is {(height, width)}, and its height can not be shared by "
             f"{SPACE_AXIS}:{space}; set the height to {near}"

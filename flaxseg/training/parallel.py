@@ -33,6 +33,7 @@ from flaxseg.layers.split_rows import SPACE_AXIS
 
 KINDS = ("jit", "pmap")
 DATA_AXIS = "data"
+_LARGEST_STRIDE = 32
 
 Tree = TypeVar("Tree")
 
@@ -113,16 +114,17 @@ class Parallel:
         )
 
     def check_height(self, height: int, name: str = "height") -> None:
-        """Raises ConfigError when the rows of pictures can not be shared evenly.
+        """Raises ConfigError when the rows of pictures, or of features, can not be shared evenly.
 
         Args:
           height: rows of every picture.
           name: of the setting, for the message.
         """
-        if height % self.space:
+        unit = height_unit(self.space)
+        if height % unit:
             raise ConfigError(
                 f"{name} {height} can not be shared evenly by {SPACE_AXIS}:{self.space}; it must "
-                f"be a multiple of {self.space}: set {nearest_multiples(height, self.space)}."
+                f"be a multiple of {unit}: set {nearest_multiples(height, unit)}."
             )
 
     def put_state(self, state: Tree) -> Tree:
@@ -312,6 +314,16 @@ def mesh_sizes(mesh: Mapping[str, int], device_count: int) -> dict[str, int]:
             f"are {device_count}; set one of {', '.join(fitting)}."
         )
     return {DATA_AXIS: data, SPACE_AXIS: space}
+
+
+def height_unit(space: int) -> int:
+    """What the height of pictures must be a multiple of, to be split into so many parts.
+
+    Features of every stride, up to 32, are then split evenly too. The convolutions of
+    `flaxseg.layers` need no more than that of the pictures, but XLA's gradient of the kernel of any
+    other, such as `nn.Conv`, is wrong where rows are split unevenly (`flaxseg.layers.atrous`).
+    """
+    return 1 if space == 1 else _LARGEST_STRIDE * space
 
 
 def nearest_multiples(value: int, unit: int) -> str:

@@ -208,12 +208,13 @@ def _load_weights(run: Run, variables: dict[str, Any]) -> dict[str, Any]:
 
 def _describe(run: Run, state: TrainState) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    devices = run.parallel.device_count
+    devices, space = run.parallel.device_count, run.parallel.space
     kind = jax.devices()[0].device_kind
+    split = f", {space} to a picture" if space > 1 else ""
     return (
         f"{run.config.model.name} on {run.config.model.backbone}, {count / 1e6:.1f} M parameters, "
         f"{run.info.name} with {run.info.num_classes} classes, {run.config.steps} steps of "
-        f"{run.config.batch_size} images on {devices} x {kind}"
+        f"{run.config.batch_size} images on {devices} x {kind}{split}"
     )
 
 
