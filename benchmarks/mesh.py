@@ -36,7 +36,7 @@ _COLLECTIVE = re.compile(
 def collectives(text: str, kernel_shapes: set[tuple[int, ...]]) -> list[dict]:
     """The collectives of a compiled program: kind, class, shape, bytes and where they come from."""
     found = []
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines()):
         match = _COLLECTIVE.match(line)
         if not match:
             continue
@@ -48,6 +48,7 @@ def collectives(text: str, kernel_shapes: set[tuple[int, ...]]) -> list[dict]:
             shape = tuple(int(n) for n in sizes.split(",")) if sizes else ()
             found.append(
                 {
+                    "line": number,
                     "kind": match["kind"],
                     "class": _class(match["kind"], shape, kernel_shapes),
                     "shape": shape,
@@ -124,7 +125,9 @@ def measure(args: argparse.Namespace, space: int) -> dict:
         "parameters": sum(4 * leaf.size for leaf in jax.tree.leaves(state.params)),
         "tflop": compiled.cost_analysis().get("flops", math.nan) / 1e12,
         "sent": dict(sums),
-        "count": dict(collections.Counter(one["class"] for one in sent)),
+        "operations": {
+            name: len({one["line"] for one in sent if one["class"] == name}) for name in sums
+        },
         "largest_features": largest,
         "compile_seconds": seconds,
     }

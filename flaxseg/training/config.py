@@ -616,11 +616,10 @@ def _mesh_problems(config: config_dict.ConfigDict, device_count: int) -> list[st
         problems.append(
             f"batch_size {config.batch_size} can not be shared by {devices}{cut}; set it to {near}"
         )
-    height, width = config.data.crop_size
-    if height % height_unit(space):
-        near = nearest_multiples(height, height_unit(space))
+    height, unit = config.data.crop_size[0], height_unit(space)
+    if height % unit:
         problems.append(
-            f"data.crop_size is {(height, width)}, and its height can not be shared by "
-            f"{SPACE_AXIS}:{space}; set the height to {near}"
+            f"data.crop_size is {tuple(config.data.crop_size)}, and its height can not be shared "
+            f"by {SPACE_AXIS}:{space}; set the height to {nearest_multiples(height, unit)}"
         )
     return problems

@@ -17,6 +17,7 @@ from flaxseg.errors import CheckpointError, ConfigError, NonFiniteLossError
 from flaxseg.training import default_config, loop, run, train_and_evaluate
 from flaxseg.training.checkpoint import Checkpoints
 from flaxseg.training.compilation import CompilationWatch
+from flaxseg.training.parallel import Parallel
 
 STEPS = 6
 
@@ -351,6 +352,28 @@ def test_a_second_compilation_is_seen():
     watch.close()
     double(np.ones(5))
     assert watch.count == seen + 1
+
+
+def test_a_step_that_is_compiled_again_is_reported(config, tmp_path, monkeypatch, caplog):
+    compile_train_step = Parallel.compile_train_step
+
+    def compile_and_forget(parallel, step_fn):
+        train_step, calls = compile_train_step(parallel, step_fn), []
+
+        def step(state, batch):
+            calls.append(batch)
+            if len(calls) == 3:
+                jax.clear_caches()
+            return train_step(state, batch)
+
+        return step
+
+    monkeypatch.setattr(Parallel, "compile_train_step", compile_and_forget)
+    config.steps, config.eval.every_steps, config.checkpoint.every_steps = 4, 0, 0
+    train_and_evaluate(config, str(tmp_path))
+    said = [record.message for record in caplog.records if "compiled again" in record.message]
+    assert len(said) == 1
+    assert said[0].startswith("step 3 was compiled again")
 
 
 def test_too_little_memory_says_what_to_set(config):
