@@ -5,7 +5,7 @@ picture.
         --space 1,2,4,8 --markdown
 
 The step is compiled and never run, so that virtual CPU devices do for any number and any size. With
-`--tpu v5e:4x4` it is compiled for TPUs that need not be there either (`pip install libtpu`, of the
+`--tpu v5e:2x4` it is compiled for TPUs that need not be there either (`pip install libtpu`, of the
 version that `jax[tpu]` names). Memory is XLA's own account of the compiled program
 (`compiled.memory_analysis()`); what is sent is read out of its HLO:
 
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="pictures to a group of devices")
     parser.add_argument("--space", type=_integers, default=(1, 2, 4, 8))
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--tpu", default="", help="a topology such as v5e:4x4, to compile for it")
+    parser.add_argument("--tpu", default="", help="a topology such as v5e:2x4, to compile for it")
     parser.add_argument("--hlo", default="", help="beginning of the files to write the HLO to")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--json", help="file to write the results to")

@@ -37,6 +37,7 @@ MACHINES = {
     "H100": Machine(989, 450, 50, 8),
 }
 CHIPS = (8, 16, 32, 64, 128, 256)
+CHIPS_OF_A_HOST = 8  # the most that can share a picture
 
 
 def ring(size: float, chips: int, bandwidth: float) -> float:
@@ -104,11 +105,11 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.25, help="of the peak arithmetic")
     parser.add_argument("--reached", type=float, default=0.5, help="of the bandwidths")
     parser.add_argument("--latency", type=float, default=1e-5, help="seconds per collective")
-    parser.add_argument("--pictures", type=int, default=16, help="in a batch, strong scaling")
+    parser.add_argument("--pictures", type=int, default=32, help="in a batch, strong scaling")
     args = parser.parse_args()
     with open(args.file, encoding="utf-8") as file:
         counted = {one["space"]: one for one in json.load(file)["results"]}
-    largest = max(counted)
+    largest = min(max(counted), CHIPS_OF_A_HOST)
     for name, machine in MACHINES.items():
         for space in (1, 2):
             print(f"\n{name}, weak: one picture for every {space} chips\n")
