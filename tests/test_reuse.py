@@ -52,10 +52,21 @@ def test_examples_of_docstrings_run(name):
 )
 def test_import_brings_no_more_than_it_needs(module, unwanted):
     # Flax itself imports Orbax (for its own checkpoints); what counts is what comes on top of it.
+    loaded = {name.split(".")[0] for name in _loaded_by(module, before="flax.linen")}
+    assert not set(unwanted) & loaded
+
+
+def test_the_names_of_the_package_cost_nothing_and_layers_only_what_flax_costs():
+    """So that `benchmarks/import_time.py` finds 0.02 and 1.0 times the time of Flax itself."""
+    assert not [name for name in _loaded_by("flaxseg") if name.split(".")[0] in ("jax", "flax")]
+    on_top = {name.split(".")[0] for name in _loaded_by("flaxseg.layers", before="flax.linen")}
+    assert on_top == {"flaxseg"}
+
+
+def _loaded_by(module: str, before: str = "sys") -> set[str]:
+    """The modules that an import brings into a fresh process, on top of those of another one."""
     code = (
-        "import sys, flax.linen; before = set(sys.modules);"
-        f"import {module};"
-        "print(sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+        f"import sys, {before}; before = set(sys.modules); import {module};"
+        "print(set(sys.modules) - before)"
     )
-    loaded = eval(subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()[-1])
-    assert not set(unwanted) & set(loaded)
+    return eval(subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()[-1])

@@ -21,6 +21,7 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from flaxseg.layers.padding import Padding, explicit_padding, pair
+from flaxseg.layers.split_rows import missing_rows, rows_are_split
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
@@ -36,12 +37,14 @@ _MAX_OVERLAP_FOR_TAPS = 0.6
 
 
 def preferred_form() -> str:
-    """Returns the form that `"auto"` stands for: that of `convolution_form`, by default that of
-    JAX's default backend, `"products"` on CPU, else `"native"`.
+    """Returns the form that `"auto"` stands for: that of `convolution_form`, by default
+    `"products"` where JAX's default backend is the CPU and the rows of pictures are not split over
+    devices, else `"native"`, the forms that XLA can split.
 
     This is the only place where a platform decides; every layer with a `form` argument asks it.
     """
-    return _chosen_form.get() or ("products" if jax.default_backend() == "cpu" else "native")
+    fast_on_cpu = jax.default_backend() == "cpu" and not rows_are_split()
+    return _chosen_form.get() or ("products" if fast_on_cpu else "native")
 
 
 @contextlib.contextmanager
@@ -179,13 +182,13 @@ def atrous_conv(
         )
     form = preferred_form() if form == "auto" else form
     if form == "native":
-        return _native(x, kernel, strides, rate, pads)
+        return native_conv(x, kernel, strides, rate, pads)
     if form != "products":
         raise ValueError(f"form is {form!r}; it must be 'auto', 'native' or 'products'.")
     if kernel_size == (1, 1) and pads == ((0, 0), (0, 0)):
         return _pointwise(x[:, :: strides[0], :: strides[1]], kernel)
     if kernel.shape[2] < _MIN_CHANNELS_FOR_TAPS:
-        return _native(x, kernel, strides, rate, pads)
+        return native_conv(x, kernel, strides, rate, pads)
     overlap = _overlap_share(x.shape[1:3], kernel_size, strides, rate, pads)
     return _conv_products(x, kernel, strides, rate, pads, overlap < _MAX_OVERLAP_FOR_TAPS)
 
@@ -262,10 +265,28 @@ def _overlap_share(size, kernel_size, strides, rate, pads) -> float:
     return met / (out[0] * out[1] * kernel_size[0] * kernel_size[1])
 
 
-def _native(x, kernel, strides, rate, pads):
-    return lax.conv_general_dilated(
-        x, kernel, strides, pads, rhs_dilation=rate, dimension_numbers=_DIMENSIONS
+def native_conv(x, kernel, strides, rate, pads: Pads, groups: int = 1) -> jax.Array:
+    """Returns XLA's convolution.
+
+    Where rows are split unevenly, XLA's gradient of the kernel is wrong: it counts rows that only
+    fill the last device up (jax 0.10 to 0.12). So there are as many rows on each, in and out.
+    """
+    out = output_size(x.shape[1:3], kernel.shape[:2], strides, rate, pads)[0]
+    more_in, more_out = missing_rows(x.shape[1]), missing_rows(out)
+    if more_in or more_out:
+        x = jnp.pad(x, ((0, 0), (0, more_in), (0, 0), (0, 0)))
+        (above, below), beside = pads
+        pads = ((above, below - more_in + strides[0] * more_out), beside)
+    y = lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        pads,
+        rhs_dilation=rate,
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=groups,
     )
+    return y[:, :out] if more_out else y
 
 
 def _pointwise(x, kernel):
@@ -278,7 +299,7 @@ def _conv_products(x, kernel, strides, rate, pads, by_taps):
     """A convolution whose weight gradient, and with `by_taps` everything, is a sum over taps of
     matrix products."""
     if not by_taps:
-        return _native(x, kernel, strides, rate, pads)
+        return native_conv(x, kernel, strides, rate, pads)
     out = output_size(x.shape[1:3], kernel.shape[:2], strides, rate, pads)
     y = jnp.zeros((x.shape[0], *out, kernel.shape[3]), x.dtype)
     for i, j, outputs, inputs in taps(x.shape[1:3], out, kernel.shape[:2], strides, rate, pads):
@@ -296,7 +317,7 @@ def _conv_products_backward(strides, rate, pads, by_taps, residuals, gradient):
     if by_taps:
         x_gradient = jnp.zeros_like(x)
     else:
-        _, transpose = jax.vjp(lambda x: _native(x, kernel, strides, rate, pads), x)
+        _, transpose = jax.vjp(lambda x: native_conv(x, kernel, strides, rate, pads), x)
         (x_gradient,) = transpose(gradient)
     products = {}
     for i, j, outputs, inputs in taps(size, out, kernel_size, strides, rate, pads):

@@ -15,6 +15,7 @@ import numpy as np
 from flax.typing import Dtype
 
 from flaxseg.layers.atrous import atrous_conv
+from flaxseg.layers.split_rows import missing_rows, rows_are_split, split_rows, whole_rows
 
 LEARNED = ("none", "depthwise", "dense")
 
@@ -63,6 +64,11 @@ def bilinear_deconv(
         )
     )
     highest = jax.lax.Precision.HIGHEST
+    if rows_are_split():  # the few rows before upsampling are what devices send each other
+        x = jnp.einsum("mh,nhwc->nmwc", rows.astype(x.dtype), whole_rows(x), precision=highest)
+        return jnp.einsum(
+            "mw,nhwc->nhmc", columns.astype(x.dtype), split_rows(x), precision=highest
+        )
     x = jnp.einsum("mw,nhwc->nhmc", columns.astype(x.dtype), x, precision=highest)
     return jnp.einsum("mh,nhwc->nmwc", rows.astype(x.dtype), x, precision=highest)
 
@@ -136,13 +142,15 @@ def transposed_conv(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
     # [tap, phase] of both axes; a transposed convolution runs through its kernel backwards.
     kernel = kernel.reshape(taps, strides, taps, strides, inputs, features)[::-1, :, ::-1]
     rows, columns = height + taps - 1, width + taps - 1
+    more = missing_rows(rows)
+    rows += more
+    below, beside = (taps - 1, taps - 1 + more), (taps - 1, taps - 1)
     if inputs == channels:
         kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(taps, taps, inputs, -1)
-        y = atrous_conv(x, kernel, padding=taps - 1)
+        y = atrous_conv(x, kernel, padding=(below, beside))
         y = y.reshape(n, rows, columns, strides, strides, features)
     else:
-        pads = (taps - 1, taps - 1)
-        x = jnp.pad(x, ((0, 0), pads, pads, (0, 0)))
+        x = jnp.pad(x, ((0, 0), below, beside, (0, 0)))
         y = sum(
             x[:, i : i + rows, j : j + columns, None, None] * kernel[i, :, j, :, 0]
             for i in range(taps)

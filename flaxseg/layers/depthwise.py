@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax import lax
 
-from flaxseg.layers.atrous import output_size, preferred_form
+from flaxseg.layers.atrous import native_conv, output_size, preferred_form
 from flaxseg.layers.padding import Padding, explicit_padding, pair
+from flaxseg.layers.split_rows import rows_are_split, rows_per_device, split_rows, whole_rows
 
 
 class DepthwiseConv(nn.Module):
@@ -92,16 +93,11 @@ def depthwise_conv(
             f"{kernel.shape[:2]} at rate {rate}; enlarge the input or the padding."
         )
     form = preferred_form() if form == "auto" else form
+    if form == "native" and max(pads[0]) > rows_per_device(x.shape[1]):
+        # Kernels that reach beyond the neighbour's rows: XLA would send the whole batch around.
+        form = "products"
     if form == "native":
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            pads,
-            rhs_dilation=rate,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[3],
-        )
+        return native_conv(x, kernel, strides, rate, pads, groups=x.shape[3])
     if form != "products":
         raise ValueError(f"form is {form!r}; it must be 'auto', 'native' or 'products'.")
     return _shifted(x, kernel, strides, rate, pads)
@@ -119,7 +115,9 @@ def _shifted(x, kernel, strides, rate, pads):
 
 def _shifted_forward(x, kernel, strides, rate, pads):
     padded = _pad(x, pads)
-    return _correlate(padded, kernel, strides, rate), (padded, kernel)
+    # What all devices have whole, each of them had better not keep.
+    kept = x if rows_are_split() else padded
+    return _correlate(padded, kernel, strides, rate), (kept, kernel)
 
 
 def _shifted_backward(strides, rate, pads, residuals, gradient):
@@ -127,6 +125,8 @@ def _shifted_backward(strides, rate, pads, residuals, gradient):
     # tap, for this one.
     padded, gradient = lax.optimization_barrier((residuals[0], gradient))
     kernel = residuals[1]
+    if rows_are_split():
+        padded = _pad(padded, pads)
     size = tuple(n - sum(side) for n, side in zip(padded.shape[1:3], pads, strict=True))
     x_gradient = _input_gradient(size, kernel, gradient, strides, rate, pads)
     return x_gradient, _kernel_gradient(padded, kernel, gradient, strides, rate)
@@ -176,7 +176,7 @@ def _input_gradient(size, kernel, gradient, strides, rate, pads):
             for j, right in column_taps:
                 top, left = down + row_pads[0], right + column_pads[0]
                 window = padded[:, top : top + rows, left : left + columns]
-                term = window * kernel[i, j, 0]
+                term = _own_rows(window) * kernel[i, j, 0]
                 y = term if y is None else y + term
         shape = (gradient.shape[0], rows, columns, gradient.shape[3])
         return y if y is not None else jnp.zeros(shape, gradient.dtype)
@@ -208,7 +208,7 @@ def _kernel_gradient(padded, kernel, gradient, strides, rate):
         ]
         return jnp.stack(taps_of_block)
 
-    if gradient.size <= _BLOCK:
+    if gradient.size <= _BLOCK or rows_are_split():
         total = block_gradient(padded, gradient)
     else:
         rows = min(height, max(1, _BLOCK // (width * channels)))
@@ -236,13 +236,18 @@ def _kernel_gradient(padded, kernel, gradient, strides, rate):
 
 
 def _pad(x, pads):
-    """`x` with zeros around it, made once: else the compiler makes it, and all that led to it,
-    again for every tap."""
-    return lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
+    """`x`, all its rows, with zeros around it, made once: else the compiler makes it, and all that
+    led to it, again for every tap."""
+    return lax.optimization_barrier(whole_rows(jnp.pad(whole_rows(x), ((0, 0), *pads, (0, 0)))))
 
 
 def _window(padded, i, j, out, strides, rate):
     """The cells of the padded picture that tap `(i, j)` reads."""
     top, left = i * rate[0], j * rate[1]
     bottom, right = top + strides[0] * (out[0] - 1) + 1, left + strides[1] * (out[1] - 1) + 1
-    return padded[:, top : bottom : strides[0], left : right : strides[1]]
+    return _own_rows(padded[:, top : bottom : strides[0], left : right : strides[1]])
+
+
+def _own_rows(window):
+    """Of a window on all rows the part that this device works on."""
+    return split_rows(whole_rows(window))

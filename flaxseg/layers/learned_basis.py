@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype, Initializer
 
+from flaxseg.layers.split_rows import missing_rows
+
 
 def learned_basis_deconv(
     coefficients: jax.Array, kernel: jax.Array, num_classes: int, *, strides: int = 4
@@ -71,8 +73,11 @@ def learned_basis_deconv(
     parts = parts.transpose(0, 2, 1, 3, 4, 5).reshape(-1, strides, strides, num_classes, bases)
     reach = (taps - 1, taps - 1)
     x = coefficients.reshape(n, height, width, num_classes, bases)
-    x = jnp.pad(x, ((0, 0), reach, reach, (0, 0), (0, 0)))
     rows, columns = height + taps - 1, width + taps - 1
+    more = missing_rows(rows)
+    rows += more
+    below = (reach[0], reach[1] + more)
+    x = jnp.pad(x, ((0, 0), below, reach, (0, 0), (0, 0)))
     around = jnp.stack(
         [
             x[:, taps - 1 - i : taps - 1 - i + rows, taps - 1 - j : taps - 1 - j + columns]

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxseg.layers.split_rows import rows_are_split, split_rows, whole_rows
+
 
 def resize(
     x: jax.Array,
@@ -67,6 +69,8 @@ def resize(
         return x
     rows = interpolation_matrix(x.shape[1], size[0], align_corners, antialias)
     columns = interpolation_matrix(x.shape[2], size[1], align_corners, antialias)
+    if rows_are_split():
+        return _resize_split(x, rows, columns)
     x = _interpolate_columns(x, columns)
     return _interpolate_rows(x, rows)
 
@@ -123,6 +127,15 @@ def _nearest_index(n: int, m: int, align_corners: bool | None) -> np.ndarray:
         return np.floor(_source_position(n, m, align_corners) + 0.5).astype(np.int32)
     # In whole numbers, so that no tie depends on rounding.
     return ((2 * np.arange(m, dtype=np.int64) + 1) * n // (2 * m)).astype(np.int32)
+
+
+def _resize_split(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """Rows first: of both ends, the one with fewer rows and columns is sent between devices."""
+    if rows.shape[0] > rows.shape[1]:
+        x = _interpolate_rows(whole_rows(x), rows)
+        return _interpolate_columns(split_rows(x), columns)
+    x = _interpolate_columns(x, columns)
+    return split_rows(whole_rows(_interpolate_rows(x, rows)))
 
 
 def _interpolate_rows(x: jax.Array, weights: np.ndarray) -> jax.Array:

@@ -25,6 +25,7 @@ FREE_FIELDS = (
     "checkpoint",
     "eval",
     "log",
+    "mesh",
     "data.dir",
     "data.manual_dir",
     "data.allow_problems",
@@ -61,6 +62,8 @@ def default_config() -> config_dict.ConfigDict:
     config.steps = 1000  # optimizer steps of the whole run
     config.batch_size = 8  # images per step over all devices and processes
     config.parallel = "jit"  # jit (over a mesh) | pmap
+    config.mesh = ""  # with jit, data:4,space:2 splits a batch in 4 by pictures and those in 2 by
+    # rows; "": by pictures alone
     config.dtype = (
         "float32"  # of the computation: float32 | bfloat16; parameters and logits are float32
     )
@@ -201,6 +204,27 @@ def rates_in(text: str) -> dict[str, float]:
                 "at least 0, such as classifier=10"
             )
     return rates
+
+
+def mesh_in(text: str) -> dict[str, int]:
+    """The sizes in `mesh`, by axis.
+
+    >>> mesh_in("data:4, space:2")
+    {'data': 4, 'space': 2}
+
+    Raises:
+      ConfigError: a part is not AXIS:NUMBER, or an axis comes twice.
+    """
+    sizes = {}
+    for part in names_in(text):
+        axis, _, size = (word.strip() for word in part.partition(":"))
+        if not size.isdecimal() or axis in sizes:
+            raise ConfigError(
+                f"mesh is {text!r}; it must be a number of devices for each axis, such as "
+                "data:4,space:2"
+            )
+        sizes[axis] = int(size)
+    return sizes
 
 
 def protocol_of(config: Mapping[str, Any]) -> "Protocol":
@@ -535,19 +559,7 @@ def _output_problems(config: config_dict.ConfigDict) -> list[str]:
 def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> list[str]:
     """Fields that are possible alone and impossible together."""
     problems = []
-    unit = device_count * config.optimizer.accumulate_steps
-    if config.batch_size % unit:
-        low = config.batch_size - config.batch_size % unit
-        near = " or ".join(str(size) for size in (low, low + unit) if size)
-        cut = (
-            f" x {config.optimizer.accumulate_steps} accumulated parts"
-            if unit > device_count
-            else ""
-        )
-        problems.append(
-            f"batch_size {config.batch_size} can not be shared by {device_count} devices{cut}; "
-            f"set it to {near}"
-        )
+    problems += _mesh_problems(config, device_count)
     if config.schedule.end_value > config.optimizer.learning_rate:
         problems.append(
             f"schedule.end_value is {config.schedule.end_value}; it must be at most "
@@ -577,4 +589,37 @@ def _relation_problems(config: config_dict.ConfigDict, device_count: int) -> lis
                 f"loss.class_weights has {len(config.loss.class_weights)} entries; "
                 f"{info.name} has {num_classes} classes"
             )
+    return problems
+
+
+def _mesh_problems(config: config_dict.ConfigDict, device_count: int) -> list[str]:
+    """A mesh that the devices do not have, and batches and pictures that it can not share."""
+    from flaxseg.layers.split_rows import SPACE_AXIS
+    from flaxseg.training.parallel import DATA_AXIS, height_unit, mesh_sizes, nearest_multiples
+
+    try:
+        sizes = mesh_sizes(mesh_in(config.mesh), device_count)
+    except ConfigError as error:
+        return [str(error)]
+    problems = []
+    data, space = sizes[DATA_AXIS], sizes[SPACE_AXIS]
+    if space > 1 and config.parallel == "pmap":
+        problems.append(
+            f"parallel is 'pmap', and mesh {config.mesh!r} splits the rows of pictures, which only "
+            "parallel='jit' can; set that, or mesh to \"\""
+        )
+    unit = data * config.optimizer.accumulate_steps
+    if config.batch_size % unit:
+        devices = f"{data} devices" if space == 1 else f"{DATA_AXIS}:{data}"
+        cut = f" x {config.optimizer.accumulate_steps} accumulated parts" if unit > data else ""
+        near = nearest_multiples(config.batch_size, unit)
+        problems.append(
+            f"batch_size {config.batch_size} can not be shared by {devices}{cut}; set it to {near}"
+        )
+    height, unit = config.data.crop_size[0], height_unit(space)
+    if height % unit:
+        problems.append(
+            f"data.crop_size is {tuple(config.data.crop_size)}, and its height can not be shared "
+            f"by {SPACE_AXIS}:{space}; set the height to {nearest_multiples(height, unit)}"
+        )
     return problems

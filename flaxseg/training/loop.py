@@ -34,6 +34,7 @@ from flaxseg.training.config import (
 )
 from flaxseg.training.logging import MetricsFile, TensorBoard
 from flaxseg.training.losses import OutputLoss
+from flaxseg.training.parallel import height_unit
 from flaxseg.training.prefetch import Prefetch, decode_iterator_state, encode_iterator_state
 from flaxseg.training.progress import format_seconds
 from flaxseg.training.run import (
@@ -164,7 +165,7 @@ def _train(run: Run, position: Position, stop: StopRequest) -> None:
             position.iterator_state = encode_iterator_state(iterator.get_state())
         batches = Prefetch(iterator, run.parallel.put_batch)
         stack.callback(batches.close)
-        with _explain_memory(run.config):
+        with _explain_memory(run.config, run.parallel.space):
             _run_steps(run, position, batches, logs, stop)
 
 
@@ -323,7 +324,7 @@ def _warn_of_compilation(step: int, ids: Sequence[str], seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _explain_memory(config: config_dict.ConfigDict) -> Iterator[None]:
+def _explain_memory(config: config_dict.ConfigDict, space: int = 1) -> Iterator[None]:
     """Turn the device's "out of memory" into what can be done about it."""
     try:
         yield
@@ -331,12 +332,18 @@ def _explain_memory(config: config_dict.ConfigDict) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         height, width = config.data.crop_size
+        local = jax.local_device_count()
+        more = next(
+            (n for n in range(space + 1, local + 1) if not local % n | height % height_unit(n)),
+            None,
+        )
+        split = f"--config.mesh=space:{more}, or " if config.parallel == "jit" and more else ""
         raise FlaxsegError(
             f"the device has too little memory for {config.model.name} on {config.model.backbone} "
             f"with batch_size {config.batch_size} of {height}x{width} crops in {config.dtype}. Set "
             f"--config.batch_size={max(config.batch_size // 2, 1)}, or --config.remat=True, or "
-            f"--config.optimizer.accumulate_steps={config.optimizer.accumulate_steps * 2}, or a "
-            "smaller --config.data.crop_size."
+            f"--config.optimizer.accumulate_steps={config.optimizer.accumulate_steps * 2}, or "
+            f"{split}a smaller --config.data.crop_size."
         ) from error
 
 

@@ -21,6 +21,7 @@ from flaxseg.training.config import (
     check_resumable,
     config_to_dict,
     data_name,
+    mesh_in,
     names_in,
     rates_in,
 )
@@ -69,7 +70,7 @@ def open_run(config: config_dict.ConfigDict, directory: RunDirectory) -> Run:
     identity = config_to_dict(config)
     section, field = DATA_FIELD.split(".")
     identity[section][field] = manifest.fingerprint
-    parallel = make_parallel(config.parallel)
+    parallel = make_parallel(config.parallel, mesh=mesh_in(config.mesh))
     model, shapes = _create_model(config, info.num_classes, parallel)
     optimizer = config.optimizer.to_dict()
     for name in ("learning_rate", "accumulate_steps", "ema_decay"):
@@ -162,7 +163,7 @@ def start_or_resume(run: Run) -> Position:
             allow_change=config.allow_change,
             workdir=str(run.directory.path),
         )
-        _warn_of_other_environment(restored.meta.environment)
+        _warn_of_other_environment(restored.meta.environment, environment(run.parallel))
         run.progress.say(f"going on from step {restored.step} in {run.directory.path}")
         return Position(
             restored.step,
@@ -207,12 +208,13 @@ def _load_weights(run: Run, variables: dict[str, Any]) -> dict[str, Any]:
 
 def _describe(run: Run, state: TrainState) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    devices = run.parallel.device_count
+    devices, space = run.parallel.device_count, run.parallel.space
     kind = jax.devices()[0].device_kind
+    split = f", {space} to a picture" if space > 1 else ""
     return (
         f"{run.config.model.name} on {run.config.model.backbone}, {count / 1e6:.1f} M parameters, "
         f"{run.info.name} with {run.info.num_classes} classes, {run.config.steps} steps of "
-        f"{run.config.batch_size} images on {devices} x {kind}"
+        f"{run.config.batch_size} images on {devices} x {kind}{split}"
     )
 
 
@@ -223,11 +225,12 @@ def environment(parallel: Parallel) -> dict[str, Any]:
         "jax": jax.__version__,
         "devices": parallel.device_count,
         "device_kind": jax.devices()[0].device_kind,
+        **({"space": parallel.space} if parallel.space > 1 else {}),
     }
 
 
-def _warn_of_other_environment(saved: Mapping[str, Any]) -> None:
-    here = environment(make_parallel())
+def _warn_of_other_environment(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    saved, here = ({"space": 1, **facts} for facts in (saved, here))
     changed = [f"{k}: was {saved.get(k)}, is {v}" for k, v in here.items() if saved.get(k) != v]
     if changed:
         _log.warning(

@@ -15,6 +15,7 @@ import optax
 
 from flaxseg.errors import ConfigError
 from flaxseg.layers import normalize
+from flaxseg.layers.split_rows import everywhere
 from flaxseg.models.prediction import Prediction
 from flaxseg.training import losses, optimizer, parallel
 from flaxseg.training.losses import OutputLoss
@@ -240,7 +241,8 @@ def make_train_step(
         gradient, sums, batch_stats = gradient_and_sums(
             state, batch, parallel.device_key(key, axis_name), scales
         )
-        gradient, sums = parallel.global_sum((gradient, sums), axis_name)
+        # Where rows are split, XLA would split the gradients of large kernels by their rows too.
+        gradient, sums = parallel.global_sum((everywhere(gradient), sums), axis_name)
         pixels = parallel.global_sum(jnp.int32(batch["label"].size), axis_name)
 
         divisor = losses.safe_divisor(sums["weight"])

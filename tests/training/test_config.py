@@ -104,6 +104,41 @@ def test_a_batch_that_devices_can_not_share_names_the_nearest_sizes():
         validate_config(config, device_count=8)
 
 
+@pytest.mark.parametrize(
+    ("mesh", "problem"),
+    [
+        ("data=4", r"mesh is 'data=4'; it must be .* such as data:4,space:2"),
+        ("data:4,data:2", "it must be a number of devices for each axis"),
+        ("space:0", "mesh has space:0; an axis has at least 1 device"),
+        ("data:4,height:2", "mesh has an axis 'height'; it can have data and space"),
+        ("data:4,spcae:2", r"Did you mean 'space'\?"),
+        ("data:4,space:4", "is of 16 devices, and there are 8; set one of .*data:4,space:2"),
+        ("space:3", "there are 8"),
+        ("space:8", "data.crop_size is .* space:8; set the height to 512 or 768"),
+    ],
+)
+def test_a_mesh_that_can_not_be_is_refused_with_one_that_can(mesh, problem):
+    config = default_config()
+    config.mesh, config.data.crop_size = mesh, (513, 513)
+    with pytest.raises(ConfigError, match=problem):
+        validate_config(config, device_count=8)
+
+
+def test_a_batch_is_shared_by_the_devices_that_do_not_share_pictures():
+    config = default_config()
+    config.mesh, config.batch_size, config.data.crop_size = "space:2", 4, (512, 513)
+    validate_config(config, device_count=8)
+    config.batch_size = 6
+    with pytest.raises(ConfigError, match="6 can not be shared by data:4; set it to 4 or 8"):
+        validate_config(config, device_count=8)
+    config.batch_size, config.parallel = 4, "pmap"
+    with pytest.raises(ConfigError, match="only parallel='jit' can"):
+        validate_config(config, device_count=8)
+    config.mesh = "data:8"
+    config.batch_size = 8
+    validate_config(config, device_count=8)
+
+
 def test_a_resumed_run_refuses_what_would_make_it_another_run():
     old, config = config_to_dict(default_config()), default_config()
     config.optimizer.learning_rate = 0.5

@@ -17,6 +17,7 @@ from flaxseg.errors import CheckpointError, ConfigError, NonFiniteLossError
 from flaxseg.training import default_config, loop, run, train_and_evaluate
 from flaxseg.training.checkpoint import Checkpoints
 from flaxseg.training.compilation import CompilationWatch
+from flaxseg.training.parallel import Parallel
 
 STEPS = 6
 
@@ -171,6 +172,27 @@ def test_pmap_and_jit_agree(config, tmp_path):
     )
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_pictures_split_over_devices_agree_and_the_run_goes_on_without(
+    config, tmp_path, monkeypatch
+):
+    config.data.crop_size = (64, 32)
+    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+    config.mesh = "space:2"
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 4)
+        assert train_and_evaluate(config, str(tmp_path / "split")).step == 4
+    config.mesh = ""
+    split = train_and_evaluate(config, str(tmp_path / "split"))
+    assert [entry["step"] for entry in split.history] == [3, 6]
+    for one, other in zip(split.history, whole.history, strict=True):
+        assert one["miou"] == pytest.approx(other["miou"], abs=0.01)
+    loss = {
+        name: [line["loss"] for line in lines(tmp_path / name) if line["kind"] == "train"]
+        for name in ("whole", "split")
+    }
+    assert loss["split"] == pytest.approx(loss["whole"], rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
@@ -332,6 +354,28 @@ def test_a_second_compilation_is_seen():
     assert watch.count == seen + 1
 
 
+def test_a_step_that_is_compiled_again_is_reported(config, tmp_path, monkeypatch, caplog):
+    compile_train_step = Parallel.compile_train_step
+
+    def compile_and_forget(parallel, step_fn):
+        train_step, calls = compile_train_step(parallel, step_fn), []
+
+        def step(state, batch):
+            calls.append(batch)
+            if len(calls) == 3:
+                jax.clear_caches()
+            return train_step(state, batch)
+
+        return step
+
+    monkeypatch.setattr(Parallel, "compile_train_step", compile_and_forget)
+    config.steps, config.eval.every_steps, config.checkpoint.every_steps = 4, 0, 0
+    train_and_evaluate(config, str(tmp_path))
+    said = [record.message for record in caplog.records if "compiled again" in record.message]
+    assert len(said) == 1
+    assert said[0].startswith("step 3 was compiled again")
+
+
 def test_too_little_memory_says_what_to_set(config):
     with (
         pytest.raises(flaxseg.errors.FlaxsegError, match=r"--config.batch_size=4") as info,
@@ -339,6 +383,13 @@ def test_too_little_memory_says_what_to_set(config):
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
     assert "24x32 crops in float32" in str(info.value)
+    assert "config.mesh" not in str(info.value)  # 24 rows are too few for it
+    config.data.crop_size = (256, 32)
+    with (
+        pytest.raises(flaxseg.errors.FlaxsegError, match=r"--config.mesh=space:4"),
+        loop._explain_memory(config, 2),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
 
 def test_pictures_are_spread_over_the_split():

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-SIZE = (9, 11)
+SIZE = (64, 11)
 
 
 def train(kind: str, rank: int, processes: int) -> dict:
-    """Metrics, and a digest of the parameters."""
+    """Metrics, and a digest of the parameters; "split" is jit with two devices to a picture."""
     import jax
     import jax.numpy as jnp
     from tiny_segmenter import TinySegmenter, tiny_batch
@@ -26,7 +26,8 @@ def train(kind: str, rank: int, processes: int) -> dict:
     from flaxseg.training.state import create_state
     from flaxseg.training.step import make_train_step
 
-    across = make_parallel(kind, jax.devices()[:4])
+    split = {"space": 2} if kind == "split" else None
+    across = make_parallel("jit" if split else kind, jax.devices()[:4], mesh=split)
     model = TinySegmenter(batch_norm_axis=across.batch_norm_axis)
     image = jnp.zeros((1, *SIZE, 3))
     tx = make_optimizer(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
@@ -35,7 +36,7 @@ def train(kind: str, rank: int, processes: int) -> dict:
     state = across.put_state(create_state(model, tx, 0, SIZE))
     rows = slice(rank * 8 // processes, (rank + 1) * 8 // processes)
     for seed in range(3):
-        batch = {key: value[rows] for key, value in tiny_batch(seed).items()}
+        batch = {key: value[rows] for key, value in tiny_batch(seed, hw=SIZE).items()}
         state, metrics = run(state, across.put_batch(batch))
     params = jax.tree.leaves(across.get_state(state).params)
     return {
@@ -52,7 +53,7 @@ def free_address() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("kind", ["jit", "pmap", "split"])
 def test_two_processes_equal_one(kind):
     address = free_address()
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
