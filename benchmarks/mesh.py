@@ -4,9 +4,8 @@ picture.
     python benchmarks/mesh.py --model deeplabv3plus --backbone resnet50 --size 1024,2048 \
         --space 1,2,4,8 --markdown
 
-The step is compiled and never run, so that virtual CPU devices do for any number and any size. With
-`--tpu v5e:2x4` it is compiled for TPUs that need not be there either (`pip install libtpu`, of the
-version that `jax[tpu]` names). Memory is XLA's own account of the compiled program
+The step is compiled and never run, so that virtual CPU devices do for any number and any size;
+convolutions have the form of accelerators. Memory is XLA's own account of the compiled program
 (`compiled.memory_analysis()`); what is sent is read out of its HLO:
 
 * gradients: the all-reduced sums that have a kernel's shape;
@@ -21,7 +20,6 @@ import argparse
 import collections
 import json
 import math
-import os
 import re
 import time
 
@@ -76,6 +74,7 @@ def measure(args: argparse.Namespace, space: int) -> dict:
     import numpy as np
 
     import flaxseg
+    from flaxseg.layers import convolution_form
     from flaxseg.training.optimizer import make_optimizer
     from flaxseg.training.parallel import make_parallel
     from flaxseg.training.schedules import make_schedule
@@ -83,9 +82,8 @@ def measure(args: argparse.Namespace, space: int) -> dict:
     from flaxseg.training.step import make_train_step
 
     height, width = args.size
-    parallel = make_parallel(
-        "jit", _devices(args)[: DATA * space], mesh={"data": DATA, "space": space}
-    )
+    devices = jax.devices()[: DATA * space]
+    parallel = make_parallel("jit", devices, mesh={"data": DATA, "space": space})
     model = flaxseg.create_model(
         args.model, args.classes, backbone=args.backbone, dtype=jnp.dtype(args.dtype)
     )
@@ -101,7 +99,8 @@ def measure(args: argparse.Namespace, space: int) -> dict:
         "label": jax.ShapeDtypeStruct((rows, height, width), np.uint8),
     }
     began = time.perf_counter()
-    compiled = parallel.compile_train_step(step).lower(state, batch).compile()
+    with convolution_form("native"):
+        compiled = parallel.compile_train_step(step).lower(state, batch).compile()
     seconds = time.perf_counter() - began
     kernels = {
         tuple(sorted(n for n in leaf.shape if n > 1)) for leaf in jax.tree.leaves(state.params)
@@ -131,19 +130,6 @@ def measure(args: argparse.Namespace, space: int) -> dict:
         "largest_features": largest,
         "compile_seconds": seconds,
     }
-
-
-def _devices(args: argparse.Namespace) -> list:
-    import jax
-
-    devices = jax.devices()
-    # The forms of layers that are measured are those of accelerators.
-    jax.default_backend = lambda: "tpu"
-    if not args.tpu:
-        return devices
-    from jax.experimental import topologies
-
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=args.tpu).devices)
 
 
 def table(results: list[dict]) -> str:
@@ -177,13 +163,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="pictures to a group of devices")
     parser.add_argument("--space", type=_integers, default=(1, 2, 4, 8))
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--tpu", default="", help="a topology such as v5e:2x4, to compile for it")
     parser.add_argument("--hlo", default="", help="beginning of the files to write the HLO to")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--json", help="file to write the results to")
     args = parser.parse_args()
 
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     import jax
 
     jax.config.update("jax_platforms", "cpu")
