@@ -109,7 +109,8 @@ def test_the_documented_lines_read_the_file_without_flaxseg(
     )
     (lines,) = [block for block in blocks if f'"camvid{suffix}"' in block and "Image" in block]
     program = (
-        f"{lines}\nimport sys\nassert not any(name.partition('.')[0] == 'flaxseg' for name in sys.modules)\n"
+        f"{lines}\nimport sys\n"
+        "assert not any(name.partition('.')[0] == 'flaxseg' for name in sys.modules)\n"
         "np.save('classes.npy', classes)\nprint(card['class_names'])\n"
     )
     done = subprocess.run(
