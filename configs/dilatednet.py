@@ -22,7 +22,7 @@ voc         vgg16                1 x 12 GB   67.6 % front on the test split; wit
                                              and Koltun 2016, arXiv 1511.07122)
 cityscapes  vgg16                1 x 12 GB   68.7 % joint, on val (paper, ten layers of context)
 ade20k      vgg16                1 x 12 GB   none published
-camvid      efficientnet_lite0   2 CPU cores not measured yet
+camvid      efficientnet_lite0   2 CPU cores 42.5 % measured after 300 steps
 shapes      resnet18             2 CPU cores not measured yet; from random weights
 
 Rates are those of the release's solvers (front end 1e-4, on VOC the paper's 1e-3; context 1e-3;
