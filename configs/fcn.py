@@ -27,7 +27,7 @@ voc         vgg16, alexnet       1 x 8 GB    63.6 % 32s, 65.0 % 16s, 65.5 % 8s, 
 cityscapes  vgg16                1 x 16 GB   65.3 % 8s, on the test split (paper: Cordts et al.
                                              2016, arXiv 1604.01685)
 ade20k      vgg16                1 x 16 GB   29.4 % 8s (paper: Zhou et al. 2017, arXiv 1608.05442)
-camvid      efficientnet_lite0   2 CPU cores 48.7 % 8s, 43.3 % resnet (on the same backbone, OS 16),
+camvid      efficientnet_lite0   2 CPU cores 48.6 % 8s, 43.3 % resnet (on the same backbone, OS 16),
                                              measured after 300 steps
 shapes      resnet18             2 CPU cores not measured yet; from random weights
 
