@@ -25,7 +25,8 @@ from flaxseg.crf.kernels import (
 
 _ITERATIONS = 10
 # Vertices per pixel that are tried first for pictures of so many pixels: photos need fewer with all
-# published parameters, and half of the time to build a lattice goes to memory that it does not use.
+# published parameters, and a third of the time to build a lattice with all room goes to memory that
+# it does not use.
 _ROOM = 3.0
 _LARGE = 1 << 15
 

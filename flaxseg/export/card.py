@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from flaxseg.errors import DataError
+from flaxseg.evaluation.whole_file import whole_file
 from flaxseg.export.program import OUTPUTS
 
 FORMAT = "flaxseg-export"
@@ -77,12 +78,10 @@ def write_file(path: str | os.PathLike, data: bytes) -> pathlib.Path:
       DataError: it can not be written.
     """
     path = pathlib.Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
+        with whole_file(path) as file:
+            file.write(data)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise DataError(
             f"{path} can not be written: {error.strerror or error}. It needs {len(data) / 1e6:.1f} "
             "MB; free some room or choose another --out."

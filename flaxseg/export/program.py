@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxseg.errors import ConfigError
+from flaxseg.evaluation.predict import MAX_CLASSES
 from flaxseg.layers import convolution_form, fold_batch_norm, normalize
 
 
@@ -30,7 +31,6 @@ OUTPUTS = {
     "probabilities": Output("float32", True, "probability of each class; they sum to 1"),
     "logits": Output("float32", True, "score of each class before the softmax"),
 }
-_MAX_CLASSES = 255
 
 
 def check_request(
@@ -51,10 +51,10 @@ def check_request(
             f"outputs is {tuple(outputs)!r}; give one or several of {', '.join(OUTPUTS)}, each "
             "once."
         )
-    if "classes" in outputs and model.num_classes > _MAX_CLASSES:
+    if "classes" in outputs and model.num_classes > MAX_CLASSES:
         raise ConfigError(
             f"the model has {model.num_classes} classes, and a class map is uint8; at most "
-            f"{_MAX_CLASSES} fit. Export its logits alone: outputs=('logits',)."
+            f"{MAX_CLASSES} fit. Export its logits alone: outputs=('logits',)."
         )
     try:
         jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))

@@ -269,7 +269,8 @@ def native_conv(x, kernel, strides, rate, pads: Pads, groups: int = 1) -> jax.Ar
     """Returns XLA's convolution.
 
     Where rows are split unevenly, XLA's gradient of the kernel is wrong: it counts rows that only
-    fill the last device up (jax 0.10 to 0.12). So there are as many rows on each, in and out.
+    fill the last device up (seen with jax 0.10.2 and 0.12). So there are as many rows on each, in
+    and out.
     """
     out = output_size(x.shape[1:3], kernel.shape[:2], strides, rate, pads)[0]
     more_in, more_out = missing_rows(x.shape[1]), missing_rows(out)
