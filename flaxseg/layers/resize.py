@@ -29,7 +29,8 @@ def resize(
     computed from: cell `i` stays over pixel `stride * i`, where a convolution padded on both sides
     put it, and the last cell reaches to the border. It equals `align_corners=True` for sizes
     `stride * k + 1`; for others that stretches the features by up to a stride, and `False` shifts
-    them by half of one.
+    them by half of one. Reducing takes pixel `stride * i` for cell `i`, as labels for such features
+    want it.
 
     Args:
       x: `[N, H, W, C]`, any number type.
@@ -115,8 +116,9 @@ def interpolation_matrix(
 def _source_position(n: int, m: int, align_corners: bool | None) -> np.ndarray:
     target = np.arange(m, dtype=np.float64)
     if align_corners is None:
-        stride = 2.0 ** math.ceil(math.log2(m / n))  # of n = ceil(m / stride) cells, the only one
-        return np.minimum(target / stride, n - 1)
+        # Of ceil(larger / stride) cells, the only stride.
+        stride = 2.0 ** math.ceil(math.log2(max(n, m) / min(n, m)))
+        return np.minimum(target / stride if m > n else target * stride, n - 1)
     if align_corners:
         return target * ((n - 1) / (m - 1)) if m > 1 else np.zeros(1)
     return (target + 0.5) * (n / m) - 0.5

@@ -109,8 +109,9 @@ def default_config() -> config_dict.ConfigDict:
         reduction="mean",  # mean over all valid pixels | sum over those of an image
         sample_rate=1.0,  # probability that a pixel's loss counts in a step
         outputs=_section(
-            logits=_output_loss(),  # the main output
-            auxiliary=_output_loss(weight=0.0),  # every auxiliary output without a section
+            logits=output_loss_section(OutputLoss()),  # the main output
+            # Every auxiliary output without a section.
+            auxiliary=output_loss_section(OutputLoss(weight=0.0)),
         ),
     )
     config.optimizer = _section(
@@ -161,9 +162,12 @@ def _section(**fields: Any) -> config_dict.ConfigDict:
     return config_dict.ConfigDict(fields)
 
 
-def _output_loss(**changed: Any) -> config_dict.ConfigDict:
-    """The fields of `flaxseg.training.losses.OutputLoss`: the loss of one output of the model."""
-    return _section(**(dataclasses.asdict(OutputLoss()) | changed))
+def output_loss_section(loss: OutputLoss) -> config_dict.ConfigDict:
+    """The loss of one output of the model, as a section of `config.loss.outputs`."""
+    fields = dataclasses.asdict(loss)
+    # So that it remains a bool or None, whichever it is now.
+    fields["align_corners"] = config_dict.FieldReference(loss.align_corners, field_type=bool)
+    return _section(**fields)
 
 
 def config_to_dict(config: config_dict.ConfigDict) -> dict[str, Any]:
@@ -357,7 +361,7 @@ def _structure_problems(config: config_dict.ConfigDict) -> list[str]:
     outputs = {name.split(".")[2] for name in given if name.startswith("loss.outputs.")}
     with default.unlocked():
         for name in outputs - set(default.loss.outputs):  # each output has the same fields
-            default.loss.outputs[name] = _output_loss()
+            default.loss.outputs[name] = output_loss_section(OutputLoss())
     expected = _flatten(default)
     for name in given:
         if name not in expected and not name.startswith(_FREE_SECTIONS):
@@ -365,6 +369,8 @@ def _structure_problems(config: config_dict.ConfigDict) -> list[str]:
     for name, default in expected.items():
         if name not in given:
             problems.append(f"the field {name!r} is missing; its default is {default!r}")
+        elif given[name] is None and name.endswith(".align_corners"):
+            pass  # a third convention of `flaxseg.layers.resize`
         elif not _has_type_of(given[name], default):
             problems.append(
                 f"{name} is {given[name]!r}; it must be a {_kind(default)}, such as {default!r}"

@@ -3,13 +3,12 @@
 --config=configs/deeplab.py:variant=v3,data=camvid
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable
 
 from ml_collections import config_dict
 
 from flaxseg.errors import ConfigError
-from flaxseg.training.config import did_you_mean
+from flaxseg.training.config import did_you_mean, output_loss_section
 from flaxseg.training.losses import OutputLoss
 
 
@@ -76,8 +75,7 @@ def set_output_loss(config: config_dict.ConfigDict, *outputs: str, **fields: obj
     """
     with config.unlocked():
         for name in outputs:
-            description = dataclasses.asdict(OutputLoss(**fields))
-            config.loss.outputs[name] = config_dict.ConfigDict(description)
+            config.loss.outputs[name] = output_loss_section(OutputLoss(**fields))
 
 
 # Square roots of how rare the classes of CamVid are in the training labels: the median of the

@@ -102,6 +102,9 @@ def test_features_stay_where_a_strided_convolution_took_them(size, stride):
     np.testing.assert_allclose(back, wanted, atol=1e-4)
     nearest = resize(cells, size, method="nearest", align_corners=None)
     assert np.abs(nearest - wanted).max() <= stride / 2
+    for method in ("nearest", "bilinear"):  # and the other way: the pixel below each cell
+        reduced = resize(ramp, cells.shape[1:3], method=method, align_corners=None)
+        np.testing.assert_array_equal(reduced, cells)
 
 
 def test_resize_by_stride_is_aligned_where_corners_coincide():

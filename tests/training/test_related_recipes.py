@@ -6,11 +6,13 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import flaxseg
 from flaxseg.data import dataset_info, list_datasets
 from flaxseg.errors import ConfigError
+from flaxseg.layers import resize
 from flaxseg.training.config import names_in, validate_config
 from flaxseg.training.optimizer import frozen_parameters
 from flaxseg.weights import HUB_WEIGHTS
@@ -86,9 +88,23 @@ def test_every_recipe_is_valid_and_makes_a_model(recipe, name, variant, data):
     if name == "dilatednet":
         # Labels are resized onto the scores: cells lie in the middle of their pixels without
         # padding, else on the first.
-        aligned = config.loss.outputs.scores.align_corners
-        assert aligned == (data in ("camvid", "shapes"))
-        assert all(side % 8 == aligned for side in config.data.crop_size)
+        padded = data in ("camvid", "shapes")
+        assert config.loss.outputs.scores.align_corners is (None if padded else False)
+        assert all(side % 8 == padded for side in config.data.crop_size)
+
+
+def test_dilatednets_loss_sees_scores_where_the_prediction_has_them(recipe):
+    config = recipe("dilatednet", "data=shapes")
+    size = 70, 47  # neither stretched to the corners nor to the borders would do
+    model = create_model(config)
+    prediction, _ = model.init_with_output(
+        {"params": jax.random.key(0), "dropout": jax.random.key(1)},
+        jnp.ones((1, *size, 3)),
+        train=True,
+    )
+    scores = prediction.auxiliary["scores"]
+    resized = resize(scores, size, align_corners=config.loss.outputs.scores.align_corners)
+    np.testing.assert_array_equal(resized, prediction.logits)
 
 
 def test_the_published_networks(recipe):

@@ -81,7 +81,8 @@ class OutputLoss:
       resize_labels: whether the target is resized to the output (to the nearest, so that no class
         is invented; the mean is over what is valid there), in place of the output's logits to the
         label.
-      align_corners: how logits, or labels, are resized; see `flaxseg.layers.resize`.
+      align_corners: how logits, or labels, are resized; see `flaxseg.layers.resize`. It has to be
+        the convention with which the model resizes the output itself, or labels are shifted.
 
     Raises:
       ConfigError: for a weight out of range, a kind or target that does not exist or has no such
@@ -96,7 +97,7 @@ class OutputLoss:
     kind: str = "cross_entropy"
     target: str = "label"
     resize_labels: bool = False
-    align_corners: bool = False
+    align_corners: bool | None = False
 
     def __post_init__(self):
         if not (math.isfinite(self.weight) and self.weight >= 0):

@@ -11,7 +11,7 @@ def lovasz_loss(
     label: jax.Array,
     *,
     ignore_label: int = 255,
-    align_corners: bool = False,
+    align_corners: bool | None = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""The Lovász extension of one minus the intersection over union, per image.
 
