@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from flaxseg.crf import CrfPreset, dense_crf
 from flaxseg.evaluation.program_limit import ProgramLimit
-from flaxseg.layers import normalize
+from flaxseg.layers import largest_class, normalize
 
 MAX_CLASSES = 255  # label maps are uint8, and 255 means "ignore"
 
@@ -50,7 +50,7 @@ def make_predict_step(
 
     def step(variables: Mapping, image: jax.Array) -> jax.Array:
         def classes(one: jax.Array) -> jax.Array:
-            return jnp.argmax(_scores(model, variables, one, crf), axis=-1).astype(jnp.uint8)
+            return largest_class(_scores(model, variables, one, crf)).astype(jnp.uint8)
 
         return jax.lax.map(classes, image)
 

@@ -27,7 +27,7 @@ from flaxseg.crf import CrfPreset, dense_crf, unary_from_probabilities
 from flaxseg.evaluation.predict import MAX_CLASSES, compiled_probabilities, predict
 from flaxseg.evaluation.program_limit import ProgramLimit
 from flaxseg.evaluation.protocol import Layout, Protocol
-from flaxseg.layers import normalize
+from flaxseg.layers import largest_class, normalize
 
 # Lines that are fused and leave the device at a time.
 _LINES = 128
@@ -479,7 +479,7 @@ def _softmax(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _classes(x: jax.Array) -> jax.Array:
-    return jnp.argmax(x, -1).astype(jnp.uint8)
+    return largest_class(x).astype(jnp.uint8)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from flaxseg.errors import ConfigError
 from flaxseg.evaluation.predict import MAX_CLASSES
-from flaxseg.layers import convolution_form, fold_batch_norm, normalize
+from flaxseg.layers import convolution_form, fold_batch_norm, largest_class, normalize
 
 
 class Output(NamedTuple):
@@ -90,7 +90,7 @@ def picture_program(
         with convolution_form(form):
             logits = model.apply(variables, normalize(image, model.normalization)).logits
         values = {
-            "classes": lambda: jnp.argmax(logits, -1).astype(jnp.uint8),
+            "classes": lambda: largest_class(logits, form=form).astype(jnp.uint8),
             "probabilities": lambda: jax.nn.softmax(logits),
             "logits": lambda: logits,
         }

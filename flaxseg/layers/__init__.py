@@ -1,7 +1,7 @@
 """The field's building blocks. Each stands alone: plain arguments, no config, no data set."""
 
 from flaxseg.layers.aspp import ASPP, ImagePooling
-from flaxseg.layers.atrous import AtrousConv, atrous_conv, convolution_form, preferred_form
+from flaxseg.layers.atrous import AtrousConv, atrous_conv
 from flaxseg.layers.auxiliary import AuxiliaryHead
 from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.batch_norm_folding import fold_batch_norm
@@ -19,6 +19,7 @@ from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.context_module import CONTEXT_RATES, ContextModule, identity_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
+from flaxseg.layers.forms import convolution_form, preferred_form
 from flaxseg.layers.fully_connected import fully_connected
 from flaxseg.layers.image_normalization import (
     CAFFE,
@@ -35,6 +36,7 @@ from flaxseg.layers.large_kernel import (
     LineConv,
     line_conv,
 )
+from flaxseg.layers.largest import largest_class
 from flaxseg.layers.learned_basis import LearnedBasisDeconv, cosine_bases, learned_basis_deconv
 from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.multi_resolution_fusion import MultiResolutionFusion
@@ -115,6 +117,7 @@ __all__ = [
     "fully_connected",
     "global_average_pool",
     "identity_init",
+    "largest_class",
     "learned_basis_deconv",
     "line_conv",
     "local_extreme",

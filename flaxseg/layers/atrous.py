@@ -9,9 +9,6 @@ GPU and TPU the native convolution is used. All forms give the same value and gr
 order of float additions.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from functools import partial
 
 import flax.linen as nn
@@ -20,52 +17,23 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax import lax
 
+from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.padding import Padding, explicit_padding, pair
-from flaxseg.layers.split_rows import missing_rows, rows_are_split
+from flaxseg.layers.split_rows import missing_rows
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
-_chosen_form: contextvars.ContextVar[str | None] = contextvars.ContextVar("form", default=None)
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Below this many input channels the products of single taps are too thin to win over the native
 # weight gradient.
 _MIN_CHANNELS_FOR_TAPS = 16
 # A kernel is written as tap products altogether when less than this share of its multiplications
 # meets the picture.
-_MAX_OVERLAP_FOR_TAPS = 0.6
-
-
-def preferred_form() -> str:
-    """Returns the form that `"auto"` stands for: that of `convolution_form`, by default
-    `"products"` where JAX's default backend is the CPU and the rows of pictures are not split over
-    devices, else `"native"`, the forms that XLA can split.
-
-    This is the only place where a platform decides; every layer with a `form` argument asks it.
-    """
-    fast_on_cpu = jax.default_backend() == "cpu" and not rows_are_split()
-    return _chosen_form.get() or ("products" if fast_on_cpu else "native")
-
-
-@contextlib.contextmanager
-def convolution_form(form: str) -> Iterator[None]:
-    """What is traced inside has this form for `"auto"`: a program that is to run elsewhere.
-
-    A function that `jax.jit` has traced before keeps the form that it has.
-
-    Args:
-      form: `"native"` or `"products"`.
-
-    Raises:
-      ValueError: the form is none of these.
-    """
-    if form not in ("native", "products"):
-        raise ValueError(f"form is {form!r}; it must be 'native' or 'products'.")
-    token = _chosen_form.set(form)
-    try:
-        yield
-    finally:
-        _chosen_form.reset(token)
+_MAX_OVERLAP_FOR_TAPS = 0.85
+# With more numbers than this in the input, cutting out what a tap reads takes longer than leaving
+# that to XLA's convolution of the one tap, whose products are slower.
+_MAX_INPUT_FOR_CUTS = 1 << 22
 
 
 class AtrousConv(nn.Module):
@@ -158,7 +126,7 @@ def atrous_conv(
       padding: see `explicit_padding`.
       form: `"native"` is XLA's convolution; `"products"` writes it as matrix products where that
         is faster on a CPU, with a gradient of its own (reverse mode only); `"auto"` is
-        `preferred_form()`.
+        `flaxseg.layers.preferred_form()`.
 
     Returns:
       `[N, H', W', features]`.
@@ -180,11 +148,8 @@ def atrous_conv(
             f"an input of {x.shape[1:3]} cells with padding {pads} is smaller than the kernel "
             f"{kernel_size} at rate {rate}; enlarge the input or the padding."
         )
-    form = preferred_form() if form == "auto" else form
-    if form == "native":
+    if resolve_form(form) == "native":
         return native_conv(x, kernel, strides, rate, pads)
-    if form != "products":
-        raise ValueError(f"form is {form!r}; it must be 'auto', 'native' or 'products'.")
     if kernel_size == (1, 1) and pads == ((0, 0), (0, 0)):
         return _pointwise(x[:, :: strides[0], :: strides[1]], kernel)
     if kernel.shape[2] < _MIN_CHANNELS_FOR_TAPS:
@@ -304,7 +269,16 @@ def _conv_products(x, kernel, strides, rate, pads, by_taps):
     out = output_size(x.shape[1:3], kernel.shape[:2], strides, rate, pads)
     y = jnp.zeros((x.shape[0], *out, kernel.shape[3]), x.dtype)
     for i, j, outputs, inputs in taps(x.shape[1:3], out, kernel.shape[:2], strides, rate, pads):
-        y += place(_pointwise(x[:, *inputs], kernel[i : i + 1, j : j + 1]), outputs, out)
+        tap = kernel[i : i + 1, j : j + 1]
+        if x.size > _MAX_INPUT_FOR_CUTS:
+            cuts = tuple(
+                (-where.start, where.stop - n)
+                for where, n in zip(inputs, x.shape[1:3], strict=True)
+            )
+            product = native_conv(x, tap, strides, (1, 1), cuts)
+        else:
+            product = _pointwise(x[:, *inputs], tap)
+        y += place(product, outputs, out)
     return y
 
 

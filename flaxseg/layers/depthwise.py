@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax import lax
 
-from flaxseg.layers.atrous import native_conv, output_size, preferred_form
+from flaxseg.layers.atrous import native_conv, output_size
+from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.padding import Padding, explicit_padding, pair
 from flaxseg.layers.split_rows import rows_are_split, rows_per_device, split_rows, whole_rows
 
@@ -71,7 +72,7 @@ def depthwise_conv(
       padding: see `explicit_padding`.
       form: `"native"` is XLA's grouped convolution; `"products"` multiplies shifted pictures and
         adds them up, with a gradient of its own (reverse mode only); `"auto"` is
-        `preferred_form()`.
+        `flaxseg.layers.preferred_form()`.
 
     Returns:
       `[N, H', W', C]`.
@@ -92,14 +93,12 @@ def depthwise_conv(
             f"an input of {x.shape[1:3]} cells with padding {pads} is smaller than the kernel "
             f"{kernel.shape[:2]} at rate {rate}; enlarge the input or the padding."
         )
-    form = preferred_form() if form == "auto" else form
+    form = resolve_form(form)
     if form == "native" and max(pads[0]) > rows_per_device(x.shape[1]):
         # Kernels that reach beyond the neighbour's rows: XLA would send the whole batch around.
         form = "products"
     if form == "native":
         return native_conv(x, kernel, strides, rate, pads, groups=x.shape[3])
-    if form != "products":
-        raise ValueError(f"form is {form!r}; it must be 'auto', 'native' or 'products'.")
     return _shifted(x, kernel, strides, rate, pads)
 
 

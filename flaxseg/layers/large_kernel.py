@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax import lax
 
-from flaxseg.layers.atrous import AtrousConv, atrous_conv, preferred_form
+from flaxseg.layers.atrous import AtrousConv, atrous_conv
 from flaxseg.layers.classifier import classifier_init
+from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.padding import pair
 
 KINDS = ("global", "baseline", "trivial", "stack")
@@ -183,7 +184,7 @@ def line_conv(
     count = max(kernel.shape[:2])
     _check_odd(count)
     axis = 1 if kernel.shape[0] > 1 else 2
-    form = preferred_form() if form == "auto" else form
+    form = resolve_form(form)
     fits = x.ndim == 4 and x.shape[3] == kernel.shape[2]
     if (
         form == "products"

@@ -156,8 +156,11 @@ def _average_over(x: jax.Array, rows: _Bins, columns: _Bins) -> jax.Array:
         "precision": lax.Precision.HIGHEST,
         "preferred_element_type": jnp.promote_types(x.dtype, jnp.float32),
     }
-    y = jnp.einsum("bw,nhwc->nhbc", _averaging_matrix(x.shape[2], columns, x.dtype), x, **products)
-    y = jnp.einsum("ah,nhbc->nabc", _averaging_matrix(x.shape[1], rows, y.dtype), y, **products)
+    # Rows first, with the matrix once for each picture: nothing has to be transposed.
+    matrix = jnp.asarray(_averaging_matrix(x.shape[1], rows, x.dtype))
+    matrix = jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape))
+    y = jnp.einsum("nah,nhwc->nawc", matrix, x, **products)
+    y = jnp.einsum("bw,nawc->nabc", _averaging_matrix(x.shape[2], columns, y.dtype), y, **products)
     cells = np.outer([b - a for a, b in rows], [b - a for a, b in columns])
     return (y / cells[..., None].astype(np.float32)).astype(x.dtype)
 

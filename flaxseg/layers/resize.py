@@ -2,11 +2,13 @@
 arguments."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.split_rows import rows_are_split, split_rows, whole_rows
 
 
@@ -17,6 +19,7 @@ def resize(
     method: str = "bilinear",
     align_corners: bool | None,
     antialias: bool = False,
+    form: str = "auto",
 ) -> jax.Array:
     """Resizes pictures or feature maps.
 
@@ -43,6 +46,10 @@ def resize(
         accuracy silently.
       antialias: widen the bilinear kernel by the factor of the reduction when the result is
         smaller, as Pillow and `jax.image.resize` do; only with `align_corners=False`.
+      form: of bilinear resizing: `"native"` multiplies with a matrix of weights along each axis;
+        `"products"`, many times as fast on a CPU, adds up the terms whose weights are not zero,
+        with a gradient of its own (reverse mode only); `"auto"` is
+        `flaxseg.layers.preferred_form()`.
 
     Returns:
       `[N, height, width, C]` of the dtype of `x`; bilinear needs a float type.
@@ -50,6 +57,7 @@ def resize(
     Raises:
       ValueError: an argument is not one of the above, or the combination is undefined.
     """
+    form = resolve_form(form)
     if x.ndim != 4:
         raise ValueError(f"x has shape {x.shape}; wanted [N, H, W, C].")
     if len(size) != 2 or min(size) < 1:
@@ -65,15 +73,12 @@ def resize(
         raise ValueError(f"method is {method!r}; it must be 'bilinear' or 'nearest'.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}; bilinear needs floats, labels need method='nearest'.")
-    # The axis that shrinks first, or grows last, keeps the picture in between small.
-    if x.shape[1] == size[0] and x.shape[2] == size[1]:
+    size = tuple(size)
+    if x.shape[1:3] == size:
         return x
-    rows = interpolation_matrix(x.shape[1], size[0], align_corners, antialias)
-    columns = interpolation_matrix(x.shape[2], size[1], align_corners, antialias)
-    if rows_are_split():
-        return _resize_split(x, rows, columns)
-    x = _interpolate_columns(x, columns)
-    return _interpolate_rows(x, rows)
+    if form == "products" and not antialias and not rows_are_split():
+        return _by_terms(x, x.shape[1:3], size, align_corners)
+    return _by_matrices(x, size, align_corners, antialias)
 
 
 def shrink(x: jax.Array, factor: int) -> jax.Array:
@@ -131,8 +136,56 @@ def _nearest_index(n: int, m: int, align_corners: bool | None) -> np.ndarray:
     return ((2 * np.arange(m, dtype=np.int64) + 1) * n // (2 * m)).astype(np.int32)
 
 
-def _resize_split(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """Rows first: of both ends, the one with fewer rows and columns is sent between devices."""
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _by_terms(
+    x: jax.Array, before: tuple[int, int], size: tuple[int, int], align_corners: bool | None
+) -> jax.Array:
+    rows, columns = (
+        interpolation_matrix(n, m, align_corners) for n, m in zip(before, size, strict=True)
+    )
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return _sum_terms(_sum_terms(y, columns, axis=2), rows, axis=1).astype(x.dtype)
+
+
+def _by_terms_forward(x, before, size, align_corners):
+    return _by_terms(x, before, size, align_corners), None
+
+
+def _by_terms_backward(before, size, align_corners, residuals, gradient):
+    del residuals  # a linear function has none
+    rows, columns = (
+        interpolation_matrix(n, m, align_corners).T for n, m in zip(before, size, strict=True)
+    )
+    g = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    return (_sum_terms(_sum_terms(g, rows, axis=1), columns, axis=2).astype(gradient.dtype),)
+
+
+_by_terms.defvjp(_by_terms_forward, _by_terms_backward)
+
+
+def _sum_terms(x: jax.Array, weights: np.ndarray, axis: int) -> jax.Array:
+    """The product of `weights` `[m, n]` with `x` along an axis of `n` cells, term by term, where
+    few weights of a row are not zero."""
+    index = np.argsort(weights == 0, axis=1, kind="stable")[:, : (weights != 0).sum(1).max()]
+    share = np.take_along_axis(weights, index, 1).astype(x.dtype)
+    shape = [-1 if a == axis else 1 for a in range(x.ndim)]
+    terms = (
+        share[:, k].reshape(shape) * jnp.take(x, index[:, k], axis, mode="clip")
+        for k in range(index.shape[1])
+    )
+    return sum(terms)
+
+
+def _by_matrices(
+    x: jax.Array, size: tuple[int, int], align_corners: bool | None, antialias: bool = False
+) -> jax.Array:
+    rows, columns = (
+        interpolation_matrix(n, m, align_corners, antialias)
+        for n, m in zip(x.shape[1:3], size, strict=True)
+    )
+    if not rows_are_split():
+        return _interpolate_rows(_interpolate_columns(x, columns), rows)
+    # Rows first: of both ends, the one with fewer rows and columns is sent between devices.
     if rows.shape[0] > rows.shape[1]:
         x = _interpolate_rows(whole_rows(x), rows)
         return _interpolate_columns(split_rows(x), columns)

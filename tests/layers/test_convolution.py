@@ -10,7 +10,14 @@ import numpy as np
 import peers
 import pytest
 
-from flaxseg.layers import AtrousConv, DepthwiseConv, atrous_conv, depthwise_conv, explicit_padding
+from flaxseg.layers import (
+    AtrousConv,
+    DepthwiseConv,
+    atrous,
+    atrous_conv,
+    depthwise_conv,
+    explicit_padding,
+)
 
 FORMS = ("native", "products")
 
@@ -71,6 +78,16 @@ def test_atrous_conv_is_its_formula_in_both_forms(kernel, strides, rate, padding
         options = {"strides": strides, "rate": rate, "padding": padding, "form": form}
         y = jax.jit(functools.partial(atrous_conv, **options))(x, k)
         np.testing.assert_allclose(y, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "strides", "rate", "padding", "size"), GEOMETRIES)
+def test_taps_of_a_large_picture_are_its_formula(kernel, strides, rate, padding, size, monkeypatch):
+    monkeypatch.setattr(atrous, "_MAX_INPUT_FOR_CUTS", 0)
+    monkeypatch.setattr(atrous, "_MAX_OVERLAP_FOR_TAPS", 2.0)
+    kernel_size, *rest = resolved(kernel, strides, rate, padding, size)
+    x, k = random(2, *size, 17), random(*kernel_size, 17, 4, seed=1)
+    y = atrous_conv(x, k, strides=strides, rate=rate, padding=padding, form="products")
+    np.testing.assert_allclose(y, formula(x, k, *rest), atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [3, 17])

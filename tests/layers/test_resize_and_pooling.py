@@ -1,6 +1,7 @@
 """Resize, max pooling and average pooling against PyTorch and by hand."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+FORMS = ("native", "products")
 SIZES = [
     ((5, 7), (9, 13)),
     ((5, 7), (20, 28)),
@@ -41,9 +43,10 @@ def test_resize_equals_torch(source, target, mode):
         theirs = {"mode": "bilinear", "align_corners": align_corners, "antialias": antialias}
         ours = {"antialias": antialias}
     wanted = torch.nn.functional.interpolate(peers.to_torch(x), target, **theirs)
-    y = resize(x, target, align_corners=align_corners, **ours)
-    # PyTorch computes positions in float32: 33 cells times its 1e-7.
-    np.testing.assert_allclose(y, peers.from_torch(wanted), atol=2e-5)
+    for form in FORMS:
+        y = resize(x, target, align_corners=align_corners, form=form, **ours)
+        # PyTorch computes positions in float32: 33 cells times its 1e-7.
+        np.testing.assert_allclose(y, peers.from_torch(wanted), atol=2e-5)
 
 
 def test_shrink_and_zoom_have_the_sizes_of_caffe_and_invert_each_other():
@@ -62,12 +65,42 @@ def test_shrink_and_zoom_have_the_sizes_of_caffe_and_invert_each_other():
 def test_gradient_of_resize_equals_torch(align_corners):
     torch = peers.import_torch()
     x, weight = random(1, 5, 6, 2), random(1, 11, 9, 2, seed=1)
-    _, transpose = jax.vjp(lambda x: resize(x, (11, 9), align_corners=align_corners), x)
     their_x = peers.to_torch(x).requires_grad_()
     torch.nn.functional.interpolate(
         their_x, (11, 9), mode="bilinear", align_corners=align_corners
     ).backward(peers.to_torch(weight))
-    np.testing.assert_allclose(transpose(weight)[0], peers.from_torch(their_x.grad), atol=1e-5)
+    for form in FORMS:
+
+        def ours(x, form=form):
+            return resize(x, (11, 9), align_corners=align_corners, form=form)
+
+        (gradient,) = jax.vjp(ours, x)[1](weight)
+        np.testing.assert_allclose(gradient, peers.from_torch(their_x.grad), atol=1e-5)
+
+
+@pytest.mark.parametrize("align_corners", [True, False, None])
+@pytest.mark.parametrize(
+    ("source", "target"), [((5, 7), (17, 25)), ((33, 2), (65, 3)), *SIZES[3:5]]
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_both_forms_of_resize_and_their_gradients_agree(source, target, align_corners, dtype):
+    x, weight = random(2, *source, 3), random(2, *target, 3, seed=1)
+    results = []
+    for form in FORMS:
+
+        def value(x, form=form):
+            return resize(x, target, align_corners=align_corners, form=form)
+
+        y, transpose = jax.jit(partial(jax.vjp, value))(jnp.asarray(x, dtype))
+        results.append((y, *transpose(jnp.asarray(weight, dtype))))
+    precision = 1e-5 if dtype == jnp.float32 else 0.1
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_allclose(
+            np.asarray(a, np.float32), np.asarray(b, np.float32), atol=precision, rtol=precision
+        )
+    with pytest.raises(ValueError, match="form is 'fast'"):
+        resize(x, target, align_corners=True, form="fast")
 
 
 def test_aligned_corners_keep_a_ramp_and_the_corners():

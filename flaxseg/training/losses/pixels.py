@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxseg.errors import ConfigError
-from flaxseg.layers import resize
+from flaxseg.layers import largest_class, resize
 
 
 def sample_pixels(
@@ -56,7 +56,7 @@ def pixel_accuracy(
     """
     check_shapes(logits, label)
     valid = valid_pixels(label, logits.shape[-1], ignore_label)
-    correct = valid & (jnp.argmax(logits, axis=-1) == label)
+    correct = valid & (largest_class(logits) == label)
     return jnp.sum(correct, dtype=jnp.int32), jnp.sum(valid, dtype=jnp.int32)
 
 
