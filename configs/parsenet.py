@@ -85,7 +85,7 @@ def _ade20k(config: config_dict.ConfigDict) -> None:
 def _camvid(config: config_dict.ConfigDict) -> None:
     recipes.camvid(config, crop=257)
     config.model.output_stride = 16
-    config.optimizer.head_lr_multiplier = 0.1  # no BatchNorm in the head
+    config.optimizer.head_lr_multiplier = 1.0  # no BatchNorm in the head
     recipes.set_options(config, rate=3, features=256)  # for crops of 17 cells
 
 
