@@ -9,6 +9,7 @@ GPU and TPU the native convolution is used. All forms give the same value and gr
 order of float additions.
 """
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -31,7 +32,7 @@ _MIN_CHANNELS_FOR_TAPS = 16
 # A kernel is written as tap products altogether when less than this share of its multiplications
 # meets the picture.
 _MAX_OVERLAP_FOR_TAPS = 0.85
-# With more numbers than this in the input, cutting out what a tap reads takes longer than leaving
+# With more numbers than this in a picture, cutting out what a tap reads takes longer than leaving
 # that to XLA's convolution of the one tap, whose products are slower.
 _MAX_INPUT_FOR_CUTS = 1 << 22
 
@@ -270,7 +271,7 @@ def _conv_products(x, kernel, strides, rate, pads, by_taps):
     y = jnp.zeros((x.shape[0], *out, kernel.shape[3]), x.dtype)
     for i, j, outputs, inputs in taps(x.shape[1:3], out, kernel.shape[:2], strides, rate, pads):
         tap = kernel[i : i + 1, j : j + 1]
-        if x.size > _MAX_INPUT_FOR_CUTS:
+        if math.prod(x.shape[1:]) > _MAX_INPUT_FOR_CUTS:
             cuts = tuple(
                 (-where.start, where.stop - n)
                 for where, n in zip(inputs, x.shape[1:3], strict=True)
