@@ -22,7 +22,7 @@ voc         resnet101            8 x 16 GB and up   79.40 % (author's code), 79.
 cityscapes  resnet101            8 x 32 GB and up   79.09 % (author's code), 78.5 % (paper); with
                                                     windows slid over the picture
 ade20k      resnet101            8 x 16 GB and up   none published
-camvid      efficientnet_lite0   2 CPU cores        not measured yet
+camvid      efficientnet_lite0   2 CPU cores        30.4 % measured after 300 steps
 shapes      resnet18             2 CPU cores        not measured yet; from random weights
 
 Source of the recipe: the first author's PyTorch code (TorchSeg). Its focal loss is smallest where

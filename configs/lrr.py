@@ -31,7 +31,7 @@ voc         vgg16                4 x 24 GB    76.8 % 4x with COCO, VOC 2012 test
             resnet101            8 x 24 GB    79.3 % 4x with COCO and CRF, VOC 2012 test (paper)
 cityscapes  vgg16                8 x 24 GB    69.7 % 4x, test split, fine annotations alone (paper)
 ade20k      vgg16                4 x 24 GB    none published
-camvid      efficientnet_lite0   2 CPU cores  not measured yet
+camvid      efficientnet_lite0   2 CPU cores  52.3 % measured after 300 steps, bases of CamVid
 shapes      resnet18             2 CPU cores  not measured yet; from random weights
 
 Source of the recipe: the released training code for VOC (golnazghiasi/LRR): rate 1e-3 for 65 epochs

@@ -11,6 +11,9 @@ import numpy as np
 from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.split_rows import rows_are_split, split_rows, whole_rows
 
+# Of a sum that is written term by term; the gradient of enlarging 32 times has 63.
+_MOST_TERMS = 64
+
 
 def resize(
     x: jax.Array,
@@ -166,12 +169,15 @@ _by_terms.defvjp(_by_terms_forward, _by_terms_backward)
 def _sum_terms(x: jax.Array, weights: np.ndarray, axis: int) -> jax.Array:
     """The product of `weights` `[m, n]` with `x` along an axis of `n` cells, term by term, where
     few weights of a row are not zero."""
-    index = np.argsort(weights == 0, axis=1, kind="stable")[:, : (weights != 0).sum(1).max()]
+    count = (weights != 0).sum(1).max()
+    if count > _MOST_TERMS:
+        return (_interpolate_rows if axis == 1 else _interpolate_columns)(x, weights)
+    index = np.argsort(weights == 0, axis=1, kind="stable")[:, :count]
     share = np.take_along_axis(weights, index, 1).astype(x.dtype)
     shape = [-1 if a == axis else 1 for a in range(x.ndim)]
     terms = (
         share[:, k].reshape(shape) * jnp.take(x, index[:, k], axis, mode="clip")
-        for k in range(index.shape[1])
+        for k in range(count)
     )
     return sum(terms)
 

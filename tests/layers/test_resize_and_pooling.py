@@ -80,7 +80,7 @@ def test_gradient_of_resize_equals_torch(align_corners):
 
 @pytest.mark.parametrize("align_corners", [True, False, None])
 @pytest.mark.parametrize(
-    ("source", "target"), [((5, 7), (17, 25)), ((33, 2), (65, 3)), *SIZES[3:5]]
+    ("source", "target"), [((5, 7), (17, 25)), ((33, 2), (65, 3)), ((1, 2), (70, 140)), *SIZES[3:5]]
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_both_forms_of_resize_and_their_gradients_agree(source, target, align_corners, dtype):
