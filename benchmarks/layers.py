@@ -2,12 +2,13 @@
 
     python benchmarks/layers.py                          # all layers
     python benchmarks/layers.py atrous_d12 resize_x8 --rounds 9 --json layers.json
+    python benchmarks/layers.py --dtype bfloat16         # on a GPU
 
 The forms take turns in one process on the same arrays, and their results are compared first.
 Prints the median milliseconds of the layer alone and, where it has one, of its gradient (which the
 compiler frees from what only the value needs). `native` is what XLA has of its own, `products` what
-flaxseg takes on a CPU; see `flaxseg.layers.preferred_form`. PyTorch runs channels-last on the CPU;
-without `pip install torch` its column stays empty.
+flaxseg takes on a CPU; see `flaxseg.layers.preferred_form`. PyTorch runs channels-last, on a GPU
+where JAX does and it sees one; without `pip install torch` its column stays empty.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from flaxseg.layers import (
     line_conv,
     max_pool,
     resize,
+    transposed_conv,
 )
 
 FORMS = ("native", "products")
@@ -76,6 +78,27 @@ def depthwise_case(shape, rate: int = 1, strides: int = 1) -> Case:
         for form in FORMS
     }
     return Case((shape, (3, 3, 1, shape[3])), forms, torch_form)
+
+
+def deconv_case(shape, features: int, factor: int) -> Case:
+    def native(x, k):
+        pads = [(k.shape[0] - 1,) * 2] * 2
+        return lax.conv_general_dilated(
+            x,
+            k[::-1, ::-1],
+            (1, 1),
+            pads,
+            lhs_dilation=(factor, factor),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def torch_form(x, k):
+        import torch
+
+        return torch.nn.functional.conv_transpose2d(x, k.transpose(0, 1), stride=factor)
+
+    forms = {"native": native, "products": lambda x, k: transposed_conv(x, k, factor)}
+    return Case((shape, (2 * factor, 2 * factor, shape[3], features)), forms, torch_form)
 
 
 def max_pool_case(shape) -> Case:
@@ -161,6 +184,7 @@ def cases(shrink: int) -> dict[str, Case]:
         "depthwise": depthwise_case(s(2, 64, 64, 256)),
         "depthwise_stride2": depthwise_case(s(2, 128, 128, 96), strides=2),
         "depthwise_d12": depthwise_case(s(2, 33, 33, 320), rate=12),
+        "deconv_x8": deconv_case((1, *s(2, 33, 33, 21)[1:]), 21, 8),
         "max_pool": max_pool_case(s(2, 129, 129, 64)),
         "pyramid_pool_6": average_pool_case(s(2, 60, 60, 2048), 6),
         "resize_x8": resize_case((1, *s(2, 65, 65, 21)[1:]), c(513), True),
@@ -169,47 +193,68 @@ def cases(shrink: int) -> dict[str, Case]:
     }
 
 
-def jax_programs(form: Form, arrays, weight) -> list[Callable[[], object]]:
+def jax_programs(form: Form, arrays, weight, dtype: str) -> list[Callable[[], object]]:
     """The value and, with a weight of the output, the gradient of all arguments."""
-    arrays = [jnp.asarray(array) for array in arrays]
+    arrays = [jnp.asarray(array, dtype) for array in arrays]
     value = jax.jit(form)
     programs = [lambda: jax.block_until_ready(value(*arrays))]
     if weight is not None:
+        weight = jnp.asarray(weight, dtype)
         gradient = jax.jit(lambda g, *a: jax.vjp(form, *a)[1](g))
         programs.append(lambda: jax.block_until_ready(gradient(weight, *arrays)))
     return programs
 
 
-def torch_programs(form: Callable, arrays, weight) -> list[Callable[[], object]]:
+def torch_programs(form: Callable, arrays, weight, dtype: str) -> list[Callable[[], object]]:
     import torch
 
-    picture, *kernels = (torch.from_numpy(array) for array in arrays)
+    on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    to = {"device": "cuda" if on_gpu else "cpu", "dtype": getattr(torch, dtype)}
+    picture, *kernels = (torch.from_numpy(array).to(**to) for array in arrays)
     tensors = [picture.permute(0, 3, 1, 2), *(k.permute(3, 2, 0, 1) for k in kernels)]
+
+    def finish(result):
+        if on_gpu:
+            torch.cuda.synchronize()
+        return result
 
     def value():
         with torch.inference_mode():
-            return form(*tensors).permute(0, 2, 3, 1).numpy()
+            return finish(form(*tensors).permute(0, 2, 3, 1))
 
     if weight is None:
         return [value]
-    weight = torch.from_numpy(weight).permute(0, 3, 1, 2)
+    weight = torch.from_numpy(weight).to(**to).permute(0, 3, 1, 2)
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     result = form(*leaves)
-    return [value, lambda: torch.autograd.grad(result, leaves, weight, retain_graph=True)]
+    return [value, lambda: finish(torch.autograd.grad(result, leaves, weight, retain_graph=True))]
 
 
-def measure(case: Case, rounds: int, with_torch: bool) -> dict[str, list[float]]:
+def as_numpy(result) -> np.ndarray:
+    """Of either library, float32."""
+    return (
+        np.asarray(result, np.float32)
+        if isinstance(result, jax.Array)
+        else result.float().cpu().numpy()
+    )
+
+
+def measure(case: Case, rounds: int, with_torch: bool, dtype: str) -> dict[str, list[float]]:
     """Median milliseconds of each form, of the value and of the gradient."""
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in case.shapes]
-    wanted = np.asarray(jax.jit(case.forms["native"])(*arrays))
+    wanted = np.asarray(jax.jit(case.forms["native"])(*arrays), np.float32)
+    precision = (1e-4 if dtype == "float32" else 5e-2) * np.abs(wanted).max()
     weight = rng.normal(size=wanted.shape).astype(np.float32) if case.gradient else None
-    programs = {name: jax_programs(form, arrays, weight) for name, form in case.forms.items()}
+    programs = {
+        name: jax_programs(form, arrays, weight, dtype) for name, form in case.forms.items()
+    }
     if with_torch and case.torch:
-        programs["torch"] = torch_programs(case.torch, arrays, weight)
+        programs["torch"] = torch_programs(case.torch, arrays, weight, dtype)
     for name, (value, *_) in programs.items():
-        wrong = np.abs(np.asarray(value()) - wanted) > 1e-4 * np.abs(wanted).max()
-        if wrong.mean() > (0 if case.gradient else 1e-4):  # ties of classes fall as they fall
+        wrong = np.abs(as_numpy(value()) - wanted) > precision
+        # Of two classes that are nearly equal, rounding decides.
+        if wrong.mean() > (0 if case.gradient else 1e-4 if dtype == "float32" else 0.1):
             raise SystemExit(f"{name} has another result than native at {wrong.sum()} places")
     times = {(name, i): [] for name, own in programs.items() for i in range(len(own))}
     for turn in range(rounds + 1):
@@ -231,6 +276,7 @@ def main() -> None:
     )
     parser.add_argument("layers", nargs="*", help=f"of {', '.join(cases(1))}; all by default")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--shrink", type=int, default=1, help="divides cells and channels")
     parser.add_argument("--json", default="", help="file for the results")
     arguments = parser.parse_args()
@@ -244,7 +290,7 @@ def main() -> None:
     print(f"{'value, gradient in ms':<24}" + "".join(f"{name:>20}" for name in columns))
     rows = []
     for name in arguments.layers or known:
-        figures = measure(known[name], arguments.rounds, with_torch)
+        figures = measure(known[name], arguments.rounds, with_torch, arguments.dtype)
         rows.append({"layer": name, "shapes": known[name].shapes, "milliseconds": figures})
         cells = (" ".join(f"{ms:9.2f}" for ms in figures.get(key, ())) for key in columns)
         print(f"{name:<24}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
@@ -253,6 +299,7 @@ def main() -> None:
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "device": jax.devices()[0].device_kind,
             "jax": jax.__version__,
+            "dtype": arguments.dtype,
             "rows": rows,
         }
         with open(arguments.json, "w") as file:
