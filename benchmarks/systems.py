@@ -44,12 +44,19 @@ class System(NamedTuple):
     multiple: int = 1
 
 
+KINDS = ("train", "infer")
+
+
 class Workload(NamedTuple):
     batch: int
     size: int
     repeat: int
+    kinds: tuple[str, ...] = KINDS
 
 
+# Inferences for each training step of a turn, so that neither is over before the machine has
+# turned from the other program to this one.
+INFERENCES = 4
 CPU, GPU = Workload(2, 257, 1), Workload(16, 513, 10)
 # Dense bfloat16 arithmetic per second, from the data sheets of the devices.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -133,9 +140,8 @@ def flaxseg_program(system: System, work: Workload):
     from flaxseg.training.state import create_state
     from flaxseg.training.step import make_train_step
 
+    keep_freed_memory()
     on_cpu = jax.default_backend() == "cpu"
-    if on_cpu:
-        keep_freed_memory()
     model = flaxseg.create_model(
         system.model,
         system.classes,
@@ -169,7 +175,7 @@ def flaxseg_program(system: System, work: Workload):
         jax.block_until_ready(metrics)
 
     def infer() -> None:
-        for _ in range(work.repeat):
+        for _ in range(work.repeat * INFERENCES):
             result = predict(variables, picture)
         jax.block_until_ready(result)
 
@@ -226,7 +232,7 @@ def peer_program(system: System, work: Workload):
     def infer() -> None:
         model.eval()
         with torch.inference_mode():
-            for _ in range(work.repeat):
+            for _ in range(work.repeat * INFERENCES):
                 logits(image[:1]).argmax(1).to(torch.uint8)
         finish()
 
@@ -246,20 +252,22 @@ PROGRAMS = {"flaxseg": flaxseg_program, "peer": peer_program}
 def serve(program: str, system: System, work: Workload) -> None:
     """The child: runs what its standard input names, and answers with the seconds it took."""
     train, infer, memory, facts = PROGRAMS[program](system, work)
-    runs = {"train": train, "infer": infer}
-    for run in (train, infer, train, infer):
-        run()
+    runs = {"train": (train, work.repeat), "infer": (infer, work.repeat * INFERENCES)}
+    for kind in work.kinds * 2:
+        runs[kind][0]()
     print(json.dumps(facts | {"memory": memory()}), flush=True)
     for line in sys.stdin:
+        run, count = runs[line.strip()]
         began = time.perf_counter()
-        runs[line.strip()]()
-        print((time.perf_counter() - began) / work.repeat, flush=True)
+        run()
+        print((time.perf_counter() - began) / count, flush=True)
 
 
 def start(program: str, name: str, work: Workload) -> subprocess.Popen:
     command = [sys.executable, __file__, name, "--worker", program]
     for field, value in work._asdict().items():
-        command += [f"--{field}", str(value)]
+        values = value if isinstance(value, tuple) else [value]
+        command += [f"--{field}", *map(str, values)]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     # Beside each other on a GPU, neither may take all memory at the start.
@@ -284,7 +292,7 @@ def compare(name: str, work: Workload, rounds: int, alone: bool) -> dict:
         if not line:
             sys.exit(f"{program} of {name} ended before its first answer; see its words above.")
         facts[program] = json.loads(line)
-    times = {(program, kind): [] for program in programs for kind in ("train", "infer")}
+    times = {(program, kind): [] for program in programs for kind in work.kinds}
     for _ in range(rounds):
         for (program, kind), seconds in times.items():
             child = children[program]
@@ -297,7 +305,8 @@ def compare(name: str, work: Workload, rounds: int, alone: bool) -> dict:
     device = facts["flaxseg"]["versions"]["device"]
     peak = next((value for key, value in PEAKS.items() if key in device), None)
     row = {"system": name, "size": sizes(system, work), "batch": work.batch, "facts": facts}
-    for kind, count, factor in (("train", work.batch, 3), ("infer", 1, 1)):
+    for kind in work.kinds:
+        count, factor = (work.batch, 3) if kind == "train" else (1, 1)
         medians = {program: statistics.median(times[program, kind]) for program in programs}
         flops = factor * count * facts["flaxseg"]["flops"]
         row[kind] = {
@@ -315,9 +324,9 @@ def compare(name: str, work: Workload, rounds: int, alone: bool) -> dict:
 
 
 def describe(row: dict) -> list[str]:
-    """A line for training and one for inference."""
+    """A line for training and one for inference, where they were timed."""
     lines = []
-    for kind in ("train", "infer"):
+    for kind in (kind for kind in KINDS if kind in row):
         text = f"{row['system']:<34}{kind:<7}"
         count = row["batch"] if kind == "train" else 1
         text += f"{f'{count} x ' + ' x '.join(map(str, row['size'])):<18}"
@@ -340,8 +349,8 @@ def chart(rows: list[dict]) -> str:
     bars = [
         (f"{row['system']}, {kind}", row[kind]["speed_over_peer"])
         for row in rows
-        for kind in ("train", "infer")
-        if "speed_over_peer" in row[kind]
+        for kind in KINDS
+        if "speed_over_peer" in row.get(kind, {})
     ]
     left, unit, height = 330, 240, 22
     width = int(left + unit * max([1.2, *(ratio for _, ratio in bars)]) + 60)
@@ -375,7 +384,8 @@ def main() -> None:
     parser.add_argument("systems", nargs="*", help=f"of {', '.join(SYSTEMS)}; all by default")
     parser.add_argument("--batch", type=int, help="of a training step; an inference has 1")
     parser.add_argument("--size", type=int, help="height and width")
-    parser.add_argument("--repeat", type=int, help="runs that are timed together")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="both by default")
+    parser.add_argument("--repeat", type=int, help="training steps that are timed together")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--alone", action="store_true", help="without the peers")
     parser.add_argument("--json", default="", help="file for the results")
@@ -386,7 +396,11 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no system {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
     given = {field: getattr(arguments, field) for field in Workload._fields}
-    given = {field: value for field, value in given.items() if value is not None}
+    given = {
+        field: tuple(value) if isinstance(value, list) else value
+        for field, value in given.items()
+        if value is not None
+    }
     if arguments.worker:
         serve(arguments.worker, SYSTEMS[arguments.systems[0]], Workload(**given))
         return

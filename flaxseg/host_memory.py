@@ -11,13 +11,15 @@ import sys
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+_M_ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:
     """Asks glibc's allocator to keep what is freed; returns whether it was asked.
 
-    Call it once in a program that computes on a CPU. The process then holds on to its peak memory.
-    Elsewhere than on Linux with glibc nothing happens.
+    Call it in a program that computes on a CPU, once and before JAX's first computation: threads
+    that have begun keep the memory management that they have. The process then holds on to its
+    peak memory. Elsewhere than on Linux with glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -25,4 +27,9 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    # XLA takes a step's memory in a thread. Threads have an arena of their own, whose blocks over
+    # 64 MiB come from the system whatever _M_MMAP_MAX says: so there is one arena, the program's.
+    # A threshold of -1 is none.
+    settings = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
+    taken = [mallopt(name, value) for name, value in settings.items()]
+    return all(taken)
