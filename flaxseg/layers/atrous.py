@@ -9,7 +9,7 @@ GPU and TPU the native convolution is used. All forms give the same value and gr
 order of float additions.
 """
 
-import math
+import itertools
 from functools import partial
 
 import flax.linen as nn
@@ -32,9 +32,9 @@ _MIN_CHANNELS_FOR_TAPS = 16
 # A kernel is written as tap products altogether when less than this share of its multiplications
 # meets the picture.
 _MAX_OVERLAP_FOR_TAPS = 0.85
-# With more numbers than this in a picture, cutting out what a tap reads takes longer than leaving
-# that to XLA's convolution of the one tap, whose products are slower.
-_MAX_INPUT_FOR_CUTS = 1 << 22
+# The input is cut into pieces that several taps share where a piece has at least this many rows and
+# columns on average; products of smaller ones are slow.
+_MIN_PIECE = 8
 
 
 class AtrousConv(nn.Module):
@@ -269,18 +269,45 @@ def _conv_products(x, kernel, strides, rate, pads, by_taps):
         return native_conv(x, kernel, strides, rate, pads)
     out = output_size(x.shape[1:3], kernel.shape[:2], strides, rate, pads)
     y = jnp.zeros((x.shape[0], *out, kernel.shape[3]), x.dtype)
-    for i, j, outputs, inputs in taps(x.shape[1:3], out, kernel.shape[:2], strides, rate, pads):
+    met = list(taps(x.shape[1:3], out, kernel.shape[:2], strides, rate, pads))
+    read = _reader(x, [inputs for *_, inputs in met])
+    for i, j, outputs, inputs in met:
         tap = kernel[i : i + 1, j : j + 1]
-        if math.prod(x.shape[1:]) > _MAX_INPUT_FOR_CUTS:
-            cuts = tuple(
-                (-where.start, where.stop - n)
-                for where, n in zip(inputs, x.shape[1:3], strict=True)
-            )
-            product = native_conv(x, tap, strides, (1, 1), cuts)
-        else:
-            product = _pointwise(x[:, *inputs], tap)
+        product = _joined([[_pointwise(part, tap) for part in row] for row in read(inputs)])
         y += place(product, outputs, out)
     return y
+
+
+def _reader(x, regions):
+    """Returns a function from one of the `regions`, pairs of slices over H and W, to the parts of
+    `x` that make it up, rows of columns.
+
+    Where regions overlap widely, cutting each out copies the input many times; so it is cut once
+    into pieces at all borders of the regions, whose products are joined, which have fewer channels
+    as a rule.
+    """
+    size = x.shape[1:3]
+    borders = [
+        sorted({0, n, *(edge for region in regions for edge in (region[k].start, region[k].stop))})
+        for k, n in enumerate(size)
+    ]
+    large = all(n >= _MIN_PIECE * (len(b) - 1) for n, b in zip(size, borders, strict=True))
+    if not large or any(where.step != 1 for region in regions for where in region):
+        return lambda region: [[x[:, *region]]]
+    rows, columns = (list(itertools.pairwise(edges)) for edges in borders)
+    pieces = {
+        (top, left): x[:, top:bottom, left:right] for top, bottom in rows for left, right in columns
+    }
+    return lambda region: [
+        [pieces[top, left] for left, _ in columns if region[1].start <= left < region[1].stop]
+        for top, _ in rows
+        if region[0].start <= top < region[0].stop
+    ]
+
+
+def _joined(parts):
+    """Rows of columns of parts as one array."""
+    return jnp.concatenate([jnp.concatenate(row, 2) for row in parts], 1)
 
 
 def _conv_products_forward(x, kernel, strides, rate, pads, by_taps):

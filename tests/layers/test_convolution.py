@@ -80,9 +80,12 @@ def test_atrous_conv_is_its_formula_in_both_forms(kernel, strides, rate, padding
         np.testing.assert_allclose(y, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("smallest", [1, 100])  # cut once for all taps, cut for each
 @pytest.mark.parametrize(("kernel", "strides", "rate", "padding", "size"), GEOMETRIES)
-def test_taps_of_a_large_picture_are_its_formula(kernel, strides, rate, padding, size, monkeypatch):
-    monkeypatch.setattr(atrous, "_MAX_INPUT_FOR_CUTS", 0)
+def test_sums_over_taps_are_their_formula(
+    kernel, strides, rate, padding, size, smallest, monkeypatch
+):
+    monkeypatch.setattr(atrous, "_MIN_PIECE", smallest)
     monkeypatch.setattr(atrous, "_MAX_OVERLAP_FOR_TAPS", 2.0)
     kernel_size, *rest = resolved(kernel, strides, rate, padding, size)
     x, k = random(2, *size, 17), random(*kernel_size, 17, 4, seed=1)
