@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flaxseg.training.config import default_config, validate_config
+    from flaxseg.training.config import default_config
+    from flaxseg.training.config_check import validate_config
     from flaxseg.training.loop import TrainingResult, train_and_evaluate
 
 __all__ = ["TrainingResult", "default_config", "train_and_evaluate", "validate_config"]
@@ -15,8 +16,12 @@ def __getattr__(name: str):
         from flaxseg.training import loop
 
         return getattr(loop, name)
-    if name in ("default_config", "validate_config"):
-        from flaxseg.training import config
+    if name == "default_config":
+        from flaxseg.training.config import default_config
 
-        return getattr(config, name)
+        return default_config
+    if name == "validate_config":
+        from flaxseg.training.config_check import validate_config
+
+        return validate_config
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,8 +30,8 @@ from flaxseg.training.config import (
     data_name,
     names_in,
     protocol_of,
-    validate_config,
 )
+from flaxseg.training.config_check import validate_config
 from flaxseg.training.logging import MetricsFile, TensorBoard
 from flaxseg.training.losses import OutputLoss
 from flaxseg.training.parallel import height_unit

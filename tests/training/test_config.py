@@ -6,13 +6,8 @@ import pytest
 
 from flaxseg.errors import ConfigError
 from flaxseg.training import recipes
-from flaxseg.training.config import (
-    changed_fields,
-    check_resumable,
-    config_to_dict,
-    default_config,
-    validate_config,
-)
+from flaxseg.training.config import changed_fields, check_resumable, config_to_dict, default_config
+from flaxseg.training.config_check import validate_config
 from flaxseg.training.losses import OutputLoss
 from flaxseg.training.run import model_options
 

@@ -11,7 +11,8 @@ import pytest
 import flaxseg
 from flaxseg.data import list_datasets
 from flaxseg.errors import ConfigError
-from flaxseg.training.config import default_config, names_in, validate_config
+from flaxseg.training.config import default_config, names_in
+from flaxseg.training.config_check import validate_config
 from flaxseg.training.optimizer import frozen_parameters, make_optimizer
 
 

@@ -16,7 +16,7 @@ from flaxseg.backbones.resnet import BasicBlock
 from flaxseg.data import list_datasets
 from flaxseg.errors import ConfigError
 from flaxseg.layers import normalize, resize
-from flaxseg.training.config import validate_config
+from flaxseg.training.config_check import validate_config
 from flaxseg.training.losses import OutputLoss, border_target
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.state import create_state

@@ -9,7 +9,7 @@ import pytest
 import flaxseg
 from flaxseg.data import list_datasets
 from flaxseg.models.icnet import check_size
-from flaxseg.training.config import validate_config
+from flaxseg.training.config_check import validate_config
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import flaxseg
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.evaluation import predict
 from flaxseg.training import default_config, train_and_evaluate
-from flaxseg.training.config import data_name, validate_config
+from flaxseg.training.config import data_name
+from flaxseg.training.config_check import validate_config
 
 
 @pytest.fixture(autouse=True)

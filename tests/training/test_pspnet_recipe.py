@@ -10,7 +10,7 @@ from random_weights import shapes_of
 import flaxseg
 from flaxseg.data import list_datasets
 from flaxseg.errors import ConfigError
-from flaxseg.training.config import validate_config
+from flaxseg.training.config_check import validate_config
 
 DATA = {"voc": 21, "cityscapes": 19, "ade20k": 150, "camvid": 11, "shapes": 5}
 

@@ -8,7 +8,7 @@ import pytest
 
 import flaxseg
 from flaxseg.data import list_datasets
-from flaxseg.training.config import validate_config
+from flaxseg.training.config_check import validate_config
 
 VARIANTS = ("32s", "16s", "8s", "8s_atonce", "alexnet", "resnet")
 DATA = ("voc", "cityscapes", "ade20k", "camvid", "shapes")

@@ -10,7 +10,8 @@ import flaxseg
 from flaxseg.data import list_datasets
 from flaxseg.errors import ConfigError
 from flaxseg.training import recipes
-from flaxseg.training.config import default_config, validate_config
+from flaxseg.training.config import default_config
+from flaxseg.training.config_check import validate_config
 from flaxseg.weights import HUB_WEIGHTS, list_hub_weights
 
 CHOICES = {"variant": ("big", "small"), "data": {"voc": 1, "shapes": 2}}

@@ -8,7 +8,7 @@ from random_weights import shapes_of
 import flaxseg
 from flaxseg.data import list_datasets
 from flaxseg.errors import ConfigError
-from flaxseg.training.config import validate_config
+from flaxseg.training.config_check import validate_config
 from flaxseg.weights import HUB_WEIGHTS, list_hub_weights
 
 HEAVY = {

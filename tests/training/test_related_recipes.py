@@ -13,7 +13,8 @@ import flaxseg
 from flaxseg.data import dataset_info, list_datasets
 from flaxseg.errors import ConfigError
 from flaxseg.layers import resize
-from flaxseg.training.config import names_in, validate_config
+from flaxseg.training.config import names_in
+from flaxseg.training.config_check import validate_config
 from flaxseg.training.optimizer import frozen_parameters
 from flaxseg.weights import HUB_WEIGHTS
 
