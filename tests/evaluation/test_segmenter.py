@@ -200,12 +200,12 @@ def test_any_size(tiny, name, size):
 def test_many_sizes_compile_a_few_programs(tiny):
     segment = Segmenter(*tiny, Protocol(window=16))
     segment(picture(19, 20))
-    before = segment._add._cache_size()
+    before = segment._network.add._cache_size()
     for height, width in itertools.product((20, 25, 31), (18, 27, 32)):
         segment(picture(height, width))
-    assert segment._add._cache_size() == before
+    assert segment._network.add._cache_size() == before
     segment(picture(200, 20))
-    assert segment._add._cache_size() == before + 1
+    assert segment._network.add._cache_size() == before + 1
 
 
 def test_memory_of_the_band_does_not_grow_with_the_height(tiny):
