@@ -13,7 +13,7 @@ voc         vgg16_bn             1 x 12 GB   none for whole pictures; 69.6 % on 
                                              arXiv 1505.04366)
 cityscapes  vgg16_bn             1 x 12 GB   none published
 ade20k      vgg16_bn             1 x 12 GB   none published
-camvid      efficientnet_lite0   2 CPU cores not measured yet
+camvid      efficientnet_lite0   2 CPU cores 25.3 % measured after 300 steps
 shapes      resnet18             2 CPU cores not measured yet; from random weights
 
 The solver is the release's: 40k steps of 64 crops of 224 pixels, rate 0.01, a tenth of it every 10k

@@ -18,7 +18,7 @@ voc         vgg16                1 x 12 GB   69.8 % global, 67.3 % baseline, on 
                                              (paper: Liu et al. 2016, arXiv 1506.04579)
 cityscapes  vgg16                1 x 12 GB   none published
 ade20k      vgg16                1 x 12 GB   none published
-camvid      efficientnet_lite0   2 CPU cores not measured yet
+camvid      efficientnet_lite0   2 CPU cores 30.4 % measured after 300 steps
 shapes      resnet18             2 CPU cores not measured yet; from random weights
 
 The polynomial decay of the rate with power 0.9 is this paper's; it starts from 1e-9 for the loss

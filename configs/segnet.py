@@ -20,7 +20,7 @@ camvid_whole  vgg16_bn             1 x 12 GB   50.0 % after 40k steps, 57.2 % af
 voc           vgg16_bn             1 x 12 GB   none published
 cityscapes    vgg16_bn             4 x 12 GB   none published
 ade20k        vgg16_bn             1 x 12 GB   none published
-camvid        efficientnet_lite0   2 CPU cores not measured yet
+camvid        efficientnet_lite0   2 CPU cores 26.2 % measured after 300 steps
 shapes        resnet18             2 CPU cores not measured yet; from random weights
 
 The recipe is that of the authors' tutorial: SGD at a constant rate of 0.001, for SegNet-Basic 0.1
