@@ -30,7 +30,7 @@ voc         1 x 12 GB      4cascaded 82.4 %, on resnet152 83.4 %, test set (pape
                            et al. 2018, arXiv 1810.03272)
 cityscapes  1 x 12 GB      4cascaded 73.6 %, test set (paper)
 ade20k      1 x 12 GB      4cascaded 40.2 %, on resnet152 40.7 % (paper)
-camvid      2 CPU cores    41.3 % lw, measured after 300 steps; efficientnet_lite0
+camvid      2 CPU cores    31.1 %, lw 41.3 %, measured after 300 steps; efficientnet_lite0
 shapes      2 CPU cores    not measured yet; resnet18 of one block a stage, random weights
 
 The papers' scores are means over several scales of the picture; those of the light-weight networks
