@@ -7,6 +7,7 @@ import pytest
 from peers import import_timm, import_torch, to_torch
 
 from flaxseg.errors import ConfigError
+from flaxseg.layers import convolution_form
 from flaxseg.training.losses import (
     border_target,
     boundary_loss,
@@ -143,6 +144,18 @@ def test_lovasz_of_certain_predictions_is_one_minus_the_mean_iou():
         ]
         wanted += 1 - np.mean(iou)
     check(lovasz_loss(50.0 * np.eye(CLASSES, dtype=np.float32)[pred], label), (wanted, 2))
+
+
+def test_lovasz_has_one_order_in_both_forms():
+    logits, label = random_case()
+    logits = jnp.round(logits)  # so that many errors are equal
+
+    def value_and_gradient(form):
+        with convolution_form(form):
+            return jax.jit(jax.value_and_grad(lambda x: lovasz_loss(x, label)[0]))(logits)
+
+    for one, other in zip(*map(value_and_gradient, ("native", "products")), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
