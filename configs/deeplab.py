@@ -31,7 +31,7 @@ ade20k      16, 513, 150k                8 x 16 GB and up  xception 45.65 % at o
 camvid      16, 256, 600                 2 CPU cores       v3plus 50.2 %, after 300 steps v3 42.3 %,
                                                            cascade 36.6 %, measured, on the test
                                                            split
-shapes      16, 97, 4000                 2 CPU cores       v3plus 53.3 % measured; random weights
+shapes      16, 97, 4000                 2 CPU cores       v3plus 52.6 % measured; random weights
 
 (paper): Chen et al. 2017, arXiv 1706.05587, section 4 for v3 and cascade, and Chen et al. 2018,
 arXiv 1802.02611, section 4 for v3plus and xception, on the validation sets with ImageNet weights.
