@@ -19,7 +19,8 @@ def keep_freed_memory() -> bool:
 
     Call it in a program that computes on a CPU, once and before JAX's first computation: threads
     that have begun keep the memory management that they have. The process then holds on to its
-    peak memory. Elsewhere than on Linux with glibc nothing happens.
+    peak memory, and its threads take turns at one arena. Elsewhere than on Linux with glibc nothing
+    happens.
     """
     if not sys.platform.startswith("linux"):
         return False

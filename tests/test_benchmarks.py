@@ -47,6 +47,15 @@ def test_a_system_beside_its_peer(run, tmp_path):
     assert f"{name}, infer" in (tmp_path / "speed.svg").read_text()
 
 
+def test_one_kind_of_a_system_alone(run, tmp_path):
+    files = ["--json", tmp_path / "speed.json", "--chart", tmp_path / "speed.svg"]
+    kind = ["--alone", "--kinds", "infer"]
+    run("systems.py", "deeplabv3plus_mobilenet_v2", "--size", 48, "--rounds", 1, *kind, *files)
+    (row,) = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert row["infer"]["flaxseg"]["seconds"] > 0 and "train" not in row
+    assert "speed_over_peer" not in row["infer"]
+
+
 def test_the_forms_of_every_layer(run, tmp_path):
     run("layers.py", "--shrink", 16, "--rounds", 1, "--json", tmp_path / "layers.json")
     rows = json.loads((tmp_path / "layers.json").read_text())["rows"]
