@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 
 MAX_SIZES = 64
-"""Sizes whose programs are kept. A program of a small network takes some 7 MB of host memory, and
+"""Sizes whose programs are kept. A program of a small network takes some 5 MB of host memory, and
 the pictures of VOC or ADE20K have hundreds of sizes."""
 
 

@@ -1,5 +1,6 @@
 """Training, in parts that are usable alone, and the program that puts them together."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -7,21 +8,18 @@ if TYPE_CHECKING:
     from flaxseg.training.config_check import validate_config
     from flaxseg.training.loop import TrainingResult, train_and_evaluate
 
+_MODULES = {
+    "TrainingResult": "loop",
+    "default_config": "config",
+    "train_and_evaluate": "loop",
+    "validate_config": "config_check",
+}
+
 __all__ = ["TrainingResult", "default_config", "train_and_evaluate", "validate_config"]
 
 
 def __getattr__(name: str):
     """Import the program at first use, so that a loss can be used without Orbax and Grain."""
-    if name in ("TrainingResult", "train_and_evaluate"):
-        from flaxseg.training import loop
-
-        return getattr(loop, name)
-    if name == "default_config":
-        from flaxseg.training.config import default_config
-
-        return default_config
-    if name == "validate_config":
-        from flaxseg.training.config_check import validate_config
-
-        return validate_config
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

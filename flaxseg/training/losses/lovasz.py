@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxseg.layers.forms import preferred_form
+from flaxseg.layers import preferred_form
 from flaxseg.training.losses.pixels import images_with_pixels, masked_logits, safe_divisor
 
 
