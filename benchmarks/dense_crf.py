@@ -38,9 +38,7 @@ from scipy import ndimage
 
 import flaxseg
 from flaxseg.crf import CrfPreset, GaussianKernel, crf_preset, dense_crf
-from flaxseg.evaluation import ConfusionMatrix, read_image
-from flaxseg.evaluation.boundary_metrics import BoundaryMetrics
-from flaxseg.evaluation.pictures import (
+from flaxseg.drawing.images import (
     colorize,
     enlarge,
     error_picture,
@@ -49,6 +47,9 @@ from flaxseg.evaluation.pictures import (
     titled,
     voc_colors,
 )
+from flaxseg.evaluation import ConfusionMatrix
+from flaxseg.evaluation.boundary_metrics import BoundaryMetrics
+from flaxseg.inference import read_image
 from flaxseg.layers import normalize
 from flaxseg.weights import load_pretrained
 

@@ -99,8 +99,9 @@ def grow(sizes: int, most: int) -> None:
     import numpy as np
 
     import flaxseg
-    from flaxseg.evaluation import make_predict_fn, program_limit
+    from flaxseg.evaluation import program_limit
     from flaxseg.host_memory import keep_freed_memory
+    from flaxseg.inference import make_predict_fn
 
     keep_freed_memory()
     jax.config.update("jax_enable_compilation_cache", False)

@@ -131,8 +131,8 @@ def flaxseg_program(system: System, work: Workload):
     import jax.numpy as jnp
 
     import flaxseg
-    from flaxseg.evaluation import make_predict_step
     from flaxseg.host_memory import keep_freed_memory
+    from flaxseg.inference import make_predict_step
     from flaxseg.layers import normalize
     from flaxseg.training.optimizer import make_optimizer
     from flaxseg.training.parallel import make_parallel

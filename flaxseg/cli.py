@@ -1,4 +1,4 @@
-"""The command line: `python -m flaxseg COMMAND`; what the commands do is in `flaxseg.commands`.
+"""The command line: `python -m flaxseg COMMAND`; what the commands do is in `flaxseg.programs`.
 
 Exit codes: 0 done; 1 an error that is named on stderr; 2 wrong flags or settings; 130 interrupted.
 """
@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 import flaxseg
-from flaxseg.commands import COMMANDS
 from flaxseg.errors import ConfigError, FlaxsegError
 from flaxseg.host_memory import keep_freed_memory
+from flaxseg.programs import COMMANDS
 
 _INTERRUPTED = 130
 

@@ -8,13 +8,8 @@ Example:
   (96, 128, 3)
 """
 
-from flaxseg.data.augmentation import Augmentation, augment
-from flaxseg.data.builders.cityscapes import to_label_ids as cityscapes_label_ids
-from flaxseg.data.catalog import dataset_info, full_name, list_datasets
-from flaxseg.data.decoded_cache import CachedRecords
-from flaxseg.data.info import IGNORE_LABEL, DatasetInfo
-from flaxseg.data.pipeline import TrainBatches, train_batches
-from flaxseg.data.preparation import (
+from flaxseg.classes import IGNORE_LABEL
+from flaxseg.data.raw.preparation import (
     Manifest,
     default_data_dir,
     is_prepared,
@@ -22,10 +17,16 @@ from flaxseg.data.preparation import (
     read_manifest,
     verify_prepared,
 )
-from flaxseg.data.problems import Problem, problem_kinds
-from flaxseg.data.records import Record, Records, open_split, split_names
-from flaxseg.data.report import Report, Statistics
-from flaxseg.data.verify import verify_data
+from flaxseg.data.raw.problems import Problem, problem_kinds
+from flaxseg.data.raw.report import Report, Statistics
+from flaxseg.data.raw.verify import verify_data
+from flaxseg.data.sets.catalog import dataset_info, full_name, list_datasets
+from flaxseg.data.sets.cityscapes import to_label_ids as cityscapes_label_ids
+from flaxseg.data.sets.info import DatasetInfo
+from flaxseg.data.stream.augmentation import Augmentation, augment
+from flaxseg.data.stream.decoded_cache import CachedRecords
+from flaxseg.data.stream.pipeline import TrainBatches, train_batches
+from flaxseg.data.stream.records import Record, Records, open_split, split_names
 
 __all__ = [
     "IGNORE_LABEL",

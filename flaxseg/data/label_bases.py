@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.linalg
 
-from flaxseg.data.info import IGNORE_LABEL
-from flaxseg.data.records import Record
+from flaxseg.classes import IGNORE_LABEL
+from flaxseg.data.stream.records import Record
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.layers.resize import interpolation_matrix
 

@@ -15,9 +15,10 @@ import dataclasses
 
 import numpy as np
 
-from flaxseg.data.builders.cityscapes import CATEGORIES, INFO
+from flaxseg.classes import IGNORE_LABEL
+from flaxseg.data.sets.cityscapes import CATEGORIES, INFO
 from flaxseg.errors import DataError
-from flaxseg.evaluation.metrics import IGNORE_LABEL, SegmentationMetrics, json_number, percent
+from flaxseg.evaluation.metrics import SegmentationMetrics, json_number, percent
 
 # Average pixels of an instance in the training set, of the classes that have instances.
 _AVERAGE_PIXELS = {

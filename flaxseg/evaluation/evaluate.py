@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flaxseg.classes import IGNORE_LABEL
 from flaxseg.errors import ConfigError, DataError
-from flaxseg.evaluation.metrics import IGNORE_LABEL, ConfusionMatrix, SegmentationMetrics
+from flaxseg.evaluation.metrics import ConfusionMatrix, SegmentationMetrics
 
 Record = Mapping[str, np.ndarray | str]
 

@@ -24,9 +24,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flaxseg.classes import IGNORE_LABEL
 from flaxseg.errors import DataError
-
-IGNORE_LABEL = 255
 
 # Pixels counted at a time: bounds the int64 scratch memory to 32 MiB whatever the size of an image.
 _CHUNK = 1 << 22

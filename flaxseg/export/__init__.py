@@ -1,5 +1,6 @@
 """Trained models as files that run without flaxseg: StableHLO and ONNX."""
 
+from flaxseg.export.batch_norm_folding import fold_batch_norm
 from flaxseg.export.onnx_file import export_onnx, read_onnx_card
 from flaxseg.export.program import OUTPUTS
 from flaxseg.export.stablehlo import PLATFORMS, export_stablehlo, read_stablehlo_card
@@ -9,6 +10,7 @@ __all__ = [
     "PLATFORMS",
     "export_onnx",
     "export_stablehlo",
+    "fold_batch_norm",
     "read_onnx_card",
     "read_stablehlo_card",
 ]

@@ -9,8 +9,8 @@ from typing import Any
 import flax.linen as nn
 
 from flaxseg.errors import DataError
-from flaxseg.evaluation.whole_file import whole_file
 from flaxseg.export.program import OUTPUTS
+from flaxseg.files import whole_file
 
 FORMAT = "flaxseg-export"
 FORMAT_VERSION = 1

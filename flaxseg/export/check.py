@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from flaxseg.evaluation.predict import predict
 from flaxseg.export.onnx_file import read_onnx_card
 from flaxseg.export.requirements import INSTALL_ONNX, require
 from flaxseg.export.stablehlo import read_stablehlo_card
+from flaxseg.inference.whole_image import predict
 
 
 def load_exported(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], dict]]:

@@ -4,7 +4,6 @@ from flaxseg.layers.aspp import ASPP, ImagePooling
 from flaxseg.layers.atrous import AtrousConv, atrous_conv
 from flaxseg.layers.auxiliary import AuxiliaryHead
 from flaxseg.layers.batch_norm import BatchNorm
-from flaxseg.layers.batch_norm_folding import fold_batch_norm
 from flaxseg.layers.bilinear_deconv import (
     BilinearDeconv,
     bilinear_deconv,
@@ -113,7 +112,6 @@ __all__ = [
     "crop_offset",
     "depthwise_conv",
     "explicit_padding",
-    "fold_batch_norm",
     "fully_connected",
     "global_average_pool",
     "identity_init",

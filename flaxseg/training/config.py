@@ -16,7 +16,7 @@ from flaxseg.errors import ConfigError
 from flaxseg.training.losses import OutputLoss
 
 if TYPE_CHECKING:  # slow to import, and needless to read a config
-    from flaxseg.evaluation import Protocol
+    from flaxseg.inference import Protocol
 
 # Fields without influence on the parameters a run ends with: they may differ from start to start.
 FREE_FIELDS = (
@@ -140,7 +140,7 @@ def default_config() -> config_dict.ConfigDict:
         every_steps=500,  # 0: only at the end; the last step is always evaluated
         batch_size=8,
         pad_to=(0, 0),  # (0, 0): each image at its own size
-        protocol="whole",  # or a name, or text, of flaxseg.evaluation.parse_protocol
+        protocol="whole",  # or a name, or text, of flaxseg.inference.parse_protocol
         num_pictures=4,  # predictions drawn at each evaluation
     )
     config.checkpoint = _section(
@@ -233,7 +233,7 @@ def protocol_of(config: Mapping[str, Any]) -> "Protocol":
     Raises:
       ConfigError: the text is no protocol, or both are set.
     """
-    from flaxseg.evaluation import parse_protocol
+    from flaxseg.inference import parse_protocol
 
     protocol = parse_protocol(config.eval.protocol)
     if not any(config.eval.pad_to):

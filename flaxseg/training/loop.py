@@ -14,14 +14,10 @@ from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from flaxseg import data
+from flaxseg.drawing import save_picture, side_by_side
 from flaxseg.errors import FlaxsegError, NonFiniteLossError
-from flaxseg.evaluation import (
-    SegmentationMetrics,
-    evaluate,
-    plan_inference,
-    save_picture,
-    side_by_side,
-)
+from flaxseg.evaluation import SegmentationMetrics, evaluate
+from flaxseg.inference import plan_inference
 from flaxseg.saved_model import save_model
 from flaxseg.training.checkpoint import Meta, best_entry
 from flaxseg.training.compilation import CompilationWatch
@@ -32,7 +28,6 @@ from flaxseg.training.config import (
     protocol_of,
 )
 from flaxseg.training.config_check import validate_config
-from flaxseg.training.logging import MetricsFile, TensorBoard
 from flaxseg.training.losses import OutputLoss
 from flaxseg.training.parallel import height_unit
 from flaxseg.training.prefetch import Prefetch, decode_iterator_state, encode_iterator_state
@@ -46,6 +41,7 @@ from flaxseg.training.run import (
     start_or_resume,
 )
 from flaxseg.training.run_directory import RunDirectory
+from flaxseg.training.run_log import MetricsFile, TensorBoard
 from flaxseg.training.signals import StopRequest, stop_on_signals
 from flaxseg.training.state import TrainState
 from flaxseg.training.step import make_train_step

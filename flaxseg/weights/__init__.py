@@ -4,7 +4,7 @@
 take whole segmentation networks, `load_into` starts from another model that flaxseg saved.
 """
 
-from flaxseg.class_names import VOC_CLASSES
+from flaxseg.classes import VOC_CLASSES
 from flaxseg.weights.depth import with_depth
 from flaxseg.weights.files import read_tensors
 from flaxseg.weights.label_bases import load_bases, read_bases

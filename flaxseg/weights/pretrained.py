@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxseg.class_names import VOC_CLASSES
+from flaxseg.classes import VOC_CLASSES
 from flaxseg.errors import WeightsError
 from flaxseg.weights.files import SUFFIXES, read_tensors
 from flaxseg.weights.layouts import LAYOUTS, Network, read_network

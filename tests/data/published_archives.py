@@ -10,7 +10,7 @@ import scipy.io
 from PIL import Image
 from published_files import jpeg
 
-from flaxseg.data.palettes import voc_colors
+from flaxseg.classes import voc_colors
 
 
 def picture(seed: int, height: int = 16, width: int = 20) -> np.ndarray:

@@ -9,8 +9,8 @@ from published_files import jpeg, png
 from test_download import server  # noqa: F401
 
 import flaxseg.data
-from flaxseg.data import catalog
-from flaxseg.data.download import Download
+from flaxseg.data.raw.download import Download
+from flaxseg.data.sets import catalog
 from flaxseg.errors import DataError
 
 INFO = flaxseg.data.dataset_info("ade20k")
@@ -73,7 +73,7 @@ def online(server, archive, monkeypatch):  # noqa: F811
 
 def test_a_download_is_resumed_checked_prepared_and_cleared_away(online, tmp_path, monkeypatch):
     online.cut_after = 1000
-    monkeypatch.setattr(flaxseg.data.download, "_ATTEMPTS", 1)
+    monkeypatch.setattr(flaxseg.data.raw.download, "_ATTEMPTS", 1)
     with pytest.raises(DataError, match="ended after 1000 of"):
         flaxseg.data.prepare("ade20k", tmp_path, progress=False)
     assert not flaxseg.data.is_prepared("ade20k", tmp_path)

@@ -12,9 +12,9 @@ import zipfile
 import pytest
 from published_archives import write_tar, write_zip
 
-from flaxseg.data import archives, packed_files, tar_files
-from flaxseg.data.archives import read_archive
-from flaxseg.data.decode import UndecodableError
+from flaxseg.data.raw import archives, packed_files, tar_files
+from flaxseg.data.raw.archives import read_archive
+from flaxseg.data.stream.decode import UndecodableError
 from flaxseg.errors import DataError
 
 FILES = {

@@ -8,7 +8,7 @@ from published_archives import ids, picture, write_unpacked, write_zip
 from published_files import png
 
 import flaxseg.data
-from flaxseg.data.builders import cityscapes
+from flaxseg.data.sets import cityscapes
 from flaxseg.errors import DataError
 
 INFO = flaxseg.data.dataset_info("cityscapes")

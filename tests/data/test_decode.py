@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 from published_files import jpeg, png
 
-from flaxseg.data.decode import (
+from flaxseg.data.raw.label_map import LabelMap
+from flaxseg.data.raw.problems import KINDS
+from flaxseg.data.stream.decode import (
     MAX_BYTES,
     UndecodableError,
     decode_color_label,
@@ -20,9 +22,7 @@ from flaxseg.data.decode import (
     decode_label,
     read_file,
 )
-from flaxseg.data.label_map import LabelMap
-from flaxseg.data.problems import KINDS
-from flaxseg.evaluation.pictures import voc_colors
+from flaxseg.drawing.images import voc_colors
 
 IDS = np.array([[0, 1, 20], [255, 15, 2]], np.uint8)
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import flaxseg.data
-from flaxseg.data import Augmentation, CachedRecords, records, train_batches
+from flaxseg.data import Augmentation, CachedRecords, train_batches
+from flaxseg.data.stream import records
 from flaxseg.errors import DataError
 
 

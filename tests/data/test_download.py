@@ -13,7 +13,8 @@ import pytest
 from published_files import write_camvid
 
 import flaxseg.data
-from flaxseg.data import catalog, download, packed_files
+from flaxseg.data.raw import download, packed_files
+from flaxseg.data.sets import catalog
 from flaxseg.errors import DataError
 
 

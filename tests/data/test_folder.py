@@ -22,8 +22,9 @@ from PIL import Image
 from published_files import jpeg, png
 
 import flaxseg.data
-from flaxseg.data import catalog, problems
-from flaxseg.data.builders.folder import Folder
+from flaxseg.data.raw import problems
+from flaxseg.data.sets import catalog
+from flaxseg.data.sets.folder import Folder
 from flaxseg.errors import ConfigError, DataError
 
 WITH_COLORS = f'mask_values = "colors"\nignore_colors = [{list(IGNORED_COLOR)}]\n{TOML}'

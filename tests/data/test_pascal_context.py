@@ -6,7 +6,7 @@ from published_archives import ids, mat, voc_files, write_tar, write_unpacked
 from published_files import png
 
 import flaxseg.data
-from flaxseg.data.builders import pascal_context
+from flaxseg.data.sets import pascal_context
 from flaxseg.errors import DataError
 
 TRAIN, VAL = ["2008_000002", "2008_000003"], ["2008_000004"]

@@ -11,8 +11,8 @@ import pytest
 from published_files import jpeg, png, write_camvid
 
 import flaxseg.data
-from flaxseg.data import preparation
 from flaxseg.data import prepare as prepare_function
+from flaxseg.data.raw import preparation
 from flaxseg.errors import DataError
 
 
@@ -148,7 +148,7 @@ def test_files_of_others_are_not_overwritten(camvid_folder, tmp_path):
 PROGRAM = """
 import sys, time
 import flaxseg.data
-module = flaxseg.data.preparation
+module = flaxseg.data.raw.preparation
 stop_after, data_dir, folder = sys.argv[1:]
 original = getattr(module, stop_after)
 

@@ -9,9 +9,9 @@ from array_record.python import array_record_module
 from published_files import png
 from tensorflow_datasets.proto import tf_example_pb2
 
-from flaxseg.data import records
-from flaxseg.data.builders import segmentation, shapes
-from flaxseg.data.builders.segmentation import EncodedExample
+from flaxseg.data.sets import segmentation, shapes
+from flaxseg.data.sets.segmentation import EncodedExample
+from flaxseg.data.stream import records
 
 
 def write(folder, examples):

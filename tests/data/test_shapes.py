@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import flaxseg.data
-from flaxseg.data.builders import shapes
+from flaxseg.data.sets import shapes
 
 NUMBER = 150
 

@@ -15,11 +15,11 @@ from PIL import Image
 from published_files import jpeg, png, write_camvid
 
 import flaxseg.data
-from flaxseg.data import verification
-from flaxseg.data.info import DatasetInfo
-from flaxseg.data.pairs import Pair
-from flaxseg.data.problems import KINDS
-from flaxseg.data.report import Statistics
+from flaxseg.data.raw import verification
+from flaxseg.data.raw.pairs import Pair
+from flaxseg.data.raw.problems import KINDS
+from flaxseg.data.raw.report import Statistics
+from flaxseg.data.sets.info import DatasetInfo
 from flaxseg.errors import DataError
 
 
@@ -286,7 +286,7 @@ def test_an_interruption_ends_soon(tmp_path, monkeypatch):
         return verification._Examined([], None, (1, 1), np.zeros(256, np.int64))
 
     monkeypatch.setattr(verification, "_examine_pair", slow)
-    entry = flaxseg.data.catalog.find_entry("camvid")
+    entry = flaxseg.data.sets.catalog.find_entry("camvid")
     pairs, _ = entry.find_pairs(tmp_path / "published")
 
     def interrupt():

@@ -17,8 +17,8 @@ from published_archives import (
 )
 
 import flaxseg.data
-from flaxseg.data.builders import voc_segmentation
-from flaxseg.data.builders.voc_seg11valid import SEG11VALID
+from flaxseg.data.sets import voc_segmentation
+from flaxseg.data.sets.voc_seg11valid import SEG11VALID
 from flaxseg.errors import DataError
 
 INFO = flaxseg.data.dataset_info("voc_segmentation")
@@ -262,5 +262,5 @@ def test_real_pictures(tmp_path, shared_dir):
     assert not wanted
     assert names("seg11valid", tmp_path / "data") == ["2007_006449"]
     palette = Image.open(real / "SegmentationClass" / "2007_004189.png").getpalette()
-    assert [c for color in flaxseg.data.palettes.voc_colors(256) for c in color] == palette
+    assert [c for color in flaxseg.classes.voc_colors(256) for c in color] == palette
     assert [c for color in INFO.class_colors for c in color] == palette[:63]

@@ -15,10 +15,11 @@ from tiny_model import create_tiny, init
 
 import flaxseg
 from flaxseg import cli, data
-from flaxseg.data.builders.cityscapes import CATEGORIES, INFO, find_instances, read_instances
+from flaxseg.data.sets.cityscapes import CATEGORIES, INFO, find_instances, read_instances
 from flaxseg.errors import DataError
-from flaxseg.evaluation import ConfusionMatrix, SegmentationMetrics, predict
+from flaxseg.evaluation import ConfusionMatrix, SegmentationMetrics
 from flaxseg.evaluation.cityscapes_scores import InstanceCounts, cityscapes_scores
+from flaxseg.inference import predict
 
 # Published ids of what has instances: caravans (29) and trailers (30) too, which do not count.
 THINGS = (24, 25, 26, 27, 28, 29, 30, 31, 32, 33)

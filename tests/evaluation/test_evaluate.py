@@ -9,8 +9,9 @@ from jax.experimental import multihost_utils
 from tiny_model import TinyModel, init
 
 from flaxseg.errors import ConfigError, DataError
-from flaxseg.evaluation import ConfusionMatrix, evaluate, make_predict_fn, pad_image, predict
+from flaxseg.evaluation import ConfusionMatrix, evaluate, pad_image
 from flaxseg.evaluation import evaluate as _evaluate_function
+from flaxseg.inference import make_predict_fn, predict
 
 CLASSES = 4
 SIZES = [(6, 9), (9, 6), (6, 9), (5, 5), (9, 6), (6, 9), (1, 1), (6, 9), (6, 9), (12, 3), (6, 9)]

@@ -10,7 +10,6 @@ import pytest
 from onnx_packages import import_onnx
 
 from flaxseg.errors import ConfigError, DataError, ExportError
-from flaxseg.evaluation import predict
 from flaxseg.export import (
     export_onnx,
     export_stablehlo,
@@ -18,6 +17,7 @@ from flaxseg.export import (
     read_stablehlo_card,
 )
 from flaxseg.export.check import agreement, load_exported
+from flaxseg.inference import predict
 from flaxseg.layers import AtrousConv, ImageNormalization, convolution_form
 from flaxseg.models import Prediction
 

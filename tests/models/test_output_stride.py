@@ -9,7 +9,7 @@ from random_weights import picture
 import flaxseg
 from flaxseg import cli
 from flaxseg.errors import WeightsError
-from flaxseg.evaluation import predict
+from flaxseg.inference import predict
 from flaxseg.models import at_output_stride
 
 # A convolution that loses its stride keeps its rate: then the denser grid holds the sparser one.

@@ -90,7 +90,7 @@ def test_a_run_from_start_to_end(config, tmp_path, capsys):
     assert card["extra"]["step"] == result.best["step"]
     model, variables = flaxseg.load_model(tmp_path)
     metrics = flaxseg.evaluate(
-        flaxseg.evaluation.make_predict_fn(model, variables),
+        flaxseg.inference.make_predict_fn(model, variables),
         flaxseg.data.open_split("shapes", "val", config.data.dir),
         9,
         batch_size=10,

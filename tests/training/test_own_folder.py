@@ -9,7 +9,7 @@ from own_folder import CLASSES, COLORS, image_of, write_folder
 
 import flaxseg
 from flaxseg.errors import ConfigError, DataError
-from flaxseg.evaluation import predict
+from flaxseg.inference import predict
 from flaxseg.training import default_config, train_and_evaluate
 from flaxseg.training.config import data_name
 from flaxseg.training.config_check import validate_config

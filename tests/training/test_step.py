@@ -9,7 +9,7 @@ import pytest
 from tiny_segmenter import TinySegmenter, tiny_batch
 
 from flaxseg.errors import ConfigError, WeightsError
-from flaxseg.evaluation import make_predict_step
+from flaxseg.inference import make_predict_step
 from flaxseg.layers import normalize, resize
 from flaxseg.training import losses, parallel, schedules, state, step
 from flaxseg.training.losses import OutputLoss

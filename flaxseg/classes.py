@@ -1,0 +1,60 @@
+"""Holds what every part of the library says about classes: the ignored label, VOC's names, and the
+palette of its label files."""
+
+IGNORE_LABEL = 255  # of every loaded label: a pixel that is neither learned from nor counted
+
+VOC_CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
+def voc_colors(number: int) -> tuple[tuple[int, int, int], ...]:
+    """Returns the first colours of VOC's palette, which its label PNGs hold.
+
+    Bits 0, 1 and 2 of an id become the highest bits of red, green and blue, the next three bits
+    the next lower ones, and so on (VOC development kit, `VOClabelcolormap.m`).
+
+    Args:
+      number: of classes, 0 to 256.
+
+    Returns:
+      RGB triples; the first is black.
+
+    Raises:
+      ValueError: there are more classes than label files have values.
+
+    Example:
+      >>> voc_colors(4)
+      ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+    """
+    if not 0 <= number <= 256:
+        raise ValueError(
+            f"voc_colors has 0 to 256 colours, got {number}; a label file has no more ids."
+        )
+    colors = []
+    for index in range(number):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+        colors.append(tuple(channels))
+    return tuple(colors)

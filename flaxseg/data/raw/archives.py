@@ -1,0 +1,147 @@
+"""Published archives, read where they lie and without trust.
+
+Nothing is unpacked to disk under a name from the archive. Files of a zip or a plain tar are read in
+place, those of a compressed tar from one nameless temporary file; each is read whole, at most
+`MAX_FILE_BYTES` of it. Entries that lead out of the archive, links where a file is wanted, sparse
+files, encrypted ones, and archives that unpack to far more than they are, are refused by name.
+"""
+
+import io
+import os
+import pathlib
+import stat
+import struct
+import weakref
+import zipfile
+import zlib
+from collections.abc import Callable
+
+from flaxseg.data.raw.packed_files import Account, PackedFile, check_entry_name, check_size
+from flaxseg.data.raw.tar_files import read_compressed_tar, read_tar
+from flaxseg.data.stream.decode import UndecodableError
+from flaxseg.errors import DataError
+
+# Of the list of entries at the end of a zip.
+_MAX_DIRECTORY_BYTES = 64 * 2**20
+
+
+def read_archive(
+    path: pathlib.Path, wanted: Callable[[str], bool], progress: bool = False
+) -> dict[str, PackedFile]:
+    """Finds the files of an archive and checks all its names.
+
+    Args:
+      path: of a zip, a tar, or a tar compressed by gzip; told apart by their first bytes.
+      wanted: called with the name of each file; others are left out.
+      progress: show on stderr how far the reading of a tar is.
+
+    Returns:
+      Wanted files by name, in the order of the archive.
+
+    Raises:
+      DataError: the archive is damaged, cut off, or made to harm; named are the archive and entry.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start[:2] == b"PK":
+            return _read_zip(path, wanted)
+        if start[:2] == b"\x1f\x8b":
+            return read_compressed_tar(path, wanted, progress)
+        return read_tar(path, wanted, progress)
+    except OSError as error:
+        raise DataError(f"{path} can not be read: {error.strerror or error}") from error
+
+
+def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
+    """Opens a zip whose list of entries has a bounded length.
+
+    Raises:
+      DataError: it is no whole zip, or has more than `MAX_ENTRIES` entries.
+    """
+    file = _WatchedFile(path)
+    try:
+        opened = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
+        raise DataError(
+            f"{path} is not a zip that can be read: {error}. Is it whole? Download it again."
+        ) from None
+    file.watch = False
+    return opened
+
+
+class _WatchedFile(io.BufferedReader):
+    """A file from which no more than a bounded list of entries can be read.
+
+    What a zip states about its list proves nothing, in none of the places where it does. Whatever
+    zipfile believes, it reads the list by one call and makes an object of each entry afterwards.
+
+    Attributes:
+      watch: False once the list is read.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        number = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, number)
+        super().__init__(io.FileIO(number, closefd=False))
+        self._path = path
+        self.watch = True
+
+    def read(self, number: int | None = -1) -> bytes:
+        if not self.watch:
+            return super().read(number)
+        limit = _MAX_DIRECTORY_BYTES
+        there = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        asked = there if number is None or number < 0 else min(number, there)
+        if asked > limit:
+            raise DataError(
+                f"{self._path} has a list of entries of more than {limit} bytes; refused"
+            )
+        content = super().read(asked)
+        account = Account(self._path)
+        for _ in range(content.count(b"PK\1\2")):
+            account.entry()
+        return content
+
+
+def _read_zip(path: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, PackedFile]:
+    opened = open_zip(path)
+    account = Account(path)
+    found = {}
+    for member in opened.infolist():
+        name = member.filename
+        check_entry_name(path, name)
+        if member.is_dir() or not wanted(name):
+            continue
+        check_zip_member(path, member)
+        account.wanted(name, member.file_size, True)
+        account.unpacked(member.file_size, name)
+        found[name] = PackedFile(path, name, _zip_reader(opened, member))
+    return found
+
+
+def check_zip_member(path: pathlib.Path, member: zipfile.ZipInfo) -> None:
+    """Raises DataError for an entry that is no plain file of bounded size."""
+    name = member.filename
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+        raise DataError(f"{path} holds a link or device: {name!r}; refused")
+    check_size(path, name, member.file_size)
+    if member.flag_bits & 1:
+        raise DataError(f"{path}: {name!r} is encrypted; refused")
+    # Others expand without bounds while a few bytes are read.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(
+            f"{path}: {name!r} is compressed by method {member.compress_type}, which no published "
+            "archive uses; refused"
+        )
+
+
+def _zip_reader(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            with opened.open(member) as file:
+                return file.read(member.file_size)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise UndecodableError(f"damaged in its archive: {error}") from None
+
+    return read

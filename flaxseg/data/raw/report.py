@@ -1,0 +1,268 @@
+"""What the check of a data set found: its problems, and how often each class and size occurs."""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flaxseg.classes import IGNORE_LABEL
+from flaxseg.data.raw.problems import KINDS, Problem
+
+_MAX_SIZES = 12  # lines of the table of sizes; JSON has all
+
+
+@dataclasses.dataclass(eq=False)
+class Statistics:
+    """Counts over the usable pictures of a split.
+
+    Attributes:
+      num_pictures: how many they are.
+      pixels: int64 [C], pixels of each class.
+      pictures: int64 [C], pictures that hold the class.
+      pixels_beside: int64 [C], labelled pixels, of any class, in the pictures that hold the class.
+      ignored: pixels whose label is "ignore".
+      sizes: (H, W) -> number of pictures.
+    """
+
+    num_pictures: int
+    pixels: np.ndarray
+    pictures: np.ndarray
+    pixels_beside: np.ndarray
+    ignored: int
+    sizes: collections.Counter[tuple[int, int]]
+
+    @classmethod
+    def zero(cls, num_classes: int) -> "Statistics":
+        """Nothing counted yet."""
+        counts = [np.zeros(num_classes, np.int64) for _ in range(3)]
+        return cls(0, *counts, 0, collections.Counter())
+
+    def add(self, size: tuple[int, int], pixels: np.ndarray) -> None:
+        """Counts one picture.
+
+        Args:
+          size: its (H, W).
+          pixels: int64 [256], pixels of each train id, that of "ignore" included.
+        """
+        of_classes = pixels[: len(self.pixels)]
+        self.num_pictures += 1
+        self.pixels += of_classes
+        self.pictures += of_classes > 0
+        self.pixels_beside += np.where(of_classes > 0, of_classes.sum(), 0)
+        self.ignored += int(pixels[IGNORE_LABEL])
+        self.sizes[size] += 1
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        """The counts of both together."""
+        return Statistics(
+            self.num_pictures + other.num_pictures,
+            self.pixels + other.pixels,
+            self.pictures + other.pictures,
+            self.pixels_beside + other.pixels_beside,
+            self.ignored + other.ignored,
+            self.sizes + other.sizes,
+        )
+
+    def median_frequency_weights(self) -> np.ndarray:
+        """A weight per class, float64 [C]: the median of all frequencies over that of the class.
+
+        The frequency of a class is its number of pixels over the number of labelled pixels in the
+        pictures that hold it. A class without a pixel has weight 1 and is not in the median.
+
+        Source: Eigen and Fergus, "Predicting depth, surface normals and semantic labels with a
+        common multi-scale convolutional architecture", ICCV 2015 (there over all pixels of
+        these pictures; those without a label have no part here).
+        """
+        present = self.pixels > 0
+        weights = np.ones(len(self.pixels))
+        if present.any():
+            frequency = self.pixels[present] / self.pixels_beside[present]
+            weights[present] = np.median(frequency) / frequency
+        return weights
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """The result of `verify_data`.
+
+    Attributes:
+      name: of the data set.
+      source: where its files are.
+      class_names, class_colors: of its classes.
+      num_pairs: number of pairs in each split.
+      problems: everything that is wrong, and warnings.
+      statistics: counts over the usable pictures of each split.
+      unusable: places in each split of the pairs that can not be used.
+    """
+
+    name: str
+    source: str
+    class_names: tuple[str, ...]
+    class_colors: tuple[tuple[int, int, int], ...]
+    num_pairs: Mapping[str, int]
+    problems: tuple[Problem, ...]
+    statistics: Mapping[str, Statistics]
+    unusable: Mapping[str, frozenset[int]]
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems by which the data fails."""
+        return tuple(problem for problem in self.problems if problem.is_error)
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """The problems by which it does not."""
+        return tuple(problem for problem in self.problems if not problem.is_error)
+
+    @property
+    def total(self) -> Statistics:
+        """The counts of all splits together."""
+        return sum(self.statistics.values(), Statistics.zero(len(self.class_names)))
+
+    @property
+    def training_split(self) -> str:
+        """The split whose class weights count: the first one."""
+        return next(iter(self.statistics), "")
+
+    def class_weights(self) -> np.ndarray:
+        """Median-frequency weights of the training split, float64 [C]."""
+        if not self.statistics:
+            return np.ones(len(self.class_names))
+        return self.statistics[self.training_split].median_frequency_weights()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON holds it."""
+        total, weights = self.total, self.class_weights()
+        return {
+            "data": self.name,
+            "source": self.source,
+            "ok": not self.errors,
+            "num_errors": len(self.errors),
+            "num_warnings": len(self.warnings),
+            "problems": [problem.to_dict() for problem in self.problems],
+            "splits": {
+                split: {
+                    "pairs": self.num_pairs[split],
+                    "unusable": len(self.unusable[split]),
+                    "ignored_pixels": counted.ignored,
+                    "class_pixels": _by_name(self.class_names, counted.pixels),
+                    "class_pictures": _by_name(self.class_names, counted.pictures),
+                }
+                for split, counted in self.statistics.items()
+            },
+            "class_pixels": _by_name(self.class_names, total.pixels),
+            "ignored_pixels": total.ignored,
+            "median_frequency_weights": {
+                name: round(float(weight), 6)
+                for name, weight in zip(self.class_names, weights, strict=True)
+            },
+            "sizes": [
+                {"height": size[0], "width": size[1], "pictures": number}
+                for size, number in sorted(total.sizes.items())
+            ],
+        }
+
+    def text(self) -> str:
+        """Everything, to be read."""
+        parts = [f"{self.name} from {self.source}: {self.splits_line()}"]
+        for title, problems in (("problem", self.errors), ("warning", self.warnings)):
+            if problems:
+                parts.append(_list(title, problems))
+        if self.total.num_pictures:
+            parts += [self._class_table(), self._weights_line(), self._size_table()]
+        if not self.errors:
+            parts.append(f"No problem found in {sum(self.num_pairs.values())} pairs.")
+        return "\n\n".join(parts)
+
+    def splits_line(self) -> str:
+        """How many pairs each split has, and how many of them can not be used."""
+        parts = []
+        for split, number in self.num_pairs.items():
+            bad = len(self.unusable[split])
+            parts.append(f"{split} {number}" + (f" ({bad} unusable)" if bad else ""))
+        return ", ".join(parts)
+
+    def _class_table(self) -> str:
+        total, weights = self.total, self.class_weights()
+        width = max(len(name) for name in (*self.class_names, "ignored"))
+        splits = [f"{split} %" for split in self.statistics] if len(self.statistics) > 1 else []
+        column = max([9, *map(len, splits)])
+        head = f"{'':>3}  {'class':<{width}}  {'pixels':>15}  {'share %':>7}  {'pictures':>8}"
+        head += "".join(f"  {split:>{column}}" for split in splits) + f"  {'weight':>8}"
+        lines = [head, "-" * len(head)]
+        counted = max(1, int(total.pixels.sum()))
+        for index, name in enumerate(self.class_names):
+            shares = "".join(
+                f"  {100 * of_split.pixels[index] / max(1, of_split.pixels.sum()):>{column}.3f}"
+                for of_split in self.statistics.values()
+                if splits
+            )
+            lines.append(
+                f"{index:>3}  {name:<{width}}  {total.pixels[index]:>15,}  "
+                f"{100 * total.pixels[index] / counted:>7.3f}  {total.pictures[index]:>8}"
+                f"{shares}  {weights[index]:>8.3f}"
+            )
+        ignored = 100 * total.ignored / (counted + total.ignored)
+        lines.append(
+            f"{'':>3}  {'ignored':<{width}}  {total.ignored:>15,}  ({ignored:.3f} % of all pixels)"
+        )
+        return "\n".join(lines)
+
+    def _weights_line(self) -> str:
+        numbers = ", ".join(f"{weight:.3g}" for weight in self.class_weights())
+        return (
+            f"Median-frequency weights, from {self.training_split}:\n"
+            f'  --config.loss.class_weights="({numbers})"'
+        )
+
+    def _size_table(self) -> str:
+        """Every size, or where there are many, ranges of heights and of widths."""
+        sizes = self.total.sizes
+        if len(sizes) <= _MAX_SIZES:
+            lines = [f"{'height x width':>14}  {'pictures':>8}"]
+            for (height, width), number in sizes.most_common():
+                lines.append(f"{height:>6} x {width:<5}  {number:>8}")
+            return "\n".join(lines)
+        heights, widths = _in_ranges(sizes, 0), _in_ranges(sizes, 1)
+        lines = [f"{'height':>12}  {'pictures':>8}    {'width':>12}  {'pictures':>8}"]
+        for height, width in itertools.zip_longest(heights, widths, fillvalue=("", "")):
+            left = f"{height[0]:>12}  {height[1]:>8}"
+            lines.append(f"{left}    {width[0]:>12}  {width[1]:>8}".rstrip())
+        return "\n".join(lines)
+
+
+def _list(title: str, problems: tuple[Problem, ...]) -> str:
+    """All problems, those of one kind together."""
+    number = f"1 {title}" if len(problems) == 1 else f"{len(problems)} {title}s"
+    lines = [f"{number}:"]
+    for kind, meaning in KINDS.items():
+        of_kind = [problem for problem in problems if problem.kind == kind]
+        if of_kind:
+            lines.append(f"  {kind}: {meaning} ({len(of_kind)})")
+            lines += [f"    {problem}" for problem in of_kind]
+    return "\n".join(lines)
+
+
+def _in_ranges(sizes: Mapping[tuple[int, int], int], axis: int) -> list[tuple[str, int]]:
+    """("300..349", number of pictures) of at most 12 ranges of heights or widths."""
+    least, greatest = min(size[axis] for size in sizes), max(size[axis] for size in sizes)
+    step = next(
+        unit * 10**power
+        for power in itertools.count()
+        for unit in (1, 2, 5)
+        if greatest // (unit * 10**power) - least // (unit * 10**power) < _MAX_SIZES
+    )
+    counts = collections.Counter[int]()
+    for size, number in sizes.items():
+        counts[size[axis] // step] += number
+    return [
+        (f"{part * step}..{part * step + step - 1}" if step > 1 else f"{part}", counts[part])
+        for part in range(least // step, greatest // step + 1)
+    ]
+
+
+def _by_name(names: tuple[str, ...], counts: np.ndarray) -> dict[str, int]:
+    return {name: int(number) for name, number in zip(names, counts, strict=True)}

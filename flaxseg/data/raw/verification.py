@@ -1,0 +1,300 @@
+"""The check of a whole data set before any of it is used: every file is read and decoded, in many
+threads, and everything that is wrong is listed at once.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from flaxseg.classes import IGNORE_LABEL
+from flaxseg.data.raw.label_map import LabelMap, count_ids
+from flaxseg.data.raw.problems import UNUSABLE, Problem
+from flaxseg.data.raw.report import Report, Statistics
+from flaxseg.data.sets.info import DatasetInfo
+from flaxseg.data.stream.decode import UndecodableError, decode_image
+
+_MAX_THREADS = 32
+# Pictures of more pixels than this are decoded one at a time, which bounds the memory it takes.
+_LARGE = 16 * 1024 * 1024
+_one_large_picture = threading.Lock()
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class Checkable(Protocol):
+    """A picture and its label, still encoded: a pair of files, or a record of a prepared set.
+
+    Attributes:
+      id: its name.
+      image, label: files or other names, for messages.
+    """
+
+    id: str
+    image: object
+    label: object
+
+    def image_bytes(self) -> bytes:
+        """The bytes of the picture; OSError or UndecodableError where they can not be had."""
+
+    def label_bytes(self) -> bytes:
+        """The bytes of the label; OSError or UndecodableError where they can not be had."""
+
+    def decode(self, encoded: bytes) -> np.ndarray:
+        """From the bytes of the label to raw ids, uint8 or uint16 `[H, W]`."""
+
+
+@dataclasses.dataclass
+class _Examined:
+    """What one pair turned out to be."""
+
+    problems: list[Problem]
+    digest: bytes | None = None  # of the pixels, so that another encoding is found out too
+    size: tuple[int, int] | None = None  # (H, W) of a picture that can be used
+    pixels: np.ndarray | None = None  # int64 [256]: pixels of each train id
+
+
+def examine(
+    pairs: Mapping[str, Sequence[Checkable]],
+    info: DatasetInfo,
+    *,
+    source: str = "",
+    known: Iterable[Problem] = (),
+    needs_every_class: bool = False,
+    advance: Callable[[], None] = lambda: None,
+    num_threads: int | None = None,
+) -> Report:
+    """Decodes every picture and label, says everything that is wrong with them, and counts.
+
+    Found are: missing files, undecodable ones (with the decoder's words), JPEG, colour and 16-bit
+    labels, pictures stored turned, sizes that differ, label ids outside the map (with pixel
+    counts), names used twice, the same picture in two splits (by its pixels, however it is
+    stored), classes without a pixel.
+
+    Args:
+      pairs: the pairs of each split.
+      info: what the ids and classes are.
+      source: where the files are, for the report.
+      known: problems that were found before, in lists and folders.
+      needs_every_class: a class without a pixel in the first split is an error, not a warning.
+      advance: called once per pair, from this thread.
+      num_threads: decode in so many threads; as many as there are cores (at most 32) if None.
+
+    Returns:
+      The problems, those of `known` first and then in the order of the pairs, and what was counted.
+    """
+    problems = list(known)
+    statistics = {split: Statistics.zero(info.num_classes) for split in pairs}
+    unusable: dict[str, set[int]] = {split: set() for split in pairs}
+    seen = _Seen(info.repeated)
+    work = [(split, number, pair) for split in pairs for number, pair in enumerate(pairs[split])]
+    label_map = LabelMap(info.label_map)
+    results = _in_threads(lambda item: _examine_pair(item[2], label_map), work, num_threads)
+    for (split, number, pair), examined in zip(work, results, strict=True):
+        found = [dataclasses.replace(p, split=split, id=pair.id) for p in examined.problems]
+        found += seen.check(split, pair, examined.digest)
+        problems += found
+        if any(problem.kind in UNUSABLE for problem in found):
+            unusable[split].add(number)
+        else:
+            statistics[split].add(examined.size, examined.pixels)
+        advance()
+    for split, counted in statistics.items():
+        is_trained_on = split == next(iter(pairs))
+        problems += _absent_classes(split, counted, info, needs_every_class and is_trained_on)
+    return Report(
+        name=info.name,
+        source=source,
+        class_names=info.class_names,
+        class_colors=info.class_colors,
+        num_pairs={split: len(pairs[split]) for split in pairs},
+        problems=tuple(problems),
+        statistics=statistics,
+        unusable={split: frozenset(numbers) for split, numbers in unusable.items()},
+    )
+
+
+class _Seen:
+    """The names and pictures that came by, and in which split."""
+
+    def __init__(self, repeated: Mapping[str, str]):
+        self._overlapping = {frozenset(splits) for splits in repeated.items()}
+        self._ids: dict[str, list[tuple[str, Checkable]]] = collections.defaultdict(list)
+        self._pictures: dict[bytes, list[tuple[str, Checkable]]] = collections.defaultdict(list)
+
+    def check(self, split: str, pair: Checkable, digest: bytes | None) -> list[Problem]:
+        """What of this pair was there before."""
+        problems = []
+        for other, _ in self._before(self._ids[pair.id], split):
+            message = f"{split}: id {pair.id!r} is already used in {other}"
+            problems.append(Problem("duplicate_id", message, split, pair.id, (str(pair.image),)))
+        self._ids[pair.id].append((split, pair))
+        if digest is not None:
+            for other, earlier in self._before(self._pictures[digest], split):
+                problems.append(_duplicate(split, pair, other, earlier))
+            self._pictures[digest].append((split, pair))
+        return problems
+
+    def _before(
+        self, earlier: list[tuple[str, Checkable]], split: str
+    ) -> list[tuple[str, Checkable]]:
+        """The first that counts of those that came by: one of another split, if there is one."""
+        counting = [
+            (other, pair)
+            for other, pair in earlier
+            if frozenset((other, split)) not in self._overlapping
+        ]
+        return sorted(counting, key=lambda item: item[0] == split)[:1]
+
+
+def _duplicate(split: str, pair: Checkable, other: str, earlier: Checkable) -> Problem:
+    files = (str(pair.image), str(earlier.image))
+    if other == split:
+        message = f"{files[0]}: the same picture is in {split} twice: {files[1]}"
+        return Problem("duplicate_in_split", message, split, pair.id, files, is_error=False)
+    message = f"{files[0]}: the same picture is in {other}: {files[1]}"
+    return Problem(
+        "duplicate_across_splits", message, split, pair.id, files, {"other_split": other}
+    )
+
+
+def _absent_classes(
+    split: str, counted: Statistics, info: DatasetInfo, is_error: bool
+) -> list[Problem]:
+    absent = [
+        name for name, pixels in zip(info.class_names, counted.pixels, strict=True) if not pixels
+    ]
+    if not absent or not counted.num_pictures:
+        return []
+    what = "class" if len(absent) == 1 else f"{len(absent)} classes"
+    message = f"{split}: no pixel of {what} {', '.join(map(repr, absent))}"
+    if is_error:
+        message += "; what is not in the training split can not be learned"
+    details = {"classes": absent}
+    return [Problem("absent_class", message, split, details=details, is_error=is_error)]
+
+
+def _examine_pair(pair: Checkable, label_map: LabelMap) -> _Examined:
+    """Reads and decodes a picture and its label, and compares them."""
+    examined = _Examined([])
+    size = raw = None
+    encoded = _read(pair.image_bytes, pair.image, "picture", pair, examined.problems)
+    if encoded is not None:
+        try:
+            size, examined.digest = _size_and_digest(encoded)
+        except UndecodableError as error:
+            examined.digest = hashlib.sha256(encoded).digest() if encoded else None
+            examined.problems.append(_undecodable(pair.image, error))
+    encoded = _read(pair.label_bytes, pair.label, "label", pair, examined.problems)
+    if encoded is not None:
+        try:
+            raw = pair.decode(encoded)
+        except UndecodableError as error:
+            examined.problems.append(_undecodable(pair.label, error))
+    if size is not None and raw is not None:
+        examined.size = size
+        if size != raw.shape:
+            examined.problems.append(_other_size(pair, size, raw.shape))
+    if raw is not None:
+        examined.pixels = _check_ids(pair, raw, label_map, examined.problems)
+    return examined
+
+
+def _check_ids(
+    pair: Checkable, raw: np.ndarray, label_map: LabelMap, problems: list[Problem]
+) -> np.ndarray:
+    """Counts the pixels of each train id, int64 [256], and looks for ids that nobody explained."""
+    counts = count_ids(raw)
+    file = (str(pair.label),)
+    unknown = {str(v): n for v, n in counts.items() if v not in label_map.ids}
+    deep = f" (the label has {8 * raw.itemsize} bits a pixel)" if raw.itemsize > 1 else ""
+    if unknown:
+        message = f"{pair.label}: {label_map.complaint(raw)}{deep}"
+        problems.append(Problem("unknown_ids", message, files=file, details={"ids": unknown}))
+    elif deep:
+        message = f"{pair.label}: a label of 16 bits a pixel; its ids are all known, and kept"
+        problems.append(Problem("deep_label", message, files=file, is_error=False))
+    pixels = np.zeros(256, np.int64)
+    for value, number in counts.items():
+        pixels[label_map.ids.get(value, IGNORE_LABEL)] += number
+    if not unknown and not pixels[:IGNORE_LABEL].any():
+        message = f"{pair.label}: every pixel is ignored"
+        problems.append(Problem("nothing_labelled", message, files=file, is_error=False))
+    return pixels
+
+
+def _read(
+    read: Callable[[], bytes], file: object, what: str, pair: Checkable, problems: list[Problem]
+) -> bytes | None:
+    files = (str(file),)
+    try:
+        return read()
+    except FileNotFoundError:
+        message = f"{file}: the {what} of {pair.id!r} is missing"
+        problems.append(Problem("missing_file", message, files=files))
+    except OSError as error:
+        message = f"{file}: the {what} of {pair.id!r} can not be read: {error.strerror}"
+        problems.append(Problem("unreadable", message, files=files))
+    except UndecodableError as error:
+        problems.append(_undecodable(file, error))
+    return None
+
+
+def _undecodable(file: object, error: UndecodableError) -> Problem:
+    return Problem(error.kind, f"{file}: {error}", files=(str(file),), details=error.details)
+
+
+def _other_size(pair: Checkable, image: tuple[int, ...], label: tuple[int, ...]) -> Problem:
+    message = (
+        f"{pair.image}: the picture has {image[0]} x {image[1]} pixels (H x W) but its label "
+        f"{pair.label} has {label[0]} x {label[1]}"
+    )
+    return Problem(
+        "size_mismatch",
+        message,
+        files=(str(pair.image), str(pair.label)),
+        details={"image": list(image), "label": list(label)},
+    )
+
+
+def _size_and_digest(encoded: bytes) -> tuple[tuple[int, int], bytes]:
+    """The (H, W) of a picture and the digest of its pixels."""
+    try:
+        return _of_pixels(decode_image(encoded, _LARGE))
+    except UndecodableError as error:
+        if "width" not in error.details:
+            raise
+    with _one_large_picture:
+        return _of_pixels(decode_image(encoded))
+
+
+def _of_pixels(image: np.ndarray) -> tuple[tuple[int, int], bytes]:
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(image)
+    return (image.shape[0], image.shape[1]), digest.digest()
+
+
+def _in_threads(
+    function: Callable[[_Item], _Result], items: Sequence[_Item], num_threads: int | None
+) -> Iterator[_Result]:
+    """`map(function, items)` with some items under way at a time, so that little waits in memory
+    and an interruption ends soon.
+    """
+    num_threads = num_threads or min(_MAX_THREADS, os.cpu_count() or 1)
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+    waiting: collections.deque[concurrent.futures.Future[_Result]] = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 4 * num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

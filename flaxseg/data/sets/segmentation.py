@@ -1,0 +1,133 @@
+"""What the TFDS builders of all data sets share: the features, and encoded bytes in, so that
+TensorFlow is never needed.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+from flaxseg.data.sets.info import DatasetInfo
+
+SHARD_BYTES = 256 * 2**20
+"""A file of records is ended when it has so many bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedExample:
+    """One picture and its label as the bytes of their files.
+
+    Attributes:
+      id: unique within the data set.
+      image: bytes of a JPEG or PNG.
+      label: bytes of a PNG that holds raw label ids.
+      image_file, label_file: where the bytes come from, for messages, as a place in the folder of
+        the data set; "" when generated.
+    """
+
+    id: str
+    image: bytes
+    label: bytes
+    image_file: str = ""
+    label_file: str = ""
+
+
+class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes pictures and labels in ArrayRecord form.
+
+    A subclass states `INFO` and is registered with TFDS under its own class name.
+    """
+
+    INFO: DatasetInfo
+    VERSION = tfds.core.Version("1.0.0")
+    # TFDS would look beside the code for files of checksums and tags, with a package that it does
+    # not require.
+    code_path = None
+
+    def __init__(
+        self,
+        *,
+        examples: dict[str, Callable[[], Iterator[EncodedExample]]] | None = None,
+        **kwargs,
+    ):
+        """Takes per split what yields its examples (only to prepare); the rest goes to TFDS."""
+        self._examples = examples
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.INFO.description,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3), dtype=np.uint8),
+                    "label": tfds.features.Image(
+                        shape=(None, None, 1), dtype=np.uint8, encoding_format="png"
+                    ),
+                    "id": tfds.features.Text(),
+                    "image_file": tfds.features.Text(),
+                    "label_file": tfds.features.Text(),
+                }
+            ),
+            homepage=self.INFO.homepage,
+            citation=self.INFO.citation,
+            license=self.INFO.license,
+            disable_shuffling=True,  # records keep the order of the published lists
+        )
+
+    def _download_and_prepare(self, dl_manager, download_config) -> None:
+        """Writes the records of each split one by one.
+
+        TFDS's own writer collects a split in memory, to sort it, and needs TensorFlow as soon as it
+        has more than 1000 MiB.
+        """
+        del dl_manager, download_config
+        assert self._examples is not None, "the examples are given to prepare only"
+        written = [self._write_split(split, make) for split, make in self._examples.items()]
+        self.info.set_splits(tfds.core.splits.SplitDict(written))
+
+    def _write_split(
+        self, split: str, make: Callable[[], Iterator[EncodedExample]]
+    ) -> tfds.core.SplitInfo:
+        template = self._get_filename_template(split)
+        folder = self.data_path
+        features = self.info.features
+        serializer = ExampleSerializer(features.get_serialized_info())
+        lengths: list[int] = []
+        num_bytes, left, writer = 0, 0, None
+        for example in make():
+            encoded = features.encode_example(dataclasses.asdict(example))
+            # Otherwise the order of the features, and so the digest, is another in each process.
+            record = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
+            if writer is None or left <= 0:
+                if writer is not None:
+                    writer.close()
+                path = folder / _unfinished(split, len(lengths))
+                writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
+                lengths.append(0)
+                left = SHARD_BYTES
+            writer.write(record)
+            lengths[-1] += 1
+            num_bytes += len(record)
+            left -= len(record)
+        assert writer is not None, f"split {split} has no example"
+        writer.close()
+        for number in range(len(lengths)):  # their names hold how many there are
+            path = template.sharded_filepath(shard_index=number, num_shards=len(lengths))
+            (folder / _unfinished(split, number)).rename(path)
+        return tfds.core.SplitInfo(
+            name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template
+        )
+
+    def _split_generators(self, dl_manager):
+        raise NotImplementedError("examples are written by _download_and_prepare")
+
+    _generate_examples = _split_generators
+
+
+def _unfinished(split: str, number: int) -> str:
+    return f"{split}-{number:05d}.unfinished"

@@ -1,0 +1,1 @@
+"""Streams prepared records: decoded, cached, augmented, batched."""

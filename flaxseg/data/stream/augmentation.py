@@ -1,0 +1,260 @@
+"""Random scale, crop, flip, rotation, blur and colour, the same geometry for a picture and its
+label.
+
+A picture is interpolated once: without rotation, the part of it that the crop will show is cut out
+and resized straight to its size in the crop; with rotation, scale, rotation and crop are one affine
+map. Pixels are interpolated bilinearly, which at a scale of 0.5 is the exact mean of 2 x 2 pixels;
+below 0.5, where it would alias, by area. Labels are taken from the nearest pixel on the same grid
+of pixel centres, so that an edge stays where it is in both, and no id is ever made up.
+"""
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+
+from flaxseg.classes import IGNORE_LABEL
+from flaxseg.errors import ConfigError
+
+# Largest changes at photometric strength 1, as in SSD (Liu et al. 2016) and the trainers that
+# follow it.
+_BRIGHTNESS = 32.0  # added, in 0..255 units
+_CONTRAST = 0.5  # factor 1 +- this, around mid-grey
+_SATURATION = 0.5  # factor 1 +- this
+_HUE = 18.0  # degrees
+_BLUR_SIGMA = (0.3, 1.2)  # pixels of the crop
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_RGB_TO_YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is drawn at random for each record. All zero or off, and scale (1, 1), leaves a random
+    crop only.
+
+    Attributes:
+      scale: (least, greatest) factor on the picture's size, 0 < least <= greatest; drawn uniformly.
+      scale_step: draw from least, least + step, ... instead; 0 draws any value. DeepLab uses 0.25.
+      flip: mirror left-right half of the time.
+      rotate: greatest angle in degrees, 0..180, drawn uniformly from both sides; 0 never rotates.
+      blur: probability 0..1 of a Gaussian blur of 0.3 to 1.2 pixels.
+      photometric: strength 0..1 of random brightness, contrast, saturation and hue; 0 leaves
+        colours alone.
+      fill: RGB uint8 colour of crop pixels outside the picture; their label is 255. The default is
+        the mean of ImageNet.
+
+    Raises:
+      ConfigError: values out of range, all of them named.
+    """
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    scale_step: float = 0.0
+    flip: bool = True
+    rotate: float = 0.0
+    blur: float = 0.0
+    photometric: float = 0.0
+    fill: tuple[int, int, int] = (124, 116, 104)
+
+    def __post_init__(self):
+        wrong = []
+        if len(self.scale) != 2 or not 0.0 < self.scale[0] <= self.scale[1] < math.inf:
+            wrong.append(f"scale {self.scale} must be (least, greatest) with 0 < least <= greatest")
+        if not 0.0 <= self.scale_step < math.inf:
+            wrong.append(f"scale_step {self.scale_step} must be 0 or more")
+        if not 0.0 <= self.rotate <= 180.0:
+            wrong.append(f"rotate {self.rotate} must be 0..180 degrees")
+        if not 0.0 <= self.blur <= 1.0:
+            wrong.append(f"blur {self.blur} must be a probability 0..1")
+        if not 0.0 <= self.photometric <= 1.0:
+            wrong.append(f"photometric {self.photometric} must be a strength 0..1")
+        if len(self.fill) != 3 or not all(0 <= c <= 255 for c in self.fill):
+            wrong.append(f"fill {self.fill} must be an RGB colour of three values 0..255")
+        if wrong:
+            raise ConfigError("augmentation: " + "; ".join(wrong))
+
+
+def augment(
+    image: np.ndarray,
+    label: np.ndarray,
+    crop_size: tuple[int, int],
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws one random view of a picture and its label.
+
+    A scaled picture larger than the crop is cut at a random place; a smaller one is put at a random
+    place in it.
+
+    Args:
+      image: uint8 `[H, W, 3]`.
+      label: uint8 `[H, W]`.
+      crop_size: `(h, w)` of the result.
+      augmentation: what to draw.
+      rng: the source of all randomness; the result is a function of it and of the other arguments.
+
+    Returns:
+      uint8 `[h, w, 3]` and uint8 `[h, w]`, both C-contiguous.
+    """
+    scale = _draw_scale(augmentation, rng)
+    rows = _place(image.shape[0], crop_size[0], scale, rng)
+    columns = _place(image.shape[1], crop_size[1], scale, rng)
+    angle = rng.uniform(-augmentation.rotate, augmentation.rotate) if augmentation.rotate else 0.0
+    if angle:
+        image, label = _rotated_view(image, label, crop_size, rows, columns, angle, augmentation)
+    else:
+        image, label = _straight_view(image, label, crop_size, rows, columns, augmentation)
+    if augmentation.photometric:
+        image = cv2.transform(image, _draw_color_map(augmentation.photometric, rng))
+    if augmentation.blur and rng.random() < augmentation.blur:
+        image = cv2.GaussianBlur(image, (5, 5), rng.uniform(*_BLUR_SIGMA))
+    if augmentation.flip and rng.random() < 0.5:
+        image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+    return np.ascontiguousarray(image), np.ascontiguousarray(label)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Span:
+    """Along one axis: source pixels [start, start + length) fill crop pixels [at, at + size)."""
+
+    start: int
+    length: int
+    at: int
+    size: int
+
+    @property
+    def step(self) -> float:
+        """Source pixels per crop pixel."""
+        return self.length / self.size
+
+    def nearest(self) -> np.ndarray:
+        """Returns the source pixel that holds the centre of each crop pixel, from `start`."""
+        return (2 * np.arange(self.size) + 1) * self.length // (2 * self.size)
+
+
+def _draw_scale(augmentation: Augmentation, rng: np.random.Generator) -> float:
+    least, greatest = augmentation.scale
+    if augmentation.scale_step:
+        steps = math.floor((greatest - least) / augmentation.scale_step + 1e-6)
+        return least + augmentation.scale_step * int(rng.integers(steps + 1))
+    return float(rng.uniform(least, greatest))
+
+
+def _place(source: int, crop: int, scale: float, rng: np.random.Generator) -> _Span:
+    """Chooses what the crop shows along one axis.
+
+    The part that is cut out has a whole number of pixels, so the scale is met to within half a
+    pixel over the crop.
+    """
+    scaled = max(1, round(source * scale))
+    if scaled <= crop:
+        return _Span(0, source, int(rng.integers(crop - scaled + 1)), scaled)
+    length = min(source, max(1, round(crop / scale)))
+    return _Span(int(rng.integers(source - length + 1)), length, 0, crop)
+
+
+def _straight_view(
+    image: np.ndarray,
+    label: np.ndarray,
+    crop_size: tuple[int, int],
+    rows: _Span,
+    columns: _Span,
+    augmentation: Augmentation,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts out, resizes and pads, without rotation."""
+    part = np.s_[
+        rows.start : rows.start + rows.length, columns.start : columns.start + columns.length
+    ]
+    aliases = max(rows.step, columns.step) > 2.0
+    seen_image = cv2.resize(
+        image[part],
+        (columns.size, rows.size),
+        interpolation=cv2.INTER_AREA if aliases else cv2.INTER_LINEAR,
+    )
+    # OpenCV's nearest resize is not on the grid of pixel centres, so the pixels are picked here.
+    seen_label = label[part].take(rows.nearest(), axis=0).take(columns.nearest(), axis=1)
+    if (rows.size, columns.size) == tuple(crop_size):
+        return seen_image, seen_label
+    above, left = rows.at, columns.at
+    border = (
+        above,
+        crop_size[0] - above - rows.size,
+        left,
+        crop_size[1] - left - columns.size,
+        cv2.BORDER_CONSTANT,
+    )
+    return (
+        cv2.copyMakeBorder(seen_image, *border, value=augmentation.fill),
+        cv2.copyMakeBorder(seen_label, *border, value=IGNORE_LABEL),
+    )
+
+
+def _rotated_view(
+    image: np.ndarray,
+    label: np.ndarray,
+    crop_size: tuple[int, int],
+    rows: _Span,
+    columns: _Span,
+    angle: float,
+    augmentation: Augmentation,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales, rotates around the middle of the crop, and crops, in one affine map.
+
+    Args:
+      angle: degrees; positive turns what is seen clockwise.
+    """
+    if max(rows.step, columns.step) > 2.0:  # bilinear sampling would alias: take means first
+        image = cv2.blur(image, (max(1, round(columns.step)), max(1, round(rows.step))))
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    middle_y, middle_x = crop_size[0] / 2.0, crop_size[1] / 2.0
+    # Crop pixel centres, homogeneous (x, y, 1) -> turned back around the middle -> source pixel
+    # centres.
+    turn = np.array(
+        [
+            [cos, sin, middle_x - cos * middle_x - sin * middle_y],
+            [-sin, cos, middle_y + sin * middle_x - cos * middle_y],
+            [0.0, 0.0, 1.0],
+        ]
+    )
+    to_source = np.array(
+        [
+            [columns.step, 0.0, columns.start - columns.at * columns.step],
+            [0.0, rows.step, rows.start - rows.at * rows.step],
+            [0.0, 0.0, 1.0],
+        ]
+    )
+    half = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
+    matrix = (np.linalg.inv(half) @ to_source @ turn @ half)[:2]
+    size = (crop_size[1], crop_size[0])
+    seen_image = cv2.warpAffine(
+        image,
+        matrix,
+        size,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=augmentation.fill,
+    )
+    seen_label = cv2.warpAffine(
+        label,
+        matrix,
+        size,
+        flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=IGNORE_LABEL,
+    )
+    return seen_image, seen_label
+
+
+def _draw_color_map(strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Draws brightness, contrast, saturation and hue: one affine map of RGB, `[3, 4]`."""
+    brightness, contrast, saturation, hue = strength * rng.uniform(-1.0, 1.0, 4)
+    factor = 1.0 + _CONTRAST * contrast
+    gray = np.outer(np.ones(3), _LUMA)
+    saturate = gray + (1.0 + _SATURATION * saturation) * (np.eye(3) - gray)
+    cos, sin = math.cos(math.radians(_HUE * hue)), math.sin(math.radians(_HUE * hue))
+    turn_hue = _YIQ_TO_RGB @ [[1, 0, 0], [0, cos, -sin], [0, sin, cos]] @ _RGB_TO_YIQ
+    linear = factor * (turn_hue @ saturate)
+    offset = np.full((3, 1), 128.0 * (1.0 - factor) + _BRIGHTNESS * brightness)
+    return np.hstack([linear, offset])

@@ -1,0 +1,340 @@
+"""The endless stream of training batches.
+
+Each place in the stream has a record and a random generator of its own, both functions of the seed
+and the place alone: the records are shuffled anew for each epoch, and epochs follow each other
+without a gap, so that every record comes once per epoch whatever the size of a batch. Batch `b`
+holds places `b * batch_size` onwards, and each of several processes gets its share of the rows of
+every batch. So the global batches are the same whatever the number of threads, workers and
+processes, and the stream can be opened at any place.
+"""
+
+import logging
+import os
+import re
+import signal
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from flaxseg.data.raw.preparation import PathLike
+from flaxseg.data.stream.augmentation import Augmentation, augment
+from flaxseg.data.stream.decoded_cache import CachedRecords
+from flaxseg.data.stream.records import Records, open_split
+from flaxseg.errors import CheckpointError, ConfigError, DataError
+from flaxseg.host_memory import keep_freed_memory
+
+_MAX_THREADS = 16
+_PRACTICALLY_ENDLESS = 2**50  # records
+_WORKER_DIED = re.compile(r"Worker process was terminated .* exit code (-?\d+)")  # Grain's words
+
+_log = logging.getLogger(__name__)
+
+
+def train_batches(
+    name: str,
+    split: str,
+    *,
+    data_dir: PathLike | None = None,
+    batch_size: int,
+    crop_size: tuple[int, int],
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    num_threads: int | None = None,
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    skip_broken: int = 0,
+    cache_dir: PathLike | None = None,
+) -> "TrainBatches":
+    """Opens a split for training.
+
+    Args:
+      name: of the data set.
+      split: its split, such as "train".
+      data_dir: the folder of all prepared data sets; `default_data_dir()` if None or "".
+      batch_size: records per step over all processes; a multiple of `process_count`.
+      crop_size: `(h, w)` of all batches.
+      augmentation: what is drawn per record; `Augmentation()` if None.
+      seed: 0..2**32 - 1; the stream is a function of it, of the data, and of the arguments above.
+      num_threads: threads that decode and augment, per worker; the number of cores (at most 16) if
+        None; 0 uses the caller's.
+      num_workers: processes to do so; 0 stays in this one, which is enough where the cores are
+        fewer than some 16.
+      process_index, process_count: which part of the global batch this process gets: of the rows of
+        every batch, the first `batch_size // process_count` go to process 0, and so on.
+      skip_broken: so many broken records may be met; each is named in a warning, and others drawn
+        at random take its places. One more is an error; with 0, the first one is.
+      cache_dir: a folder to keep decoded records in, see `CachedRecords`; None or "" decodes each
+        time.
+
+    Returns:
+      An endless iterator of `{"image": uint8 [B, h, w, 3], "label": uint8 [B, h, w], "id": str
+      [B]}` with `B = batch_size // process_count`.
+
+    Raises:
+      ConfigError: sizes or numbers that can not be.
+      DataError: unknown or unprepared data set, or an empty split. Its batches raise it for broken
+        records, named with data set, split, id and file, and for workers that died.
+    """
+    _check_numbers(
+        batch_size,
+        crop_size,
+        seed,
+        num_threads,
+        num_workers,
+        process_index,
+        process_count,
+        skip_broken,
+    )
+    records: Records | CachedRecords = open_split(name, split, data_dir)
+    if cache_dir:
+        records = CachedRecords(records, cache_dir)
+    _use_one_cv2_thread()
+    # Grain computes lengths in floating point, where those of its endless repeat() overflow.
+    epochs = _PRACTICALLY_ENDLESS // len(records)
+    order = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat(epochs)
+    views = order.random_map(
+        _View(records, tuple(crop_size), augmentation or Augmentation(), skip_broken)
+    )
+    rows = batch_size // process_count
+    batches = _Batches(views, batch_size, process_index * rows, rows, tuple(crop_size))
+    if num_threads is None:
+        num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    return TrainBatches(
+        grain.MapDataset.source(batches),
+        num_threads,
+        num_workers,
+        skip_broken=skip_broken,
+        source=f"{name}/{split}",
+    )
+
+
+class TrainBatches(grain.DatasetIterator):
+    """An endless iterator over batches, with a state that fits any number of threads and workers.
+
+    Grain's own state depends on the number of workers. Here it is the number of batches taken, and
+    setting it opens the stream anew at that place, which costs nothing because every element can be
+    computed from its place alone. The numbers of the broken records met so far go with it.
+    """
+
+    def __init__(
+        self,
+        batches: grain.MapDataset,
+        num_threads: int,
+        num_workers: int,
+        *,
+        skip_broken: int = 0,
+        source: str = "",
+    ):
+        super().__init__()
+        self._batches = batches
+        self._num_threads = num_threads
+        self._num_workers = num_workers
+        self._skip_broken = skip_broken
+        self._source = source
+        self._taken = 0
+        self._broken: set[int] = set()
+        self._opened: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._opened is None:
+            self._opened = self._open()
+        try:
+            batch = next(self._opened)
+        except RuntimeError as error:
+            died = _WORKER_DIED.search(str(error))
+            if not died:
+                raise
+            raise self._death_of_worker(int(died[1])) from error
+        self._note_broken(batch.pop("broken"))
+        self._taken += 1
+        return batch
+
+    def get_state(self) -> dict[str, int | list[int]]:
+        """Returns the place in the stream; JSON can hold it."""
+        return {"batches_taken": self._taken, "broken": sorted(self._broken)}
+
+    def set_state(self, state: dict[str, int | list[int]]) -> None:
+        """Continues from a place that `get_state` returned.
+
+        Raises:
+          CheckpointError: the state is not one of this iterator.
+        """
+        taken = state.get("batches_taken") if isinstance(state, dict) else None
+        if not isinstance(taken, int) or taken < 0:
+            raise CheckpointError(
+                f"the state of the data iterator is {state!r}, wanted {{'batches_taken': number}}"
+            )
+        self.close()
+        self._taken = taken
+        self._broken = set(state.get("broken", ()))
+
+    def close(self) -> None:
+        """Stops the threads and workers; the next batch starts them again."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def _open(self) -> grain.DatasetIterator:
+        # Elements are whole batches: a few in flight are enough, and more would only take memory.
+        options = grain.ReadOptions(
+            num_threads=self._num_threads,
+            prefetch_buffer_size=self._num_threads + 1 if self._num_threads else 0,
+        )
+        stream = self._batches[self._taken :].to_iter_dataset(options)
+        if self._num_workers:
+            if not flags.FLAGS.is_parsed():
+                # Grain's workers read absl flags, which only absl.app parses.
+                flags.FLAGS.mark_as_parsed()
+            stream = stream.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self._num_workers, per_worker_buffer_size=2
+                ),
+                worker_init_fn=_init_worker,
+            )
+        return iter(stream)
+
+    def _note_broken(self, broken: dict[int, str]) -> None:
+        """Names broken records that were not met before; raises DataError if they are too many."""
+        for number, message in broken.items():
+            if number in self._broken:
+                continue
+            self._broken.add(number)
+            if len(self._broken) > self._skip_broken:
+                raise _too_many(len(self._broken), self._skip_broken, message)
+            count = f"{len(self._broken)} of at most {self._skip_broken}"
+            _log.warning("broken record left out (%s): %s", count, message)
+
+    def _death_of_worker(self, code: int) -> DataError:
+        how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+        advice = "Its own words, if it had any, are above."
+        if code == -signal.SIGKILL:
+            advice = (
+                "Most often the system does that when memory runs out: use fewer num_workers or "
+                "num_threads, or num_workers=0."
+            )
+        return DataError(
+            f"{self._source}: a worker process that reads data died by {how} while batch "
+            f"{self._taken} was awaited, counted from 0. {advice} Nothing is lost: the run goes on "
+            "from its last checkpoint when it is started again."
+        )
+
+
+class _View(grain.transforms.RandomMap):
+    """From the number of a record to a view of it; Grain gives each place in the stream a generator
+    of its own.
+    """
+
+    def __init__(
+        self,
+        records: Records | CachedRecords,
+        crop_size: tuple[int, int],
+        augmentation: Augmentation,
+        skip_broken: int,
+    ):
+        self._records = records
+        self._crop_size = crop_size
+        self._augmentation = augmentation
+        self._skip_broken = skip_broken
+
+    def random_map(self, number: int, rng: np.random.Generator) -> dict:
+        broken: dict[int, str] = {}
+        record = None
+        while record is None:
+            try:
+                record = self._records[number]
+            except DataError as error:
+                if not self._skip_broken:
+                    raise
+                broken[int(number)] = str(error)
+                if len(broken) > min(self._skip_broken, len(self._records) - 1):
+                    raise _too_many(len(broken), self._skip_broken, str(error)) from None
+                number = rng.integers(len(self._records))
+        image, label = augment(
+            record["image"], record["label"], self._crop_size, self._augmentation, rng
+        )
+        return {"image": image, "label": label, "id": record["id"], "broken": broken}
+
+
+class _Batches:
+    """This process's rows of every global batch, by the number of the batch."""
+
+    def __init__(
+        self,
+        views: grain.MapDataset,
+        batch_size: int,
+        first_row: int,
+        rows: int,
+        crop_size: tuple[int, int],
+    ):
+        self._views = views
+        self._batch_size = batch_size
+        self._first_row = first_row
+        self._rows = rows
+        self._crop_size = crop_size
+
+    def __len__(self) -> int:
+        return len(self._views) // self._batch_size
+
+    def __getitem__(self, number: int) -> dict:
+        image = np.empty((self._rows, *self._crop_size, 3), np.uint8)
+        label = np.empty((self._rows, *self._crop_size), np.uint8)
+        names, broken = [], {}
+        start = int(number) * self._batch_size + self._first_row
+        for row in range(self._rows):
+            view = self._views[start + row]
+            image[row], label[row] = view["image"], view["label"]
+            names.append(view["id"])
+            broken |= view["broken"]
+        return {"image": image, "label": label, "id": np.array(names), "broken": broken}
+
+
+def _too_many(count: int, limit: int, last: str) -> DataError:
+    return DataError(
+        f"{count} records are broken, and skip_broken={limit} lets {limit} be left out; "
+        f"the last one: {last}"
+    )
+
+
+def _init_worker(worker_index: int, worker_count: int) -> None:
+    del worker_index, worker_count
+    _use_one_cv2_thread()
+    keep_freed_memory()  # new pages for the arrays of each record take as long as their arithmetic
+
+
+def _use_one_cv2_thread() -> None:
+    """Parallelism is over batches; OpenCV's own threads on top of that would fight for the same
+    cores.
+    """
+    cv2.setNumThreads(0)
+
+
+def _check_numbers(
+    batch_size: int,
+    crop_size: tuple[int, int],
+    seed: int,
+    num_threads: int | None,
+    num_workers: int,
+    process_index: int,
+    process_count: int,
+    skip_broken: int,
+) -> None:
+    wrong = []
+    if not 0 <= process_index < process_count:
+        wrong.append(f"process_index {process_index} must be in 0..{process_count - 1}")
+    elif batch_size < 1 or batch_size % process_count:
+        wrong.append(
+            f"batch_size {batch_size} must be a positive multiple of the {process_count} processes"
+        )
+    if len(crop_size) != 2 or min(crop_size) < 1:
+        wrong.append(f"crop_size {crop_size} must be (height, width), both at least 1")
+    if not 0 <= seed < 2**32:
+        wrong.append(f"seed {seed} must be in 0..2**32 - 1")
+    if num_workers < 0 or (num_threads is not None and num_threads < 0):
+        wrong.append(f"num_threads {num_threads} and num_workers {num_workers} must be 0 or more")
+    if skip_broken < 0:
+        wrong.append(f"skip_broken {skip_broken} must be 0 or more")
+    if wrong:
+        raise ConfigError("training data: " + "; ".join(wrong))

@@ -1,0 +1,105 @@
+"""The papers' protocols by name, and protocols written as text."""
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Sequence
+
+from flaxseg.errors import ConfigError
+from flaxseg.inference.protocol import Protocol
+
+_SEMSEG = {"flip": True, "flip_fusion": "logit_sum", "pad_place": "centre"}
+_SEMSEG_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+_TF_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+_SEMSEG_473 = {**_SEMSEG, "window": 473, "window_stride": 316, "long_side": 512}
+_SEMSEG_713 = {**_SEMSEG, "window": 713, "window_stride": 476, "long_side": 2048}
+_DFN = {
+    "window": 512,
+    "window_stride": 342,
+    "overlap": "sum",
+    "pad_place": "centre",
+    "flip_fusion": "product",
+}
+_REFINENET = {"short_side": (450, 800)}
+
+PROTOCOLS: dict[str, Protocol] = {
+    # The picture as it is.
+    "whole": Protocol(),
+    # DeepLabv3 and v3+, Chen et al. 2017 and 2018: on the canvas of VOC; at several scales with the
+    # mirror image, mean of the probabilities.
+    "deeplab_voc": Protocol(pad_to=(513, 513)),
+    "deeplab_ms": Protocol(scales=_TF_SCALES, flip=True),
+    # PSPNet, Zhao et al. 2017, as its author's PyTorch code (semseg) has it: mirror images also at
+    # a single scale, logits of both added. For VOC and ADE20K, and for Cityscapes.
+    "pspnet": Protocol(**_SEMSEG_473),
+    "pspnet_ms": Protocol(scales=_SEMSEG_SCALES, **_SEMSEG_473),
+    "pspnet_cityscapes": Protocol(**_SEMSEG_713),
+    "pspnet_cityscapes_ms": Protocol(scales=_SEMSEG_SCALES, **_SEMSEG_713),
+    # ICNet, Zhao et al. 2018: Cityscapes resized to 1025x2049.
+    "icnet": Protocol(long_side=2049),
+    # RefineNet, Lin et al. 2017, the MatConvNet release; for Cityscapes short_side=(600, 1100).
+    "refinenet_ms": Protocol(scales=(0.4, 0.6, 0.8, 1.0, 1.2), **_REFINENET),
+    # LRR, Ghiasi and Fowlkes 2016, on VOC.
+    "lrr_ms": Protocol(scales=(0.6, 0.8, 1.0), pad_multiple=32, pad_place="centre", fusion="max"),
+    # GCN, Peng et al. 2017: whole pictures of VOC padded to 512; four windows on Cityscapes.
+    "gcn_voc": Protocol(pad_to=(512, 512)),
+    "gcn_cityscapes": Protocol(window=1024, window_stride=342),
+    # DFN, Yu et al. 2018, the author's code (TorchSeg), on VOC; on Cityscapes window=800.
+    "dfn": Protocol(**_DFN),
+    "dfn_ms": Protocol(scales=(0.5, 0.75, 1.0, 1.5, 1.75), flip=True, **_DFN),
+    # mmsegmentation's slide inference with its crop of 512 and, for Cityscapes, 769.
+    "mmseg_slide": Protocol(window=512, window_stride=341, softmax="picture"),
+    "mmseg_cityscapes": Protocol(window=769, window_stride=513, softmax="picture"),
+    # For large pictures of any kind.
+    "windows": Protocol(window=512, window_weights="gaussian"),
+}
+"""Protocols by name; `parse_protocol` also changes their fields."""
+
+
+def parse_protocol(text: str) -> Protocol:
+    """Returns the protocol of a name, with fields changed: `"pspnet_ms"`, `"whole(flip=True)"`.
+
+    Raises:
+      ConfigError: there is no such name or field, or a value is out of range.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise _not_understood(text) from None
+    fields = {}
+    if isinstance(node, ast.Call):
+        if node.args or any(keyword.arg is None for keyword in node.keywords):
+            raise _not_understood(text)
+        try:
+            fields = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
+        except ValueError:
+            raise _not_understood(text) from None
+        node = node.func
+    if not isinstance(node, ast.Name):
+        raise _not_understood(text)
+    if node.id not in PROTOCOLS:
+        raise ConfigError(
+            f"there is no protocol {node.id!r}; there are {', '.join(PROTOCOLS)}."
+            + _hint(node.id, list(PROTOCOLS))
+        )
+    known = [field.name for field in dataclasses.fields(Protocol)]
+    for name, value in fields.items():
+        if name not in known:
+            raise ConfigError(
+                f"a protocol has no {name!r}; it has {', '.join(known)}." + _hint(name, known)
+            )
+        if isinstance(value, list):
+            fields[name] = tuple(value)
+    return dataclasses.replace(PROTOCOLS[node.id], **fields)
+
+
+def _not_understood(text: str) -> ConfigError:
+    return ConfigError(
+        f"the protocol {text!r} is not understood; write a name such as 'pspnet_ms', or a name "
+        "with fields such as 'whole(scales=(0.75, 1.0), flip=True)'."
+    )
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

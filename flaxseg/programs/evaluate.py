@@ -1,0 +1,148 @@
+"""`python -m flaxseg evaluate`."""
+
+import argparse
+import json
+import math
+import pathlib
+import re
+
+from flaxseg.errors import DataError
+from flaxseg.programs import arguments, measurement
+from flaxseg.programs.output import output_folder
+
+NAME = "evaluate"
+SUMMARY = "measure a model on a data set"
+TEXT = """Measures a saved model on a split of a data set: each image whole, at its own size.
+
+Prints IoU, accuracy and pixels of each class, mIoU, pixel accuracy, mean accuracy and
+frequency-weighted IoU; with the classes of Cityscapes also those of its categories. With --out it
+also writes metrics.json, confusion_matrix.csv, and pictures (image, truth, prediction, errors) of
+the first images and of the worst ones. The result does not depend on --batch_size or the number of
+devices. Papers evaluate in other ways, at several scales or in windows: --protocol.
+"""
+EPILOG = """examples:
+  python -m flaxseg evaluate --model=runs/camvid --data=camvid --split=test
+  python -m flaxseg evaluate --model=runs/camvid --data=camvid --split=val --out=report
+  python -m flaxseg evaluate --model=runs/camvid --data=camvid --batch_size=8 --pad_to 385 481
+  python -m flaxseg evaluate --model=runs/camvid --data=camvid --crf=deeplab_v2_vgg16
+  python -m flaxseg evaluate --model=runs/pspnet --data=cityscapes --protocol=pspnet_cityscapes_ms
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    arguments.model(parser)
+    arguments.data(parser)
+    parser.add_argument("--split", metavar="NAME", help="default: the one whose score is reported")
+    measurement.add_arguments(parser)
+    parser.add_argument("--out", metavar="DIR", help="folder for metrics.json and pictures")
+    parser.add_argument(
+        "--num_pictures",
+        "--num-pictures",
+        type=arguments.at_least(0),
+        default=8,
+        metavar="N",
+        help="pictures of the first N and of the worst N images (default: 8)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit code."""
+    from flaxseg.evaluation.metrics import json_number
+
+    out = output_folder(args.out) if args.out else None
+    found = measurement.measure(args, args.data, args.split, args.num_pictures if out else None)
+    print(
+        f"{found.card['model']} from {args.model} on {args.data} {found.split}: {found.images} "
+        "images"
+    )
+    if found.protocol != "whole()":
+        print(f"protocol: {found.protocol}")
+    print(f"CRF: {found.crf}\n" if found.crf else "")
+    print(found.metrics.table(found.info.class_names))
+    if found.boundary is not None:
+        print(f"\n{found.boundary.table()}")
+    if found.cityscapes is not None:
+        print(f"\n{found.cityscapes.table()}")
+    print(
+        f"\n{found.seconds:.1f} s in all, {found.seconds / found.images:.3f} s per image "
+        "(compilation included)"
+    )
+    if out is None:
+        print("Give --out=DIR to keep metrics.json and pictures.")
+        return 0
+    report = {
+        "model": found.card["model"],
+        "backbone": found.card["options"].get("backbone"),
+        "parameters": found.card["weights"]["parameters"],
+        "step": found.card.get("extra", {}).get("step"),
+        "model_sha256": found.card["weights"]["sha256"],
+        "data": args.data,
+        "split": found.split,
+        "images": found.images,
+        "protocol": found.protocol,
+        "output_stride": args.output_stride,
+        "crf": found.crf,
+        "seconds": round(found.seconds, 3),
+        **found.metrics.to_dict(found.info.class_names),
+        **({"boundary": found.boundary.to_dict()} if found.boundary else {}),
+        **({"cityscapes": found.cityscapes.to_dict()} if found.cityscapes else {}),
+        "records": [
+            {
+                "id": s.id,
+                "miou": json_number(s.miou),
+                "pixel_accuracy": json_number(s.pixel_accuracy),
+            }
+            for s in sorted(found.records.scores)
+        ],
+    }
+    written = _write_results(out, report, found)
+    print("\n".join(["written:", *(f"  {path}" for path in written)]))
+    return 0
+
+
+def _write_results(
+    out: pathlib.Path, report: dict, found: measurement.Measurement
+) -> list[pathlib.Path]:
+    """Writes metrics.json, confusion_matrix.csv and the pictures; returns their paths."""
+    from flaxseg.drawing import save_picture, side_by_side
+    from flaxseg.files import whole_file
+
+    pictures = {
+        f"first_{seen.score.index:03d}_{_file_name(seen)}": seen for seen in found.records.first
+    }
+    for rank, seen in enumerate(found.records.worst):
+        pictures[f"worst_{rank:03d}_{_file_name(seen)}"] = seen
+    try:
+        # Pictures of an earlier evaluation would be taken for those of this one.
+        for old in [*out.glob("first_*.png"), *out.glob("worst_*.png")]:
+            old.unlink()
+        written = [out / "metrics.json", out / "confusion_matrix.csv"]
+        texts = (
+            json.dumps(report, indent=2, allow_nan=False) + "\n",
+            found.metrics.matrix_as_csv(found.info.class_names),
+        )
+        for path, text in zip(written, texts, strict=True):
+            with whole_file(path) as file:
+                file.write(text.encode())
+        for name, seen in pictures.items():
+            miou = seen.score.miou
+            text = "all pixels ignored" if math.isnan(miou) else f"mIoU {100 * miou:.1f} %"
+            picture = side_by_side(
+                seen.record["image"],
+                seen.record["label"],
+                seen.pred,
+                found.info.class_names,
+                found.info.class_colors,
+                title=f"{seen.score.id}   {text}",
+            )
+            written.append(out / f"{name}.png")
+            save_picture(written[-1], picture)
+    except OSError as error:
+        raise DataError(f"could not write to {out}: {error.strerror or error}.") from error
+    return written
+
+
+def _file_name(seen) -> str:
+    """A record's id with everything but letters, digits, '.', '_' and '-' replaced."""
+    return re.sub(r"[^\w.-]+", "_", seen.score.id)[:100]

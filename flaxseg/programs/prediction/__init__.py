@@ -1,0 +1,1 @@
+"""Writes the predictions for many images: files, their record, and submissions."""

@@ -1,0 +1,180 @@
+"""The files written for a picture: a mask, an overlay, probabilities."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from flaxseg.drawing.images import Colors, overlay_with_legend, save_palette_png, save_picture
+from flaxseg.errors import ConfigError, DataError
+from flaxseg.files import whole_file
+from flaxseg.inference.segmenter import Segmenter
+
+ENDINGS = {
+    "mask": "_mask.png",
+    "overlay": "_overlay.png",
+    "probabilities": "_probabilities.npz",
+}
+"""What the name of a picture gets at its end, by kind of file."""
+
+MAX_BYTES = 1 << 30
+"""Probabilities that take more room, before compression, are refused."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassProbabilities:
+    """Probabilities of a picture, of all classes or of the likeliest ones.
+
+    Attributes:
+      values: float16 [H, W, K], rounded; without `classes` in the order of the model's classes,
+        otherwise falling.
+      classes: None, or uint8 [H, W, K], whose values they are.
+    """
+
+    values: np.ndarray
+    classes: np.ndarray | None = None
+
+
+def check_probabilities(size: tuple[int, int], num_classes: int, top_classes: int | None) -> None:
+    """Raises DataError if the probabilities of a picture of that size take more than `MAX_BYTES`.
+
+    Args:
+      size: (height, width).
+      num_classes: of the model.
+      top_classes: as for `predict_probabilities`.
+    """
+    per_pixel = 2 * num_classes if top_classes is None else 3 * top_classes
+    needed = size[0] * size[1] * per_pixel
+    if needed > MAX_BYTES:
+        fitting = MAX_BYTES // (3 * size[0] * size[1])
+        advice = (
+            f"keep those of the likeliest classes only, --top_classes={min(fitting, 8)}"
+            if fitting
+            else "cut the picture into parts"
+        )
+        raise DataError(
+            f"the probabilities of {size[0]} x {size[1]} pixels take {needed / 2**30:.1f} GiB, and "
+            f"the limit is {MAX_BYTES / 2**30:.0f} GiB; {advice}."
+        )
+
+
+def predict_probabilities(
+    segment: Segmenter, image: np.ndarray, top_classes: int | None = None
+) -> tuple[np.ndarray, ClassProbabilities]:
+    """The classes and the probabilities of a picture, of one run.
+
+    Only what is kept is ever held for the whole picture, as far as `Segmenter.probability_parts`
+    allows.
+
+    Args:
+      segment: the network and its protocol.
+      image: uint8 [H, W, 3].
+      top_classes: how many of the likeliest classes to keep; all if None.
+
+    Returns:
+      The likeliest class, uint8 [H, W], and the probabilities. The class is that of the unrounded
+      probability.
+
+    Raises:
+      ConfigError: top_classes is not in 1..C.
+      DataError: see `check_probabilities`.
+    """
+    if top_classes is not None and not 1 <= top_classes <= segment.num_classes:
+        raise ConfigError(
+            f"top_classes is {top_classes}; the model has {segment.num_classes} classes."
+        )
+    size = image.shape[:2]
+    check_probabilities(size, segment.num_classes, top_classes)
+    pred = np.empty(size, np.uint8)
+    kept = segment.num_classes if top_classes is None else top_classes
+    values = np.empty((*size, kept), np.float16)
+    classes = None if top_classes is None else np.empty((*size, kept), np.uint8)
+    for rows, columns, part in segment.probability_parts(image):
+        pred[rows, columns] = part.argmax(-1)
+        if classes is None:
+            values[rows, columns] = part
+            continue
+        # Stable, so that of equal values the first class comes first, as with argmax.
+        order = np.argsort(-part, axis=-1, kind="stable")[..., :kept]
+        classes[rows, columns] = order
+        values[rows, columns] = np.take_along_axis(part, order, -1)
+    return pred, ClassProbabilities(values, classes)
+
+
+def save_probabilities(
+    path: str | os.PathLike, probabilities: ClassProbabilities, class_names: Sequence[str]
+) -> None:
+    """Writes a compressed npz with the arrays `probabilities`, `class_names`, and `classes` if not
+    all are kept; the file appears whole or not at all.
+
+    Example, reading it:
+
+        with np.load("street_probabilities.npz") as file:
+            road = file["probabilities"][..., list(file["class_names"]).index("Road")]
+
+    Args:
+      path: the file to write.
+      probabilities: of one picture.
+      class_names: of all classes of the model, in its order.
+    """
+    arrays = {"probabilities": probabilities.values, "class_names": np.array(class_names)}
+    if probabilities.classes is not None:
+        arrays["classes"] = probabilities.classes
+    with whole_file(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """The kinds of files that a text such as "mask,overlay" names, each once.
+
+    >>> parse_kinds("overlay, mask,mask")
+    ('mask', 'overlay')
+
+    Raises:
+      ConfigError: a kind is unknown.
+    """
+    wanted = {part.strip() for part in text.split(",")}
+    unknown = sorted(wanted - ENDINGS.keys())
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]!r} is no kind of file; they are {', '.join(ENDINGS)}, comma separated."
+        )
+    return tuple(kind for kind in ENDINGS if kind in wanted)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileWriter:
+    """How files of each kind are written.
+
+    Attributes:
+      class_names: one name per class.
+      class_colors: one RGB triple per class.
+      top_classes: of how many classes probabilities are kept; all if None.
+    """
+
+    class_names: Sequence[str]
+    class_colors: Colors
+    top_classes: int | None = None
+
+    def write(
+        self, files: Mapping[str, os.PathLike], image: np.ndarray, segment: Segmenter
+    ) -> np.ndarray:
+        """Runs the network on a picture and writes the files; returns the classes.
+
+        Args:
+          files: path by kind; the folders must exist.
+          image: uint8 [H, W, 3].
+          segment: the network and its protocol.
+        """
+        if "probabilities" in files:
+            pred, probabilities = predict_probabilities(segment, image, self.top_classes)
+            save_probabilities(files["probabilities"], probabilities, self.class_names)
+        else:
+            pred = segment(image)
+        if "mask" in files:
+            save_palette_png(files["mask"], pred, self.class_colors)
+        if "overlay" in files:
+            picture = overlay_with_legend(image, pred, self.class_names, self.class_colors)
+            save_picture(files["overlay"], picture)
+        return pred

@@ -1,0 +1,43 @@
+"""`python -m flaxseg prune`."""
+
+import argparse
+
+import flaxseg
+from flaxseg.programs import arguments
+
+NAME = "prune"
+SUMMARY = "cut channels out of a trained ICNet"
+TEXT = """Cuts the filters with the smallest L1 norms out of a saved ICNet on a ResNet. What comes
+out has fewer channels in every layer and is to be trained on, with --config.init.model. Layers
+whose outputs are added keep the same channels.
+"""
+EPILOG = """examples:
+  python -m flaxseg prune runs/full --keep=0.5 --out=models/half
+  python train.py --config=configs/icnet.py --config.init.model=models/half --workdir=runs/half
+
+The paper keeps 3/4, trains, and then keeps 2/3 of that.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.add_argument("model", metavar="DIR", help=arguments.MODEL_HELP)
+    parser.add_argument(
+        "--keep",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of the channels that stay (default: 0.5)",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the smaller model")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns the exit code."""
+    from flaxseg.weights import prune_model
+
+    before = flaxseg.read_model_card(args.model)["weights"]["parameters"]
+    folder = prune_model(args.model, args.out, keep=args.keep)
+    after = flaxseg.read_model_card(folder)["weights"]["parameters"]
+    print(f"{after:,} of {before:,} parameters stay; the model to train on is in {folder}")
+    return 0

@@ -1,0 +1,457 @@
+"""One HTML page of an evaluation that needs nothing else: no network, no other file.
+
+Pictures are inside as data, charts are SVG, the script is a few lines: toggling what lies over a
+picture, its opacity, and sorting tables.
+"""
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from flaxseg.drawing.images import Colors, colorize, error_picture
+from flaxseg.errors import DataError
+from flaxseg.evaluation.metrics import SegmentationMetrics
+
+# Pictures are reduced to this longer side.
+_SIDE = 720
+_JPEG_QUALITY = 85
+# The chart's drawing area, in its own units.
+_CHART = 520, 200
+_MARGIN = 46, 10, 10, 24  # left, top, right, bottom
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReportPicture:
+    """A picture that the page shows.
+
+    Attributes:
+      id: of the record.
+      miou: of this picture alone, as a fraction.
+      image: uint8 [H, W, 3].
+      label: integers [H, W], 255 is "ignore".
+      pred: integers [H, W].
+    """
+
+    id: str
+    miou: float
+    image: np.ndarray
+    label: np.ndarray
+    pred: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A line chart.
+
+    Attributes:
+      title: above the chart.
+      lines: points (step, value) by name of the line.
+      percent: whether values are fractions to be shown in per cent.
+    """
+
+    title: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    percent: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReportData:
+    """What a page tells.
+
+    Attributes:
+      title: of the page.
+      facts: (name, value) in the summary.
+      metrics: of the split.
+      class_names: one a class.
+      class_colors: RGB of each class.
+      curves: of the training, if there was one.
+      worst: pictures with the lowest mIoU, worst first.
+      best: those with the highest, best first.
+      records: (id, mIoU, pixel accuracy) of every picture of the split; nan where all of it is
+        ignored.
+      details: further tables by title: texts as they are, or settings to be shown as JSON.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    metrics: SegmentationMetrics
+    class_names: Sequence[str]
+    class_colors: Colors
+    curves: Sequence[Curve] = ()
+    worst: Sequence[ReportPicture] = ()
+    best: Sequence[ReportPicture] = ()
+    records: Sequence[tuple[str, float, float]] = ()
+    details: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+def render_page(report: ReportData) -> str:
+    """Returns the page as text."""
+    parts = [
+        f"<h1>{_text(report.title)}</h1>",
+        _facts(report),
+        _section("Training", "".join(_chart(curve) for curve in report.curves)),
+        _section("Classes", _classes(report)),
+        _section("Confusion", _confusion(report)),
+        _section("Worst pictures", _pictures(report.worst, report)),
+        _section("Best pictures", _pictures(report.best, report)),
+        _section("All pictures", _records(report)),
+        *(_section(title, _detail(value)) for title, value in report.details.items()),
+    ]
+    return _PAGE.format(
+        title=_text(report.title), style=_STYLE, body="\n".join(parts), script=_SCRIPT
+    )
+
+
+def write_page(path: pathlib.Path, report: ReportData) -> None:
+    """Writes the page; it appears whole or not at all.
+
+    Raises:
+      DataError: it can not be written there.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(render_page(report), encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"could not write {path}: {error.strerror or error}.") from error
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{_text(title)}</h2>{body}</section>" if body else ""
+
+
+def _facts(report: ReportData) -> str:
+    metrics = report.metrics
+    headline = (
+        ("mIoU", metrics.miou),
+        ("pixel accuracy", metrics.pixel_accuracy),
+        ("mean accuracy", metrics.mean_accuracy),
+        ("frequency-weighted IoU", metrics.frequency_weighted_iou),
+    )
+    tiles = "".join(
+        f"<div class=tile><b>{_percent(value)}</b><span>{name}</span></div>"
+        for name, value in headline
+    )
+    rows = "".join(
+        f"<tr><th scope=row>{_text(name)}</th><td>{_text(value)}</td></tr>"
+        for name, value in report.facts
+    )
+    return f"<div class=tiles>{tiles}</div><table class=facts>{rows}</table>"
+
+
+def _classes(report: ReportData) -> str:
+    metrics, rows = report.metrics, []
+    pixels = metrics.matrix.sum(1)
+    for index, name in enumerate(report.class_names):
+        iou = metrics.iou[index]
+        rows.append(
+            f"<tr><td>{_swatch(report.class_colors[index])}{_text(name)}</td>"
+            f"{_cell(iou, bar=True)}{_cell(metrics.accuracy[index])}"
+            f"<td data-v={pixels[index]}>{pixels[index]:,}</td></tr>"
+        )
+    head = "<th>class</th><th>IoU</th><th>accuracy</th><th>pixels in labels</th>"
+    return _sortable(head, rows)
+
+
+def _confusion(report: ReportData) -> str:
+    matrix = report.metrics.matrix
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    names = [_text(name) for name in report.class_names]
+    head = "".join(f"<th class=turned><span>{name}</span></th>" for name in names)
+    rows = []
+    for i, name in enumerate(names):
+        cells = "".join(
+            f'<td style="--s:{share[i, j]:.3f}" class="{"right" if i == j else "wrong"}" '
+            f'title="{name} taken for {names[j]}: {share[i, j]:.2%}, {matrix[i, j]:,} pixels">'
+            f"{_short(share[i, j])}</td>"
+            for j in range(len(names))
+        )
+        rows.append(f"<tr><th scope=row>{name}</th>{cells}</tr>")
+    return (
+        "<p>Of the pixels of the class at the left, the share, in per cent, that was taken for the "
+        "class above.</p><div class=wide><table class=confusion>"
+        f"<tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _pictures(pictures: Sequence[ReportPicture], report: ReportData) -> str:
+    if not pictures:
+        return ""
+    return f"<div class=pictures>{''.join(_picture(p, report) for p in pictures)}</div>"
+
+
+def _picture(picture: ReportPicture, report: ReportData) -> str:
+    image, label, pred = _reduced(picture)
+    layers = {
+        "truth": colorize(label, report.class_colors),
+        "prediction": colorize(pred, report.class_colors),
+        "errors": error_picture(image, label, pred),
+    }
+    shown = "".join(
+        f'<img class="layer {name}" alt="{name}" src="{_png(layer)}">'
+        for name, layer in layers.items()
+    )
+    buttons = "".join(
+        f"<button type=button data-layer={name} aria-pressed={'true' if pressed else 'false'}>"
+        f"{name}</button>"
+        for name, pressed in (
+            ("image", False),
+            ("truth", False),
+            ("prediction", True),
+            ("errors", False),
+        )
+    )
+    present = np.union1d(np.unique(label), np.unique(pred))
+    legend = " ".join(
+        f"<span>{_swatch(report.class_colors[c])}{_text(report.class_names[c])}</span>"
+        for c in present
+        if c < len(report.class_names)
+    )
+    height, width = image.shape[:2]
+    return (
+        f"<figure data-show=prediction><figcaption><b>{_text(picture.id)}</b> mIoU "
+        f'{_percent(picture.miou)}</figcaption><div class=stack style="aspect-ratio:{width}/'
+        f'{height}"><img alt=image src="{_jpeg(image)}">{shown}</div>'
+        f"<div class=controls>{buttons}<label>opacity <input type=range min=0 max=100 value=60>"
+        f"</label></div><div class=legend>{legend}</div></figure>"
+    )
+
+
+def _records(report: ReportData) -> str:
+    rows = [
+        f"<tr><td>{_text(name)}</td>{_cell(miou, bar=True)}{_cell(accuracy)}</tr>"
+        for name, miou, accuracy in report.records
+    ]
+    if not rows:
+        return ""
+    return _sortable("<th>picture</th><th>mIoU</th><th>pixel accuracy</th>", rows)
+
+
+def _detail(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, default=str)
+    return f"<details><summary>show</summary><pre>{_text(text)}</pre></details>"
+
+
+def _sortable(head: str, rows: Sequence[str]) -> str:
+    head = head.replace("<th>", "<th scope=col tabindex=0 aria-sort=none class=sort>")
+    return (
+        f"<div class=wide><table class=sortable><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _cell(value: float, *, bar: bool = False) -> str:
+    number = -1.0 if math.isnan(value) else value
+    line = f'<i style="--v:{max(number, 0):.4f}"></i>' if bar else ""
+    return f"<td data-v={number:.6f}{' class=bar' if bar else ''}>{line}{_percent(value)}</td>"
+
+
+def _chart(curve: Curve) -> str:
+    """Lines over steps, with the ends of both axes written on them."""
+    points = [p for line in curve.lines.values() for p in line if math.isfinite(p[1])]
+    if not points:
+        return ""
+    (width, height), (left, top, right, bottom) = _CHART, _MARGIN
+    first, last = min(p[0] for p in points), max(p[0] for p in points)
+    low, high = min(0.0, min(p[1] for p in points)), max(p[1] for p in points)
+    ticks = _ticks(low, high)
+    high = max(high, ticks[-1])
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        x = left + (step - first) / max(last - first, 1e-12) * (width - left - right)
+        y = height - bottom - (value - low) / max(high - low, 1e-12) * (height - top - bottom)
+        return x, y
+
+    parts = []
+    for tick in ticks:
+        _, y = place(first, tick)
+        label = f"{100 * tick:g} %" if curve.percent else f"{tick:g}"
+        parts.append(
+            f"<line class=grid x1={left} x2={width - right} y1={y:.1f} y2={y:.1f} />"
+            f"<text x={left - 6} y={y + 4:.1f} text-anchor=end>{label}</text>"
+        )
+    for step, anchor in {last: "end", first: "start"}.items():
+        x, _ = place(step, low)
+        parts.append(f"<text x={x:.1f} y={height - 6} text-anchor={anchor}>{step:g}</text>")
+    for number, (name, line) in enumerate(curve.lines.items()):
+        places = [(*place(*p), p) for p in line if math.isfinite(p[1])]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
+        dots = "".join(
+            f"<circle cx={x:.1f} cy={y:.1f} r=3><title>{_text(name)}, step {p[0]:g}: "
+            f"{f'{p[1]:.2%}' if curve.percent else f'{p[1]:.4g}'}</title></circle>"
+            for x, y, p in places
+        )
+        parts.append(f'<g class="line l{number % 4}"><polyline points="{path}" />{dots}</g>')
+    names = " ".join(
+        f'<span class="key l{number % 4}">{_text(name)}</span>'
+        for number, name in enumerate(curve.lines)
+    )
+    return (
+        f"<figure class=chart><figcaption>{_text(curve.title)} {names}</figcaption>"
+        f'<svg viewBox="0 0 {width} {height}" role=img aria-label="{_text(curve.title)}">'
+        f"{''.join(parts)}</svg></figure>"
+    )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to six round numbers from `low` to at least `high`."""
+    span = max(high - low, 1e-12)
+    unit = 10.0 ** math.floor(math.log10(span))
+    step = next(unit * m for m in (0.2, 0.5, 1, 2) if span / (unit * m) <= 5)
+    count = math.ceil(span / step - 1e-9)
+    start = math.floor(low / step) * step
+    return [round(start + step * i, 12) for i in range(count + 1)]
+
+
+def _reduced(picture: ReportPicture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image, label and prediction at a size for a page."""
+    height, width = picture.label.shape
+    factor = min(1.0, _SIDE / max(height, width))
+    if factor == 1.0:
+        return picture.image, picture.label, picture.pred
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    image = Image.fromarray(picture.image).resize(size, Image.Resampling.BOX)
+    label, pred = (
+        np.asarray(Image.fromarray(np.asarray(x, np.uint8)).resize(size, Image.Resampling.NEAREST))
+        for x in (picture.label, picture.pred)
+    )
+    return np.asarray(image), label, pred
+
+
+def _png(array: np.ndarray) -> str:
+    image = Image.fromarray(array)
+    if len(image.getcolors(256) or ()) > 0:  # few colours: a palette is a fraction of the size
+        image = image.convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
+    return _data(image, "png", optimize=True)
+
+
+def _jpeg(array: np.ndarray) -> str:
+    return _data(Image.fromarray(array), "jpeg", quality=_JPEG_QUALITY)
+
+
+def _data(image: Image.Image, kind: str, **options) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _swatch(color: Sequence[int]) -> str:
+    return f'<i class=swatch style="background:rgb({",".join(map(str, color))})"></i>'
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f} %"
+
+
+def _short(share: float) -> str:
+    return "" if share < 0.005 else f"{100 * share:.0f}"
+
+
+_PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
+<title>{title}</title><style>{style}</style>
+<main>{body}</main>
+<script>{script}</script></html>
+"""
+
+_STYLE = """
+:root{--ink:#1d2126;--soft:#5f6872;--paper:#fff;--line:#dde1e6;--tint:#f4f6f8;--accent:#2463b8;
+--bad:#c2334d;--good:#1f7a4d;--l0:#2463b8;--l1:#c46a1b;--l2:#1f7a4d;--l3:#8b44a8;color-scheme:light}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#9aa4af;--paper:#15181c;--line:#30363d;
+--tint:#1e2329;--accent:#6ba4f0;--bad:#e2637a;--good:#4cb27f;--l0:#6ba4f0;--l1:#e29a55;--l2:#4cb27f;
+--l3:#bb83d6;color-scheme:dark}}
+body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{max-width:1080px;margin:0 auto;padding:24px 20px 80px}
+h1{font-size:1.6rem;margin:.2em 0 .8em}h2{font-size:1.15rem;margin:2.2em 0 .6em}
+.tiles{display:flex;flex-wrap:wrap;gap:12px;margin-bottom:16px}
+.tile{background:var(--tint);border-radius:8px;padding:12px 18px;min-width:130px}
+.tile b{display:block;font-size:1.5rem}.tile span{color:var(--soft)}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+td,th{padding:4px 12px 4px 0;text-align:left;font-weight:normal}
+.facts th{color:var(--soft)}
+.sortable{width:100%}
+.sortable th{border-bottom:1px solid var(--line);cursor:pointer;color:var(--soft)}
+.sortable td{border-bottom:1px solid var(--line)}
+th[aria-sort=ascending]::after{content:" \\2191"}th[aria-sort=descending]::after{content:" \\2193"}
+.bar{position:relative;min-width:170px}
+.bar i{position:absolute;left:70px;top:9px;height:10px;width:calc((100% - 82px)*var(--v));
+background:var(--accent);border-radius:2px}
+.swatch{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:6px;
+border:1px solid var(--line);vertical-align:-1px}
+.wide{overflow-x:auto}
+.confusion td,.confusion th{padding:3px 5px;font-size:.8rem;text-align:center}
+.confusion th[scope]{text-align:right;color:var(--soft);white-space:nowrap}
+.confusion td{min-width:26px;border:1px solid var(--line)}
+.confusion .right{background:color-mix(in srgb,var(--good) calc(var(--s)*70%),transparent)}
+.confusion .wrong{background:color-mix(in srgb,var(--bad) calc(var(--s)*100%),transparent)}
+.turned{height:96px;vertical-align:bottom}
+.turned span{writing-mode:vertical-rl;transform:rotate(180deg);color:var(--soft);white-space:nowrap}
+.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:0 24px}
+figure{margin:0 0 28px}figcaption{margin-bottom:6px}
+.stack{position:relative;background:var(--tint);border-radius:6px;overflow:hidden}
+.stack img{position:absolute;inset:0;width:100%;height:100%;image-rendering:auto}
+.layer{opacity:0}
+figure[data-show=truth] .truth,figure[data-show=prediction] .prediction{opacity:var(--o,.6)}
+figure[data-show=errors] .errors{opacity:1}
+.controls{display:flex;flex-wrap:wrap;gap:8px;align-items:center;margin:8px 0}
+button{font:inherit;color:inherit;background:var(--tint);border:1px solid var(--line);
+border-radius:6px;padding:3px 12px;cursor:pointer}
+button[aria-pressed=true]{background:var(--accent);border-color:var(--accent);color:var(--paper)}
+.legend{color:var(--soft);font-size:.85rem}.legend span{margin-right:10px;white-space:nowrap}
+.chart{max-width:640px}.chart svg{width:100%;height:auto}
+.chart text{fill:var(--soft);font-size:11px}.chart .grid{stroke:var(--line)}
+.line polyline{fill:none;stroke-width:2}
+.l0{--c:var(--l0)}.l1{--c:var(--l1)}.l2{--c:var(--l2)}.l3{--c:var(--l3)}
+.line polyline{stroke:var(--c)}.line circle{fill:var(--c);opacity:0}
+.line circle:hover,.line circle:only-of-type{opacity:1}
+.key{color:var(--c);margin-left:10px;font-size:.85rem}
+pre{background:var(--tint);padding:12px;border-radius:6px;overflow-x:auto;font-size:.8rem}
+"""
+
+_SCRIPT = """
+for (const figure of document.querySelectorAll('figure[data-show]')) {
+  figure.addEventListener('click', event => {
+    const layer = event.target.dataset.layer;
+    if (!layer) return;
+    figure.dataset.show = layer;
+    for (const button of figure.querySelectorAll('button'))
+      button.setAttribute('aria-pressed', button.dataset.layer === layer);
+  });
+  figure.querySelector('input').addEventListener('input', event =>
+    figure.style.setProperty('--o', event.target.value / 100));
+}
+for (const table of document.querySelectorAll('table.sortable')) {
+  const sort = th => {
+    const column = th.cellIndex, body = table.tBodies[0];
+    const down = th.getAttribute('aria-sort') !== 'descending';
+    for (const other of table.tHead.rows[0].cells) other.setAttribute('aria-sort', 'none');
+    th.setAttribute('aria-sort', down ? 'descending' : 'ascending');
+    const value = row => {
+      const cell = row.cells[column];
+      return 'v' in cell.dataset ? Number(cell.dataset.v) : cell.textContent;
+    };
+    const order = (a, b) => {
+      const x = value(a), y = value(b);
+      return typeof x === 'number' ? x - y : x.localeCompare(y);
+    };
+    [...body.rows].sort((a, b) => down ? order(b, a) : order(a, b)).forEach(r => body.append(r));
+  };
+  for (const th of table.tHead.rows[0].cells) {
+    th.addEventListener('click', () => sort(th));
+    th.addEventListener('keydown', event => { if (event.key === 'Enter') sort(th); });
+  }
+}
+"""

@@ -1,0 +1,126 @@
+"""From uint8 pictures to label maps."""
+
+import gc
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_model import TinyModel, init
+
+from flaxseg.inference import Protocol, Segmenter, make_predict_fn, make_predict_step, predict
+from flaxseg.layers import ImageNormalization, normalize
+from flaxseg.models import Prediction
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = TinyModel(num_classes=5, blur=True)
+    return model, init(model)
+
+
+def pictures(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def test_is_the_argmax_of_the_logits_of_normalised_pixels(tiny):
+    model, variables = tiny
+    image = pictures(2, 7, 9, 3)
+    logits = model.apply(variables, normalize(jnp.asarray(image), model.normalization)).logits
+    step = make_predict_step(model)
+    pred = step(variables, jnp.asarray(image))
+    assert pred.dtype == jnp.uint8
+    np.testing.assert_array_equal(pred, np.argmax(np.asarray(logits), axis=-1))
+    assert len(np.unique(pred)) > 1, "a test with one class says little"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 5)])
+def test_any_size_one_picture_or_several(tiny, size):
+    image = pictures(2, *size, 3)
+    both = predict(*tiny, image)
+    assert both.shape == (2, *size)
+    np.testing.assert_array_equal(predict(*tiny, image[1]), both[1])
+
+
+def test_compiles_once_per_size(tiny):
+    model, variables = tiny
+    image = pictures(11, 13, 3)
+    predict(model, variables, image)
+    with jax.log_compiles(False), jax.check_tracer_leaks(False):
+        from flaxseg.inference.whole_image import _compiled_step
+
+        before = _compiled_step(model, None, None)._cache_size()
+        predict(model, variables, image[:, ::-1].copy())
+        assert _compiled_step(model, None, None)._cache_size() == before
+        predict(model, variables, image[:5])
+        assert _compiled_step(model, None, None)._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("way", ["predict", "predict_fn", "scales", "probabilities"])
+def test_many_sizes_keep_the_programs_of_a_few(way, monkeypatch):
+    monkeypatch.setattr(
+        "flaxseg.inference.program_limit.ProgramLimit.__init__.__kwdefaults__", {"most": 3}
+    )
+    model = TinyModel(num_classes=6, blur=True)
+    variables = init(model)
+    segment = Segmenter(
+        model, variables, Protocol(scales=(1.0, 0.5)) if way == "scales" else Protocol()
+    )
+    run = {
+        "predict": lambda image: predict(model, variables, image),
+        "predict_fn": lambda image: make_predict_fn(model, variables)(image[None]),
+        "scales": segment,
+        "probabilities": segment.probabilities,
+    }[way]
+    client = jax.devices()[0].client
+    images = [pictures(6, width, 3) for width in range(8, 26, 2)]
+    first = [np.asarray(run(image)) for image in images[:3]]
+    gc.collect()
+    few = len(client.live_executables())
+    for image in images[3:]:
+        run(image)
+    gc.collect()
+    assert len(client.live_executables()) <= few
+    again = [np.asarray(run(image)) for image in images[:3]]
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_over_devices_equals_one_device(tiny):
+    model, variables = tiny
+    image = pictures(8, 6, 7, 3)
+    spread = make_predict_fn(model, variables, jax.devices()[:8])(image)
+    assert len(spread.sharding.device_set) == 8
+    np.testing.assert_array_equal(spread, predict(model, variables, image))
+
+
+def test_wrong_pictures_are_errors(tiny):
+    with pytest.raises(ValueError, match="dtype float32"):
+        predict(*tiny, np.zeros((4, 4, 3), np.float32))
+    for shape in [(4, 4), (4, 4, 4), (0, 4, 3), (1, 2, 4, 4, 3)]:
+        with pytest.raises(ValueError, match="RGB"):
+            predict(*tiny, np.zeros(shape, np.uint8))
+
+
+def test_more_classes_than_a_byte_holds():
+    with pytest.raises(ValueError, match="at most 255"):
+        make_predict_step(TinyModel(num_classes=256))
+
+
+class SeesItsBatch(nn.Module):
+    """A network whose answer tells how many images it is given at a time, as rounding does."""
+
+    num_classes: int = 9
+    normalization: ImageNormalization = ImageNormalization((0.0,) * 3, (1.0,) * 3)
+
+    def __call__(self, image, *, train=False):
+        number = jnp.full(image.shape[:-1], image.shape[0])
+        return Prediction(jax.nn.one_hot(number, self.num_classes), {})
+
+
+@pytest.mark.parametrize(("batch_size", "device_count"), [(1, 1), (4, 1), (8, 2)])
+def test_the_network_never_sees_more_than_one_image(batch_size, device_count):
+    """So that sums are rounded in one way for any batch size and device count."""
+    predict_fn = make_predict_fn(SeesItsBatch(), {}, jax.devices()[:device_count])
+    np.testing.assert_array_equal(predict_fn(pictures(batch_size, 3, 4, 3)), 1)

@@ -1,0 +1,530 @@
+"""The command line, run as a user does: what it writes, what it prints, and how it fails."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import create_tiny, init
+
+import flaxseg
+from flaxseg import cli, data
+from flaxseg.data import DatasetInfo
+from flaxseg.drawing.images import voc_colors
+from flaxseg.errors import DataError
+from flaxseg.evaluation import BoundaryMetrics, ConfusionMatrix
+from flaxseg.inference import Segmenter, parse_protocol, predict, read_image
+
+NAMES = ("ground", "tree", "car")
+COLORS = ((10, 20, 30), (0, 200, 0), (200, 0, 200))
+
+
+@pytest.fixture
+def model_dir(tmp_path, monkeypatch):
+    monkeypatch.setattr("flaxseg.models.create_model", create_tiny)
+    flaxseg.save_model(
+        tmp_path / "model",
+        init(create_tiny("tiny", 3, blur=True)),
+        name="tiny",
+        num_classes=3,
+        options={"blur": True},
+        class_names=NAMES,
+        class_colors=COLORS,
+    )
+    return tmp_path / "model"
+
+
+def picture(path, height=12, width=17, seed=0, **save):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path, **save)
+    return path
+
+
+def run(capsys, *arguments):
+    """(exit code, stdout, stderr)."""
+    code = cli.main([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+def indices(path):
+    with Image.open(path) as mask:
+        assert mask.mode == "P"
+        return np.asarray(mask)
+
+
+# predict
+
+
+def test_predict_writes_the_mask_of_the_model_and_an_overlay(tmp_path, model_dir, capsys):
+    source = picture(tmp_path / "street.jpg", 31, 44)
+    out = tmp_path / "out"
+    code, stdout, stderr = run(capsys, "predict", source, "--model", model_dir, "--out", out)
+    assert code == 0
+    model, variables = flaxseg.load_model(model_dir)
+    mask = indices(out / "street_mask.png")
+    np.testing.assert_array_equal(mask, predict(model, variables, read_image(source)))
+    assert len(np.unique(mask)) > 1
+    with Image.open(out / "street_mask.png") as png:
+        assert tuple(png.getpalette()[3:6]) == COLORS[1]
+    with Image.open(out / "street_overlay.png") as overlay:
+        assert overlay.mode == "RGB"
+        assert overlay.width >= 360, "too small to be looked at"
+    assert str(out / "street_mask.png") in stdout
+    assert str(out / "street_overlay.png") in stdout
+    assert "compiling for 31 x 44" in stderr
+    written = sorted(p.name for p in out.iterdir())
+    assert written == ["predictions.jsonl", "street_mask.png", "street_overlay.png"]
+
+
+def test_predict_folders_patterns_and_all_kinds_of_pictures(tmp_path, model_dir, capsys):
+    folder = tmp_path / "photos"
+    picture(folder / "a.png", 1, 1)
+    picture(folder / "sub" / "a.png", 5, 8)
+    (folder / "notes.txt").write_text("not a picture")
+    Image.new("CMYK", (6, 4)).save(folder / "cmyk.jpg")
+    Image.new("RGBA", (6, 4), (9, 9, 9, 0)).save(folder / "alpha.png")
+    Image.fromarray(np.zeros((4, 6), np.uint16)).save(folder / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(folder / "turned.jpg", 10, 20, exif=exif)
+    out = tmp_path / "out"
+    code, stdout, _ = run(
+        capsys, "predict", folder, f"{folder}/**/a.*", "--model", model_dir, "--out", out
+    )
+    assert code == 0
+    masks = {str(p.relative_to(out)) for p in out.rglob("*_mask.png")}
+    stems = ("a", "sub/a", "cmyk", "alpha", "deep", "turned")
+    assert masks == {f"{stem}_mask.png" for stem in stems}
+    assert indices(out / "a_mask.png").shape == (1, 1)
+    assert indices(out / "turned_mask.png").shape == (20, 10), "the mask is not upright"
+    assert "EXIF orientation 6" in stdout
+    assert "6 of 6 pictures done" in stdout
+
+
+def test_predict_goes_on_after_a_bad_file_and_names_it(tmp_path, model_dir, capsys):
+    good = [picture(tmp_path / "in" / f"{name}.jpg", 40, 40) for name in "ac"]
+    broken = tmp_path / "in" / "b.jpg"
+    broken.write_bytes(good[0].read_bytes()[:-100])
+    out = tmp_path / "out"
+    code, stdout, stderr = run(
+        capsys, "predict", tmp_path / "in", "--model", model_dir, "--out", out
+    )
+    assert code == 1
+    assert "1 of 3 pictures failed" in stderr
+    assert str(broken) in stderr
+    assert "truncated" in stderr
+    assert "2 of 3 pictures done" in stdout
+    assert sorted(p.name for p in out.glob("*_mask.png")) == ["a_mask.png", "c_mask.png"]
+    assert not list(out.glob("*b*"))
+    assert not list(out.glob(".*"))
+
+
+def test_predict_gives_every_picture_its_own_names(tmp_path, model_dir, capsys):
+    sources = [
+        picture(tmp_path / "one" / "a.jpg", seed=1),
+        picture(tmp_path / "one" / "a.png", seed=2),
+        picture(tmp_path / "two" / "A.png", seed=3),
+        picture(tmp_path / "two" / "b.png", seed=4),
+        picture(tmp_path / "two" / "a_png.png", seed=5),
+    ]
+    out = tmp_path / "out"
+    code, _, _ = run(capsys, "predict", *sources, "--model", model_dir, "--out", out)
+    assert code == 0
+    masks = sorted(p.name.casefold() for p in out.glob("*_mask.png"))
+    assert len(set(masks)) == len(sources)
+    assert {"a_jpg_mask.png", "a_png_mask.png", "b_mask.png"} <= set(masks)
+    model, variables = flaxseg.load_model(model_dir)
+    written = {indices(p).tobytes() for p in out.glob("*_mask.png")}
+    assert written == {predict(model, variables, read_image(s)).tobytes() for s in sources}
+
+
+def test_predict_never_writes_over_its_inputs(tmp_path, model_dir, capsys):
+    first = picture(tmp_path / "in" / "a.png")
+    second = picture(tmp_path / "in" / "a_mask.png", seed=1)
+    before = second.read_bytes()
+    flags = ("--model", model_dir, "--out", tmp_path / "in")
+    code, _, stderr = run(capsys, "predict", first, second, *flags)
+    assert code == 2
+    assert "overwrite the input" in stderr
+    code, _, stderr = run(capsys, "predict", tmp_path / "in", *flags)
+    assert code == 2
+    assert "choose another output folder" in stderr
+    assert second.read_bytes() == before
+    inside = tmp_path / "in" / "masks"
+    for _ in range(2):
+        assert run(capsys, "predict", tmp_path / "in", *flags[:3], inside)[0] == 0
+    assert len(list(inside.glob("*.png"))) == 4, "results were taken as input"
+
+
+def test_predict_padded_to_multiples_compiles_few_sizes(tmp_path, model_dir, capsys):
+    for size in range(9, 17):
+        picture(tmp_path / "in" / f"{size}.png", size, size)
+    out = tmp_path / "out"
+    flags = ("--model", model_dir, "--out", out)
+    code, _, stderr = run(capsys, "predict", tmp_path / "in", *flags, "--pad_multiple", 16)
+    assert code == 0
+    assert stderr.count("compiling") == 1
+    model, variables = flaxseg.load_model(model_dir)
+    for size in range(9, 17):
+        mask = indices(out / f"{size}_mask.png")
+        native = predict(model, variables, read_image(tmp_path / "in" / f"{size}.png"))
+        assert mask.shape == native.shape
+        np.testing.assert_array_equal(mask[:-1, :-1], native[:-1, :-1])  # 3x3 sees one pixel far
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none.png", "does not exist"),
+        ("*.png", "no picture matches"),
+        ("empty", "has no pictures in it"),
+    ],
+)
+def test_predict_without_pictures_says_so(tmp_path, model_dir, capsys, name, words):
+    (tmp_path / "empty").mkdir()
+    code, _, stderr = run(
+        capsys, "predict", tmp_path / name, "--model", model_dir, "--out", tmp_path / "out"
+    )
+    assert code == 1
+    assert stderr.startswith("error: ")
+    assert words in stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_into_a_place_that_can_not_be_written(tmp_path, model_dir, capsys):
+    source = picture(tmp_path / "a.png")
+    (tmp_path / "file").write_text("x")
+    code, _, stderr = run(
+        capsys, "predict", source, "--model", model_dir, "--out", tmp_path / "file" / "out"
+    )
+    assert code == 1
+    assert "can not write to the output folder" in stderr
+
+
+def test_a_full_disk_is_named_for_each_picture(tmp_path, model_dir, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("flaxseg.programs.prediction.prediction_files.save_picture", full)
+    source = picture(tmp_path / "a.png")
+    code, _, stderr = run(
+        capsys, "predict", source, "--model", model_dir, "--out", tmp_path / "out"
+    )
+    assert code == 1
+    assert f"{source}: [Errno 28] No space left on device" in stderr
+
+
+def test_predict_real_pictures_with_real_weights(tmp_path, shared_dir, capsys):
+    """On DeepLab's canvas at least 99 % of the pixels are those of the published TFLite network."""
+    weights = shared_dir / "data/weights"
+    source = str(weights / "deeplabv3_mobilenet_v2_voc21.safetensors")
+    assert cli.main(["import", source, "--out", str(tmp_path / "model")]) == 0
+    assert "deeplabv3 with 21 classes" in capsys.readouterr().out
+    reference = np.load(weights / "reference_outputs.npz")
+    pictures = shared_dir / "data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages"
+    flags = ("--model", tmp_path / "model", "--out", tmp_path / "out", "--pad_multiple", 513)
+    assert run(capsys, "predict", pictures, *flags)[0] == 0
+    for name, (height, width), argmax in zip(
+        reference["ids"],
+        reference["deeplab_valid_hw"],
+        reference["deeplab_uint8_original_argmax"],
+        strict=True,
+    ):
+        mask = indices(tmp_path / "out" / f"{name}_mask.png")
+        assert mask.shape == (height, width)
+        assert np.mean(mask == argmax[:height, :width]) >= 0.99
+
+
+# evaluate
+
+
+@pytest.fixture
+def dataset(monkeypatch):
+    """A data set 'toy' of six pictures with the classes of the model."""
+    info = DatasetInfo(
+        name="toy",
+        version="1",
+        description="toy",
+        class_names=NAMES,
+        class_colors=COLORS,
+        label_map={0: 0, 1: 1, 2: 2},
+        splits=("train", "val"),
+        split_sizes={},
+        eval_split="val",
+        eval_size=(0, 0),
+        license="",
+        citation="",
+        homepage="",
+    )
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(6):
+        shape = (8, 10) if number % 2 else (9, 7)
+        label = rng.integers(0, 3, shape).astype(np.uint8)
+        label[0] = 255
+        image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+        records.append({"image": image, "label": label, "id": f"seq/{number} x"})
+
+    def open_split(name, split, data_dir=None):
+        if data_dir == "nowhere":
+            raise DataError("toy is not prepared in nowhere; run prepare-data toy")
+        return records
+
+    monkeypatch.setattr(data, "dataset_info", lambda name: info)
+    monkeypatch.setattr(data, "open_split", open_split)
+    return info, records
+
+
+def direct_metrics(model_dir, records):
+    model, variables = flaxseg.load_model(model_dir)
+    matrix = ConfusionMatrix(3)
+    scores = []
+    for record in records:
+        pred = predict(model, variables, record["image"])
+        matrix.update(record["label"], pred)
+        own = ConfusionMatrix(3)
+        own.update(record["label"], pred)
+        scores.append(own.metrics().miou)
+    return matrix.metrics(), scores
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 4])
+def test_evaluate_prints_and_writes_the_metrics(tmp_path, model_dir, dataset, capsys, batch_size):
+    flags = () if batch_size is None else ("--batch_size", batch_size)
+    out = tmp_path / "report"
+    code, stdout, _ = run(
+        capsys,
+        *("evaluate", "--model", model_dir, "--data", "toy", "--out", out, "--num_pictures", 2),
+        *flags,
+    )
+    assert code == 0
+    wanted, scores = direct_metrics(model_dir, dataset[1])
+    assert wanted.table(NAMES) in stdout
+    report = json.loads((out / "metrics.json").read_text())
+    assert report["confusion_matrix"] == wanted.matrix.tolist()
+    with open(out / "confusion_matrix.csv", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head[1:] == [row[0] for row in rows] == list(NAMES)
+    assert [[int(cell) for cell in row[1:]] for row in rows] == wanted.matrix.tolist()
+    assert report["miou"] == wanted.miou
+    card = flaxseg.read_model_card(model_dir)
+    assert report["parameters"] == card["weights"]["parameters"]
+    assert report["backbone"] == card["options"].get("backbone")
+    assert report["step"] is None
+    assert report["split"] == "val"
+    assert report["classes"][1]["name"] == "tree"
+    worst = np.argsort(scores, kind="stable")[:2]
+    assert sorted(p.name for p in out.glob("*.png")) == [
+        *(f"first_{i:03d}_seq_{i}_x.png" for i in range(2)),
+        *(f"worst_{rank:03d}_seq_{i}_x.png" for rank, i in enumerate(worst)),
+    ]
+
+
+def test_evaluate_without_out_writes_nothing(tmp_path, model_dir, dataset, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, stdout, _ = run(capsys, "evaluate", "--model", model_dir, "--data", "toy")
+    assert code == 0
+    assert "--out" in stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_evaluate_by_a_protocol_and_near_boundaries(tmp_path, model_dir, dataset, capsys):
+    protocol = "windows(window=6, window_stride=3, scales=(0.8, 1.3), flip=True)"
+    flags = ("--model", model_dir, "--data", "toy", "--protocol", protocol, "--boundary")
+    code, stdout, _ = run(capsys, "evaluate", *flags, "--out", tmp_path / "out")
+    assert code == 0
+    segment = Segmenter(*flaxseg.load_model(model_dir), parse_protocol(protocol))
+    matrix, boundary = ConfusionMatrix(3), BoundaryMetrics(3)
+    for record in dataset[1]:
+        pred = segment(record["image"])
+        matrix.update(record["label"], pred)
+        boundary.update(record["label"], pred)
+    assert matrix.table(NAMES) in stdout
+    assert boundary.scores().table() in stdout
+    assert segment.protocol.describe() in stdout
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["boundary"] == boundary.scores().to_dict()
+    assert parse_protocol(report["protocol"]) == segment.protocol
+    assert [r["id"] for r in report["records"]] == [r["id"] for r in dataset[1]]
+    code, _, stderr = run(capsys, "evaluate", *flags, "--instances", tmp_path)
+    assert code == 2
+    assert "--instances is for the classes of Cityscapes" in stderr
+    code, _, stderr = run(capsys, "evaluate", *flags, "--pad_to", 20, 20)
+    assert code == 2
+    assert "--pad_to does not go with --protocol" in stderr
+    assert "pad_to=(20, 20)" in stderr
+
+
+def test_predict_by_a_protocol(tmp_path, model_dir, capsys):
+    source = picture(tmp_path / "street.png", 31, 44)
+    flags = ("--model", model_dir, "--out", tmp_path / "out", "--protocol", "windows(window=16)")
+    code, _, stderr = run(capsys, "predict", source, *flags)
+    assert code == 0
+    assert "compiling for 16 x 16" in stderr
+    segment = Segmenter(*flaxseg.load_model(model_dir), parse_protocol("windows(window=16)"))
+    mask = indices(tmp_path / "out" / "street_mask.png")
+    np.testing.assert_array_equal(mask, segment(read_image(source)))
+    code, _, stderr = run(capsys, "predict", source, *flags[:-1], "window")
+    assert code == 2
+    assert "Did you mean 'windows'?" in stderr
+
+
+def test_report_is_a_page_of_the_evaluation(tmp_path, model_dir, dataset, capsys):
+    (model_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 5, "loss": 0.75}\n')
+    code, stdout, _ = run(capsys, "report", model_dir, "--data", "toy", "--num_pictures", 1)
+    assert code == 0
+    assert str(model_dir / "report.html") in stdout
+    page = (model_dir / "report.html").read_text()
+    wanted, scores = direct_metrics(model_dir, dataset[1])
+    assert f"{100 * wanted.miou:.2f} %" in page
+    assert "step 5: 0.75" in page
+    for place in (np.argmin(scores), np.argmax(scores)):
+        assert f"<b>{dataset[1][place]['id']}</b> mIoU {100 * scores[place]:.2f} %" in page
+    code, _, stderr = run(capsys, "report", model_dir)
+    assert code == 2
+    assert "give --data=NAME" in stderr
+    assert run(capsys, "report", tmp_path / "none")[0] == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_evaluate_on_a_canvas(model_dir, dataset, capsys):
+    flags = ("--model", model_dir, "--data", "toy", "--pad_to")
+    code, stdout, _ = run(capsys, "evaluate", *flags, 9, 10)
+    assert code == 0
+    counted = sum(int((r["label"] != 255).sum()) for r in dataset[1])
+    assert f"pixels: {counted:,} counted" in stdout
+    code, _, stderr = run(capsys, "evaluate", *flags, 8, 10)
+    assert code == 1
+    assert "does not fit on the canvas" in stderr
+
+
+def test_evaluate_refuses_other_classes(tmp_path, model_dir, dataset, capsys, monkeypatch):
+    info, _ = dataset
+    changed = DatasetInfo(**{**vars(info), "class_names": ("ground", "car", "tree")})
+    monkeypatch.setattr(data, "dataset_info", lambda name: changed)
+    flags = ("evaluate", "--model", model_dir, "--data", "toy")
+    code, _, stderr = run(capsys, *flags)
+    assert code == 2
+    assert "1 ('tree' in the model, 'car' in the data)" in stderr
+    fewer = DatasetInfo(
+        **{
+            **vars(info),
+            "class_names": NAMES[:2],
+            "class_colors": voc_colors(2),
+            "label_map": {0: 0, 1: 1},
+        }
+    )
+    monkeypatch.setattr(data, "dataset_info", lambda name: fewer)
+    code, _, stderr = run(capsys, *flags)
+    assert code == 2
+    assert "3 classes and data set 'toy' has 2" in stderr
+
+
+def test_evaluate_errors_are_one_clear_line(tmp_path, model_dir, dataset, capsys):
+    code, _, stderr = run(
+        capsys, "evaluate", "--model", model_dir, "--data", "toy", "--data_dir", "nowhere"
+    )
+    assert (code, stderr) == (1, "error: toy is not prepared in nowhere; run prepare-data toy\n")
+    code, _, stderr = run(capsys, "evaluate", "--model", tmp_path / "no", "--data", "toy")
+    assert code == 1
+    assert "there is no folder" in stderr
+
+
+# The program as a whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predit"], "Did you mean 'predict'?"),
+        (["evaluate", "--modell=x", "--model=y", "--data=z"], "Did you mean '--model'?"),
+        (["evaluate", "--model=x"], "required: --data"),
+        (["evaluate", "--model=x", "--data=y", "--batch_size=0"], "at least 1, got 0"),
+        (["predict", "--model=x", "--out=y"], "IMAGE|FOLDER|GLOB|-"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_flags_exit_with_2_and_a_hint(capsys, arguments, words):
+    code, stdout, stderr = run(capsys, *arguments)
+    assert code == 2
+    assert stdout == ""
+    assert stderr.startswith("error: ")
+    assert words in stderr
+    assert "--help" in stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        *([n] for n in ("evaluate", "results", "predict", "export", "prune", "learn-basis")),
+        ["prepare-data"],
+    ],
+)
+def test_help_has_examples(capsys, command):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([*command, "--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:\n  python -m flaxseg" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_models_lists_what_can_be_built(capsys):
+    code, stdout, _ = run(capsys, "models")
+    assert code == 0
+    listed = stdout.split()
+    for name in (*flaxseg.list_models(), "efficientnet_lite0", *data.list_datasets()):
+        assert name in listed
+
+
+def test_prepare_data(monkeypatch, capsys, tmp_path):
+    calls = []
+    monkeypatch.setattr(data, "is_prepared", lambda name, data_dir: bool(calls))
+    monkeypatch.setattr(
+        data,
+        "prepare",
+        lambda *arguments, **options: calls.append((arguments, options)) or tmp_path,
+    )
+    manifest = type("Manifest", (), {"splits": {"train": 3, "test": 1}, "left_out": 0})
+    monkeypatch.setattr(data, "read_manifest", lambda name, data_dir: manifest)
+    flags = ("prepare-data", "toy", "--data_dir=d", "--manual_dir=m", "--allow_problems=orphan")
+    code, stdout, _ = run(capsys, *flags)
+    assert code == 0
+    assert calls == [(("toy", "d", "m"), {"allow_problems": "orphan"})]
+    assert stdout == f"toy is ready in {tmp_path}: train 3, test 1\n"
+    assert "was ready already" in run(capsys, *flags)[1]
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch, capsys, model_dir, dataset):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "open_split", interrupt)
+    code, _, stderr = run(capsys, "evaluate", "--model", model_dir, "--data", "toy")
+    assert (code, stderr) == (130, "interrupted\n")
+
+
+def test_as_a_module_in_a_process_of_its_own(repository, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    command = [sys.executable, "-m", "flaxseg"]
+    version = subprocess.run(
+        [*command, "--version"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert version.stdout == f"flaxseg {flaxseg.__version__}\n"
+    failed = subprocess.run(
+        [*command, "predict", "a.png", "--model=none", "--out=out"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: there is no folder")
+    assert "Traceback" not in failed.stderr
