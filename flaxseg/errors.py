@@ -1,9 +1,12 @@
-"""The errors that flaxseg raises for what a user gave it or asked of it.
+"""Defines the errors for what a user gave or asked for, and the words their messages share.
 
 Each message says what was wrong, the value got, the value wanted, and what to do. The programs
 print such a message without a traceback and exit with the code in `exit_code`; anything else that
 is raised is a defect of flaxseg and keeps its traceback.
 """
+
+import difflib
+from collections.abc import Iterable
 
 
 class FlaxsegError(Exception):
@@ -38,3 +41,24 @@ class NonFiniteLossError(FlaxsegError):
     """The loss or its gradient became infinite or not a number."""
 
     exit_code = 3
+
+
+def near(name: object, known: Iterable[str]) -> str:
+    """Returns a question after the known name nearest to `name`, or "" where none is near.
+
+    >>> near("resnet5O", ["resnet50", "vgg16"])
+    " Did you mean 'resnet50'?"
+    """
+    found = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def listed(items: Iterable[object], most: int = 6) -> str:
+    """Returns the first items of a list in words, and how many more there are.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    items = [str(item) for item in items]
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 PAGES = ["docs/reuse.md", "docs/crf.md"]
-MODULES = ["flaxseg.models"]
+MODULES = ["flaxseg.models.registry", "flaxseg.classes", "flaxseg.errors"]
 
 
 @pytest.mark.parametrize("page", PAGES)
