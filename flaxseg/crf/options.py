@@ -1,39 +1,28 @@
-"""The text of `--crf`: a preset, parameters, or a preset with some of them changed."""
+"""Reads and writes a CRF as text, such as that of `--crf`: a preset, with parameters changed."""
 
+from flaxseg.call_text import check_arguments, check_name, parse_call
 from flaxseg.crf import NORMALIZATIONS, PRESETS, BilateralKernel, CrfPreset, GaussianKernel
-from flaxseg.errors import ConfigError
+from flaxseg.errors import ConfigError, near
 
 PARAMETERS = ("w1", "sigma_alpha", "sigma_beta", "w2", "sigma_gamma", "iterations", "normalization")
-# Of these, parameters alone change the ones that are not named.
-_DEFAULT = "deeplab_v2_vgg16"
+# Parameters of a CRF that is no preset are written as changes of this one.
+_BASE = "deeplab_v2_vgg16"
 
 
 def parse_crf(text: str) -> CrfPreset:
-    """The CRF that `PRESET`, `NAME=VALUE,...` or `PRESET,NAME=VALUE,...` stands for.
+    """Returns the CRF that `PRESET` or `PRESET(parameter=value, ...)` stands for.
 
-    >>> parse_crf("deeplab_v1_largefov,w1=5").kernels[1].compat
+    >>> parse_crf("deeplab_v1_largefov(w1=5)").kernels[1].compat
     5.0
 
     Raises:
       ConfigError: a name is unknown or a value impossible.
     """
-    first, *rest = [part.strip() for part in text.split(",")]
-    if "=" in first:
-        first, rest = _DEFAULT, [first, *rest]
-    if first not in PRESETS:
-        raise ConfigError(
-            f"there is no CRF preset {first!r}; presets: {', '.join(PRESETS)}; parameters are "
-            f"given as NAME=VALUE,NAME=VALUE with the names {', '.join(PARAMETERS)}."
-        )
-    values = describe_crf(PRESETS[first])
-    for part in rest:
-        name, _, value = part.partition("=")
-        if name not in PARAMETERS:
-            raise ConfigError(
-                f"{name!r} is no parameter of a CRF; they are {', '.join(PARAMETERS)}."
-            )
-        values[name] = _value(name, value)
-    return make_crf(**values)
+    call = parse_call(text, "CRF")
+    check_name(call.name, PRESETS, "CRF preset")
+    check_arguments(call, PARAMETERS, "CRF preset")
+    changed = {name: _checked(name, value) for name, value in call.arguments.items()}
+    return make_crf(**(describe_crf(PRESETS[call.name]) | changed))
 
 
 def make_crf(
@@ -45,7 +34,7 @@ def make_crf(
     iterations: int,
     normalization: str,
 ) -> CrfPreset:
-    """The CRF of these parameters, as the papers call them."""
+    """Returns the CRF of these parameters, named as in the papers."""
     return CrfPreset(
         (
             GaussianKernel(sigma_gamma, w2, normalization),
@@ -56,7 +45,7 @@ def make_crf(
 
 
 def describe_crf(crf: CrfPreset) -> dict[str, float | int | str]:
-    """The parameters of a CRF by name; the inverse of `make_crf`."""
+    """Returns the parameters of a CRF by name; the inverse of `make_crf`."""
     gaussian, bilateral = crf.kernels
     return {
         "w1": bilateral.compat,
@@ -70,27 +59,38 @@ def describe_crf(crf: CrfPreset) -> dict[str, float | int | str]:
 
 
 def format_crf(crf: CrfPreset) -> str:
-    """The text that `parse_crf` reads."""
-    return ",".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+    """Returns the text that `parse_crf` reads.
+
+    >>> format_crf(parse_crf("deeplab_v2_vgg16(iterations=5, normalization='none')"))
+    "deeplab_v2_vgg16(iterations=5, normalization='none')"
+    """
+    for name, preset in PRESETS.items():
+        if crf == preset:
+            return name
+    base = describe_crf(PRESETS[_BASE])
+    changed = [
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value!r}"
         for name, value in describe_crf(crf).items()
-    )
+        if value != base[name]
+    ]
+    return f"{_BASE}({', '.join(changed)})"
 
 
-def _value(name: str, text: str) -> float | int | str:
+def _checked(name: str, value: object) -> float | int | str:
+    """Returns the value of a parameter in its type, if it may have that value."""
     if name == "normalization":
-        if text not in NORMALIZATIONS:
+        if value not in NORMALIZATIONS:
             raise ConfigError(
-                f"normalization is {text!r}; it must be one of {', '.join(NORMALIZATIONS)}."
+                f"normalization is {value!r}; it must be one of {', '.join(NORMALIZATIONS)}."
+                f"{near(value, NORMALIZATIONS)}"
             )
-        return text
-    try:
-        value = int(text) if name == "iterations" else float(text)
-    except ValueError:
-        raise ConfigError(f"{name} is {text!r}; give a number.") from None
-    # A comparison with nan is false.
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{name} is {value!r}; give a number.")
+    if name == "iterations" and not isinstance(value, int):
+        raise ConfigError(f"iterations is {value!r}; give a whole number.")
     if name.startswith("sigma") and not 0 < value < float("inf"):
-        raise ConfigError(f"{name} is {text}; it must be above 0.")
+        raise ConfigError(f"{name} is {value}; it must be above 0.")
     if not 0 <= value < float("inf"):
-        raise ConfigError(f"{name} is {text}; it must be 0 or more.")
-    return value
+        raise ConfigError(f"{name} is {value}; it must be 0 or more.")
+    return value if name == "iterations" else float(value)

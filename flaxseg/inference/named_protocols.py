@@ -1,11 +1,8 @@
-"""The papers' protocols by name, and protocols written as text."""
+"""Lists the protocols of the papers by name, and reads protocols written as text."""
 
-import ast
 import dataclasses
-import difflib
-from collections.abc import Sequence
 
-from flaxseg.errors import ConfigError
+from flaxseg.call_text import check_arguments, check_name, parse_call
 from flaxseg.inference.protocol import Protocol
 
 _SEMSEG = {"flip": True, "flip_fusion": "logit_sum", "pad_place": "centre"}
@@ -62,44 +59,7 @@ def parse_protocol(text: str) -> Protocol:
     Raises:
       ConfigError: there is no such name or field, or a value is out of range.
     """
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
-        raise _not_understood(text) from None
-    fields = {}
-    if isinstance(node, ast.Call):
-        if node.args or any(keyword.arg is None for keyword in node.keywords):
-            raise _not_understood(text)
-        try:
-            fields = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
-        except ValueError:
-            raise _not_understood(text) from None
-        node = node.func
-    if not isinstance(node, ast.Name):
-        raise _not_understood(text)
-    if node.id not in PROTOCOLS:
-        raise ConfigError(
-            f"there is no protocol {node.id!r}; there are {', '.join(PROTOCOLS)}."
-            + _hint(node.id, list(PROTOCOLS))
-        )
-    known = [field.name for field in dataclasses.fields(Protocol)]
-    for name, value in fields.items():
-        if name not in known:
-            raise ConfigError(
-                f"a protocol has no {name!r}; it has {', '.join(known)}." + _hint(name, known)
-            )
-        if isinstance(value, list):
-            fields[name] = tuple(value)
-    return dataclasses.replace(PROTOCOLS[node.id], **fields)
-
-
-def _not_understood(text: str) -> ConfigError:
-    return ConfigError(
-        f"the protocol {text!r} is not understood; write a name such as 'pspnet_ms', or a name "
-        "with fields such as 'whole(scales=(0.75, 1.0), flip=True)'."
-    )
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    call = parse_call(text, "protocol")
+    check_name(call.name, PROTOCOLS, "protocol")
+    check_arguments(call, [field.name for field in dataclasses.fields(Protocol)], "protocol")
+    return dataclasses.replace(PROTOCOLS[call.name], **call.arguments)

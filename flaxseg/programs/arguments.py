@@ -66,11 +66,11 @@ def output_stride(parser: argparse.ArgumentParser) -> None:
 def crf(parser: argparse.ArgumentParser, **options) -> None:
     parser.add_argument(
         "--crf",
-        metavar="PRESET|NAME=VALUE,...",
+        metavar="PRESET[(NAME=VALUE,...)]",
         help="refine predictions by a dense CRF: a preset (deeplab_v1_largefov, "
-        "deeplab_v2_vgg16, deeplab_v2_resnet101, pydensecrf_readme, crfasrnn), parameters "
-        "(w1, sigma_alpha, sigma_beta, w2, sigma_gamma, iterations, normalization), or a "
-        "preset and parameters",
+        "deeplab_v2_vgg16, deeplab_v2_resnet101, pydensecrf_readme, crfasrnn), or one with "
+        "parameters changed (w1, sigma_alpha, sigma_beta, w2, sigma_gamma, iterations, "
+        "normalization), such as 'deeplab_v2_vgg16(w1=3, sigma_alpha=60)'",
         **options,
     )
 

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         )
     print(f"{card['model']} from {args.model} on {args.data} {split}: {tuned.pictures} images\n")
     print(tuned.table())
-    print(f"\nbest: --crf={format_crf(tuned.best)}")
+    print(f'\nbest: --crf="{format_crf(tuned.best)}"')
     if out is not None:
         print(f"written:\n  {write_tuned_crf(out, tuned)}")
     return 0

@@ -254,7 +254,10 @@ def test_named_protocols_are_valid_and_their_text_leads_back_to_them():
     ("text", "message"),
     [
         ("pspnets", "there is no protocol 'pspnets'.*Did you mean 'pspnet'"),
-        ("whole(scale=(1.0,))", "a protocol has no 'scale'.*Did you mean 'scales'"),
+        (
+            "whole(scale=(1.0,))",
+            "the protocol 'whole' has no argument 'scale'.*Did you mean 'scales'",
+        ),
         ("whole(scales=(0.0,))", r"scales is \(0.0,\); it must hold numbers above 0"),
         ("whole(scales=())", r"scales is \(\)"),
         ("whole(flip_fusion='sum')", "flip_fusion is 'sum'; it must be one of probabilities"),

@@ -21,7 +21,10 @@ from flaxseg.layers import normalize
 from flaxseg.programs.crf_tuning import tune_crf
 
 NAMES, COLORS = ("ground", "tree", "car"), ((10, 20, 30), (0, 200, 0), (200, 0, 200))
-CRF = "w1=3,sigma_alpha=8,sigma_beta=40,w2=1,sigma_gamma=1,iterations=3,normalization=symmetric"
+CRF = (
+    "deeplab_v2_vgg16(w1=3, sigma_alpha=8, sigma_beta=40, w2=1, sigma_gamma=1, iterations=3, "
+    "normalization='symmetric')"
+)
 
 
 def record(seed, size=(12, 14)):
@@ -132,14 +135,14 @@ def test_tune_crf_takes_a_limited_number_of_pictures(model_dir, capsys):
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert "2 images" in out
-    assert f"best: --crf={CRF}" in out, "values that stand alone are not refined"
+    assert f'best: --crf="{CRF}"' in out, "values that stand alone are not refined"
 
 
 def test_texts_of_crfs():
     for name in PRESETS:
         assert parse_crf(name) == crf_preset(name)
         assert parse_crf(format_crf(crf_preset(name))) == crf_preset(name)
-    changed = parse_crf("crfasrnn, w2=1,iterations=2,normalization=none")
+    changed = parse_crf("crfasrnn(w2=1, iterations=2, normalization='none')")
     assert changed.iterations == 2
     assert changed.kernels[0].compat == 1
     assert changed.kernels[1].sigma_xy == 160
@@ -150,13 +153,16 @@ def test_texts_of_crfs():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("deeplab", "no CRF preset 'deeplab'; presets: deeplab_v1_largefov"),
-        ("sigma=3", "'sigma' is no parameter of a CRF; they are w1, sigma_alpha"),
-        ("sigma_alpha=0", "sigma_alpha is 0; it must be above 0"),
-        ("w1=nan", "w1 is nan; it must be 0 or more"),
-        ("w1=four", "w1 is 'four'; give a number"),
-        ("iterations=2.5", "iterations is '2.5'; give a number"),
-        ("normalization=row", "normalization is 'row'; it must be one of symmetric"),
+        ("deeplab", "no CRF preset 'deeplab'; there are deeplab_v1_largefov"),
+        ("crfasrnn(sigma=3)", "'crfasrnn' has no argument 'sigma'; it has w1, sigma_alpha"),
+        ("crfasrnn(sigma_alpha=0)", "sigma_alpha is 0; it must be above 0"),
+        ("crfasrnn(w1=1e999)", "w1 is inf; it must be 0 or more"),
+        ("crfasrnn(w1=-1)", "w1 is -1; it must be 0 or more"),
+        ("crfasrnn(w1='four')", "w1 is 'four'; give a number"),
+        ("crfasrnn(w1=nan)", "w1 is nan, not a literal value"),
+        ("crfasrnn(iterations=2.5)", "iterations is 2.5; give a whole number"),
+        ("crfasrnn(normalization='row')", "normalization is 'row'; it must be one of symmetric"),
+        ("w1=4", "the CRF 'w1=4' is not understood"),
     ],
 )
 def test_texts_that_are_no_crf(text, words):

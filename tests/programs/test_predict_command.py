@@ -23,7 +23,7 @@ from flaxseg.layers import normalize
 from flaxseg.programs.prediction import prediction_files
 
 NAMES = ("ground", "tree", "car", "sky")
-CRF = "w1=3,sigma_alpha=8,sigma_beta=40,iterations=2"
+CRF = "deeplab_v2_vgg16(w1=3, sigma_alpha=8, sigma_beta=40, iterations=2)"
 
 
 def save_tiny(folder, names=NAMES, seed=0):
@@ -243,7 +243,7 @@ OTHER_WAYS = (
     ["--protocol=whole(flip=True)"],
     ["--protocol=windows(window=16)"],
     ["--pad_multiple=4"],
-    ["--crf=iterations=0"],
+    ["--crf=crfasrnn(iterations=0)"],
     ["--save=mask,overlay,probabilities"],
     ["--overwrite"],
 )

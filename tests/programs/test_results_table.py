@@ -69,7 +69,7 @@ def rows(text):
 
 def test_a_run_and_its_evaluation_are_two_rows(tmp_path, capsys):
     make_run(tmp_path / "a", {100: 0.3, 200: 0.5, 300: 0.4})
-    make_evaluation(tmp_path / "a" / "ms", output_stride=8, crf="w1=4")
+    make_evaluation(tmp_path / "a" / "ms", output_stride=8, crf="deeplab_v2_vgg16(w1=5)")
     code, out, _ = run(capsys, tmp_path)
     assert code == 0
     first, second = rows(out)
@@ -86,7 +86,7 @@ def test_a_run_and_its_evaluation_are_two_rows(tmp_path, capsys):
         "from": str(tmp_path / "a"),
     }
     assert first["mIoU"] == "55.0 %"
-    assert first["protocol"] == "`whole(flip=True), output stride 8, CRF w1=4`"
+    assert first["protocol"] == "`whole(flip=True), output stride 8, CRF deeplab_v2_vgg16(w1=5)`"
     assert first["steps"] == "300, best at 200"  # known from the run around it
     assert "Not in the table" not in out
 
