@@ -1,5 +1,5 @@
-"""What all tests share: eight virtual CPU devices, strict JAX settings, and the way to the shared
-real data."""
+"""Sets up what all tests share: eight virtual CPU devices, strict JAX settings, the way to the
+shared real data, and the line that says what a run left out."""
 
 import importlib.util
 import os
@@ -30,14 +30,48 @@ PEERS = (
     "cityscapesscripts",
     "jax2onnx",
 )
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
+REASONS = {"peer": "compare with other packages", "slow": "repeat an assertion at further sizes"}
 
 
-def pytest_configure():
-    """With FLAXSEG_REQUIRE_PEERS set, a missing peer ends the run instead of skipping its tests."""
+def pytest_configure(config):
+    """Ends the run where FLAXSEG_REQUIRE_PEERS is set and a peer is missing."""
+    config.stash[LEFT_OUT] = {}
     if os.environ.get("FLAXSEG_REQUIRE_PEERS"):
         missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
         if missing:
             raise pytest.UsageError(f"these peers are not installed: {', '.join(missing)}")
+
+
+def pytest_deselected(items):
+    """Counts the tests that a `-m` expression leaves out, by the reason for it."""
+    left_out = items[0].config.stash[LEFT_OUT]
+    for item in items:
+        name = next((name for name in REASONS if item.get_closest_marker(name)), None)
+        if name is not None:
+            left_out[name] = left_out.get(name, 0) + 1
+
+
+def pytest_sessionfinish(session):
+    """Hands the counts of an xdist worker to the process that prints the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Takes over the counts of a worker; they are the same for each."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", {})
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Says what was left out, and how to run it."""
+    left_out = config.stash[LEFT_OUT]
+    if config.option.markexpr and left_out:
+        what = " and ".join(
+            f"{left_out[name]} that {reason}" for name, reason in REASONS.items() if name in left_out
+        )
+        terminalreporter.line(f"left out: {what}; `make test-all` runs them too")
 
 
 @pytest.fixture(autouse=True, scope="module")
