@@ -16,13 +16,17 @@ class FlaxsegError(Exception):
 
 
 class ConfigError(FlaxsegError, ValueError):
-    """A setting is unknown, impossible, or in conflict with another one."""
+    """A setting or a name is unknown, impossible, or in conflict with another one."""
 
     exit_code = 2
 
 
 class DataError(FlaxsegError):
-    """A data set is missing, or one of its files can not be used."""
+    """A data set is missing, or one of its files cannot be used."""
+
+
+class NotPreparedError(DataError):
+    """A data set has not been prepared yet."""
 
 
 class CheckpointError(FlaxsegError):

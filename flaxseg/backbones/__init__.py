@@ -1,8 +1,6 @@
 """Networks that turn a picture into named features `"c1"` (stride 2) to `"c5"` (stride 32, or the
 output stride)."""
 
-import difflib
-
 import flax.linen as nn
 
 from flaxseg.backbones.alexnet import AlexNet
@@ -23,6 +21,7 @@ from flaxseg.backbones.segnet_basic_encoder import SegNetBasicEncoder
 from flaxseg.backbones.unet_encoder import UNetEncoder
 from flaxseg.backbones.vgg import VGG, VGG16, VGG16BN
 from flaxseg.backbones.xception import Xception, Xception41, Xception65, Xception71
+from flaxseg.errors import ConfigError, near
 
 BACKBONES = {
     "resnet18": ResNet18,
@@ -63,13 +62,14 @@ def create_backbone(name: str, **options) -> nn.Module:
         BatchNorm, and `remat`, may be given to a backbone that has nothing for them.
 
     Raises:
-      ValueError: there is no such backbone.
+      ConfigError: there is no such backbone.
       TypeError: the backbone has no such attribute.
     """
     if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}.{hint}")
+        raise ConfigError(
+            f"there is no backbone {name!r}.{near(name, BACKBONES)} "
+            f"Backbones: {', '.join(BACKBONES)}."
+        )
     backbone = BACKBONES[name]
     known = getattr(backbone, "func", backbone).__dataclass_fields__
     options = {k: v for k, v in options.items() if k in known or k not in _RUN_SETTINGS}

@@ -1,6 +1,5 @@
 """Builds the systems by name."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from flaxseg.backbones import create_backbone
+from flaxseg.errors import ConfigError, near
 from flaxseg.layers import BatchNorm, ImageNormalization
 from flaxseg.models.deconvnet import DeconvNet
 from flaxseg.models.deeplab import (
@@ -109,13 +109,14 @@ def create_model(
       **options: attributes of the model, such as `rates` or `dropout`; see its class.
 
     Raises:
-      ValueError: a name is unknown, or num_classes or output_stride is impossible.
+      ConfigError: the model or the backbone is unknown.
+      ValueError: num_classes or output_stride is impossible.
       TypeError: the model has no such option.
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"there is no model {name!r}; there are {', '.join(MODELS)}.{hint}")
+        raise ConfigError(
+            f"there is no model {name!r}.{near(name, MODELS)} Models: {', '.join(MODELS)}."
+        )
     if num_classes < 2:
         raise ValueError(
             f"num_classes is {num_classes}; it must be at least 2 (background is a class)."

@@ -253,7 +253,7 @@ def data_name(config: Mapping[str, Any]) -> str:
     moved; what they are, the fingerprint says.
 
     Raises:
-      DataError: the name is "folder" and `data.manual_dir` does not say which.
+      ConfigError: the name is "folder" and `data.manual_dir` does not say which.
     """
     from flaxseg import data
 

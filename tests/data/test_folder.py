@@ -397,7 +397,7 @@ def test_where_the_pictures_are_must_be_said_once(tmp_path):
     assert full_name("folder:a", "a") == "folder:a"
     assert full_name("camvid", "a") == "camvid"
     for name, manual_dir in (("folder", None), ("folder:", ""), ("folder:a", "b")):
-        with pytest.raises(DataError, match=r"dataset\.toml|give one of them"):
+        with pytest.raises(ConfigError, match=r"dataset\.toml|give one of them"):
             full_name(name, manual_dir)
     with pytest.raises(DataError, match="there is no folder"):
         flaxseg.data.dataset_info(f"folder:{tmp_path / 'nowhere'}")

@@ -145,7 +145,7 @@ def test_impossible_numbers_are_named(camvid_dir):
         open_stream(camvid_dir, process_index=2, process_count=2)
     with pytest.raises(ConfigError, match=r"crop_size \(0, 5\)"):
         open_stream(camvid_dir, crop_size=(0, 5))
-    with pytest.raises(DataError, match="no split 'training'; its splits: train, val, test"):
+    with pytest.raises(ConfigError, match="no split 'training'; its splits: train, val, test"):
         train_batches("camvid", "training", data_dir=camvid_dir, batch_size=1, crop_size=(8, 8))
 
 

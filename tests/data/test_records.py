@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import flaxseg.data
-from flaxseg.errors import DataError
+from flaxseg.errors import ConfigError, DataError
 
 
 def test_records_are_the_published_files_in_order(camvid_dir):
@@ -44,10 +44,10 @@ def test_parts_of_splits(camvid_dir):
     assert names("train[:2]") == train[:2]
     assert names("train[5:]+val") == train[5:] + val
     assert len(flaxseg.data.open_split("camvid", "train[:50%]", camvid_dir)) in (3, 4)
-    with pytest.raises(DataError, match="no split 'trai'; its splits: train, val, test"):
+    with pytest.raises(ConfigError, match="no split 'trai'; its splits: train, val, test"):
         names("train+trai[:2]")
     for wrong in ("train[:2", "train[:8]", "train[3:3]", "train[a:]"):
-        with pytest.raises(DataError, match=r"no part of a split: .*train\[:100\]'.*n \(7 rec"):
+        with pytest.raises(ConfigError, match=r"no part of a split: .*train\[:100\]'.*n \(7 rec"):
             names(wrong)
 
 
@@ -62,10 +62,12 @@ def test_records_travel_to_other_processes_and_threads(camvid_dir):
 
 
 def test_unknown_names_are_explained(tmp_path):
-    with pytest.raises(DataError, match=r"Did you mean 'camvid'\? Data sets: ade20k, camvid"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'camvid'\? Data sets: ade20k, camvid"):
         flaxseg.data.open_split("camvidd", "test", tmp_path)
-    with pytest.raises(DataError, match=r"Did you mean 'voc_segmentation'\?"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'voc_segmentation'\?"):
         flaxseg.data.dataset_info("voc")
+    with pytest.raises(ConfigError, match=r"camvid, .*, folder \(your own images"):
+        flaxseg.data.dataset_info("")
     with pytest.raises(DataError, match=r"prepare-data camvid --data_dir=.*--manual_dir"):
         flaxseg.data.open_split("camvid", "test", tmp_path)
 

@@ -73,7 +73,7 @@ def test_prepare_and_show_refuse_what_fails_unless_told_otherwise(folder, tmp_pa
 
 def test_mistakes_are_told_in_words(tmp_path, capsys):
     code, _, stderr = run(capsys, "verify-data", "folder")
-    assert code == 1
+    assert code == 2
     assert "--manual_dir=FOLDER" in stderr
     code, _, stderr = run(capsys, "verify-data", "folder", "--manual_dir", tmp_path)
     assert code == 1

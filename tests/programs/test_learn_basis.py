@@ -11,7 +11,7 @@ from random_weights import shapes_of
 
 import flaxseg
 from flaxseg import cli, data
-from flaxseg.errors import DataError, WeightsError
+from flaxseg.errors import ConfigError, WeightsError
 from flaxseg.weights import load_bases, read_bases
 
 NAMES = ("ground", "wall", "car")
@@ -52,7 +52,7 @@ def info(monkeypatch):
 
     def open_split(name, split, data_dir=None):
         if split not in info.splits:
-            raise DataError(f"data set {name!r} has no split {split!r}")
+            raise ConfigError(f"data set {name!r} has no split {split!r}")
         return Labels(split, info.splits.index(split))
 
     monkeypatch.setattr(data, "dataset_info", lambda name: info)
@@ -132,7 +132,7 @@ def test_the_command_writes_bases_that_a_model_takes_and_a_picture(info, tmp_pat
     ("arguments", "code", "words"),
     [
         (["--held_out=train"], 2, "learned from and measured on 'train'"),
-        (["--split=test"], 1, "has no split 'test'"),
+        (["--split=test"], 2, "has no split 'test'"),
         (["--num_bases=65"], 2, "num_bases is 65; filters of 8 x 8 have at most 64"),
         (["--num_bases=0"], 2, "must be at least 1, got 0"),
         (["--patch_size=71", "--num_patches=50"], 1, "smaller than 71 x 71 pixels"),

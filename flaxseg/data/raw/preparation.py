@@ -32,7 +32,7 @@ from flaxseg.data.sets import catalog
 from flaxseg.data.sets.catalog import MANIFEST
 from flaxseg.data.sets.info import DatasetInfo
 from flaxseg.data.sets.segmentation import EncodedExample
-from flaxseg.errors import DataError
+from flaxseg.errors import DataError, NotPreparedError
 
 _MANIFEST_FORMAT = 1
 
@@ -143,8 +143,9 @@ def read_manifest(name: str, data_dir: PathLike | None = None) -> Manifest:
     """Returns the manifest of a prepared data set.
 
     Raises:
-      DataError: it is not prepared, or a file is missing or has another size than when it was
-        written; or one's own classes are others today.
+      NotPreparedError: it is not prepared.
+      DataError: a file is missing or has another size than when it was written; or one's own
+        classes have changed since.
     """
     entry = catalog.find_entry(name)
     info = entry.info
@@ -162,7 +163,7 @@ def read_manifest(name: str, data_dir: PathLike | None = None) -> Manifest:
     if manifest is None:
         files = entry.source is None and entry.examples is None
         manual = " --manual_dir=FOLDER_WITH_ITS_FILES" if files else ""
-        raise DataError(
+        raise NotPreparedError(
             f"data set {name!r} is not prepared in {data_dir} (looked for {target}). Prepare it "
             f"with: python -m flaxseg prepare-data {name} --data_dir={data_dir}{manual}"
         )
@@ -182,7 +183,20 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> None:
     """Reads every prepared file again and compares its digest with the manifest.
 
     Raises:
-      DataError: not prepared, or files that changed since, all of them named.
+      NotPreparedError: it is not prepared.
+      DataError: files changed since they were written; all of them are named.
+    """
+    damage = find_damage(name, data_dir)
+    if damage:
+        raise DataError(damage)
+
+
+def find_damage(name: str, data_dir: PathLike | None = None) -> str:
+    """Returns a message that names all prepared files whose content changed, or "" if none did.
+
+    Raises:
+      NotPreparedError: the data set is not prepared.
+      DataError: a file is missing or has another size.
     """
     manifest = read_manifest(name, data_dir)
     target = prepared_dir(catalog.dataset_info(name), as_data_dir(data_dir))
@@ -192,12 +206,13 @@ def verify_prepared(name: str, data_dir: PathLike | None = None) -> None:
         for file, (_, wanted) in manifest.files.items()
         if (found := _sha256(target / file)) != wanted
     ]
-    if changed:
-        raise DataError(
-            f"prepared data set {name!r} is damaged:\n  - "
-            + "\n  - ".join(changed)
-            + f"\nDelete {target} and prepare it again."
-        )
+    if not changed:
+        return ""
+    return (
+        f"prepared data set {name!r} is damaged:\n  - "
+        + "\n  - ".join(changed)
+        + f"\nDelete {target} and prepare it again."
+    )
 
 
 def prepared_dir(info: DatasetInfo, data_dir: pathlib.Path) -> pathlib.Path:

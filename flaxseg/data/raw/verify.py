@@ -9,15 +9,15 @@ from flaxseg.data.raw.preparation import (
     PathLike,
     as_data_dir,
     check_pairs,
+    find_damage,
     read_manifest,
-    verify_prepared,
 )
 from flaxseg.data.raw.problems import Problem
 from flaxseg.data.raw.report import Report
 from flaxseg.data.sets import catalog
 from flaxseg.data.stream.decode import UndecodableError, decode_label
 from flaxseg.data.stream.records import Records, open_split
-from flaxseg.errors import DataError
+from flaxseg.errors import DataError, NotPreparedError
 
 
 def verify_data(
@@ -42,7 +42,8 @@ def verify_data(
       The report; `report.errors` is empty if all is well.
 
     Raises:
-      DataError: there is no such data set, or nothing of it can be found.
+      ConfigError: there is no such data set.
+      DataError: nothing of it can be found.
     """
     entry = catalog.find_entry(catalog.full_name(name, manual_dir))
     folder = entry.source or (pathlib.Path(manual_dir).expanduser() if manual_dir else None)
@@ -51,15 +52,11 @@ def verify_data(
         return check_pairs(entry, pairs, known, str(folder.resolve()), progress, num_threads)
     if manual_dir and entry.find_pairs is None and entry.info.prepared is None:
         raise DataError(f"data set {name!r} is not made of files; leave manual_dir out")
-    known = []
     try:
-        verify_prepared(name, data_dir)
-    except DataError as error:
-        if "is not prepared" in str(error):
-            raise DataError(f"{error}\nOr check its files: --manual_dir=FOLDER") from None
-        if "its content changed" not in str(error):
-            raise
-        known.append(Problem("files", str(error)))
+        damage = find_damage(name, data_dir)
+    except NotPreparedError as error:
+        raise NotPreparedError(f"{error}\nOr check its files: --manual_dir=FOLDER") from None
+    known = [Problem("files", damage)] if damage else []
     stored = {}
     for split in read_manifest(name, data_dir).splits:
         records = open_split(name, split, data_dir)

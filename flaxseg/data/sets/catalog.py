@@ -1,7 +1,6 @@
 """All data sets by name."""
 
 import dataclasses
-import difflib
 import functools
 import json
 import os
@@ -22,7 +21,7 @@ from flaxseg.data.sets import (
 )
 from flaxseg.data.sets.info import DatasetInfo
 from flaxseg.data.sets.segmentation import SegmentationBuilder
-from flaxseg.errors import DataError
+from flaxseg.errors import ConfigError, DataError, near
 
 MANIFEST = "flaxseg.json"
 """The file in the folder of a prepared data set that says what it is."""
@@ -145,19 +144,19 @@ def full_name(name: str, manual_dir: str | os.PathLike[str] | None = None) -> st
       manual_dir: the folder that the user named beside it; None or "" for none.
 
     Raises:
-      DataError: "folder" without a folder, or with two.
+      ConfigError: "folder" without a folder, or with two.
     """
     kind, colon, path = name.partition(":")
     if kind != FOLDER:
         return name
     if not path and not manual_dir:
-        raise DataError(
-            "data set 'folder' is your own pictures, and this does not say where they are; give "
+        raise ConfigError(
+            "data set 'folder' is your own images, and this does not say where they are; give "
             "the folder that holds dataset.toml with --manual_dir=FOLDER (train.py: "
             "--config.data.manual_dir=FOLDER), or write folder:FOLDER"
         )
     if colon and manual_dir and pathlib.Path(path) != pathlib.Path(manual_dir):
-        raise DataError(f"the data set is {name!r} and manual_dir {manual_dir}; give one of them")
+        raise ConfigError(f"the data set is {name!r} and manual_dir {manual_dir}; give one of them")
     return f"{FOLDER}:{path or os.fspath(manual_dir)}"
 
 
@@ -165,7 +164,8 @@ def dataset_info(name: str) -> DatasetInfo:
     """Returns the facts of a data set.
 
     Raises:
-      DataError: no data set has this name, or the files of one's own do not say what they are.
+      ConfigError: no data set has this name.
+      DataError: the files of one's own data set do not say what they are.
 
     Example:
       >>> dataset_info("camvid").num_classes
@@ -175,18 +175,16 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 def find_entry(name: str) -> Entry:
-    """Returns the entry of a data set; raises DataError where there is none, with what is near."""
+    """Returns the entry of a data set; raises ConfigError if no data set has this name."""
     if name in _DATASETS:
         return _DATASETS[name]
     if name.partition(":")[0] == FOLDER:
         return _own_folder(pathlib.Path(full_name(name).partition(":")[2]).expanduser())
-    known = ", ".join(list_datasets())
-    if name in _OTHER_NAMES:
-        near = [_OTHER_NAMES[name]]
-    else:
-        near = difflib.get_close_matches(name, list_datasets(), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise DataError(f"there is no data set {name!r}.{hint} Data sets: {known}.")
+    known = [*list_datasets(), FOLDER]
+    raise ConfigError(
+        f"there is no data set {name!r}.{near(_OTHER_NAMES.get(name, name), known)} Data sets: "
+        f"{', '.join(known)} (your own images, with manual_dir)."
+    )
 
 
 def _own_folder(path: pathlib.Path) -> Entry:

@@ -12,7 +12,7 @@ from flaxseg.data.raw.preparation import PathLike, as_data_dir, prepared_dir, re
 from flaxseg.data.sets import catalog
 from flaxseg.data.sets.info import DatasetInfo
 from flaxseg.data.stream.decode import UndecodableError, decode_image, decode_label
-from flaxseg.errors import DataError
+from flaxseg.errors import ConfigError, DataError, near
 
 
 class Record(TypedDict):
@@ -141,13 +141,16 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
       A sequence of `{"image": uint8 [H, W, 3], "label": uint8 [H, W], "id": str}`.
 
     Raises:
-      DataError: unknown data set or split; not prepared (the message says how); or damaged files.
+      ConfigError: the data set or the split is unknown, or the part of a split is empty.
+      NotPreparedError: the data set is not prepared; the message says how to do that.
+      DataError: files are damaged.
     """
     info = catalog.dataset_info(name)
     for part in split_names(split):
         if part not in info.splits:
-            raise DataError(
-                f"data set {name!r} has no split {part!r}; its splits: {', '.join(info.splits)}"
+            raise ConfigError(
+                f"data set {name!r} has no split {part!r}; its splits: {', '.join(info.splits)}."
+                + near(part, info.splits)
             )
     manifest = read_manifest(name, data_dir)
     folder = prepared_dir(info, as_data_dir(data_dir)).resolve()
@@ -215,9 +218,9 @@ def _length_of_parts(
     raise _no_part(split, reason, sizes)
 
 
-def _no_part(split: str, reason: str, sizes: Mapping[str, int]) -> DataError:
+def _no_part(split: str, reason: str, sizes: Mapping[str, int]) -> ConfigError:
     known = ", ".join(f"{name} ({size} records)" for name, size in sizes.items())
-    return DataError(
+    return ConfigError(
         f"{split!r} is no part of a split: {reason.splitlines()[0]}. Write one as 'train[:100]', "
         f"'train[10%:]' or 'train+val'. There are {known}."
     )
