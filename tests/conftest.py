@@ -69,7 +69,9 @@ def pytest_terminal_summary(terminalreporter, config):
     left_out = config.stash[LEFT_OUT]
     if config.option.markexpr and left_out:
         what = " and ".join(
-            f"{left_out[name]} that {reason}" for name, reason in REASONS.items() if name in left_out
+            f"{left_out[name]} that {reason}"
+            for name, reason in REASONS.items()
+            if name in left_out
         )
         terminalreporter.line(f"left out: {what}; `make test-all` runs them too")
 

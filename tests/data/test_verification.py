@@ -236,7 +236,9 @@ def test_published_files_and_prepared_records_are_checked_too(camvid_folder, tmp
     report = flaxseg.data.verify_data("camvid", camvid_folder, progress=False)
     assert kinds(report.errors)["orphan"] == 1 + 6
     assert {f"{camvid_folder}/val.txt"} <= {file for p in report.errors for file in p.files}
-    with pytest.raises(NotPreparedError, match=r"is not prepared[^$]*Or check its files: --manual_dir"):
+    with pytest.raises(
+        NotPreparedError, match=r"is not prepared[^$]*Or check its files: --manual_dir"
+    ):
         flaxseg.data.verify_data("camvid", data_dir=tmp_path / "none", progress=False)
     with pytest.raises(DataError, match="not made of files"):
         flaxseg.data.verify_data("shapes", camvid_folder, progress=False)
