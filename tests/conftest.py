@@ -14,6 +14,8 @@ if "XLA_FLAGS" not in os.environ:
 import jax
 import pytest
 
+from flaxseg import data
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 jax.config.update("jax_platforms", "cpu")
@@ -97,3 +99,13 @@ def shared_dir() -> pathlib.Path:
     if not (path / "data").is_dir():
         pytest.skip(f"no shared data at {path}; set FLAXSEG_SHARED to its folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory) -> pathlib.Path:
+    """A data_dir where `shapes` is prepared, once for all processes of a run; not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has its own folder in that of the run
+        base = base.parent
+    data.prepare("shapes", base / "shapes", progress=False)
+    return base / "shapes"

@@ -23,11 +23,3 @@ def camvid_dir(tmp_path_factory) -> pathlib.Path:
     write_camvid(folder / "published")
     flaxseg.data.prepare("camvid", folder / "data", folder / "published", progress=False)
     return folder / "data"
-
-
-@pytest.fixture(scope="session")
-def shapes_dir(tmp_path_factory) -> pathlib.Path:
-    """A data_dir where `shapes` is prepared; not to be changed."""
-    folder = tmp_path_factory.mktemp("shapes")
-    flaxseg.data.prepare("shapes", folder, progress=False)
-    return folder

@@ -219,6 +219,7 @@ def test_a_full_disk_is_named_for_each_picture(tmp_path, model_dir, capsys, monk
     assert f"{source}: [Errno 28] No space left on device" in stderr
 
 
+@pytest.mark.slow
 def test_predict_real_pictures_with_real_weights(tmp_path, shared_dir, capsys):
     """On DeepLab's canvas at least 99 % of the pixels are those of the published TFLite network."""
     weights = shared_dir / "data/weights"

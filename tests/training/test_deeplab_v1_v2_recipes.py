@@ -1,59 +1,29 @@
 """The recipes of DeepLab v1 and v2: valid configs, models that can be made, weights for every
 output, and rates for the parts that the released solvers name."""
 
-import importlib.util
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipe_networks import auxiliary_outputs, create_model, load_recipe, parameters
 
-import flaxseg
-from flaxseg.data import list_datasets
 from flaxseg.errors import ConfigError
 from flaxseg.training.config import default_config, names_in
 from flaxseg.training.config_check import validate_config
 from flaxseg.training.optimizer import frozen_parameters, make_optimizer
 
 
-@pytest.fixture(scope="module")
-def recipes(repository):
-    def load(name):
-        path = repository / "configs" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.get_config
-
-    return {name: load(name) for name in ("deeplab_v1", "deeplab_v2")}
-
-
-def model_and_outputs(config):
+def network(config):
     """The model of a config, its parameters' shapes and the names of its auxiliary outputs."""
-    model = flaxseg.create_model(
-        config.model.name,
-        5,
-        backbone=config.model.backbone,
-        output_stride=config.model.output_stride,
-        auxiliary=True,
-        **config.model.options.to_dict(),
-    )
-    image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
-    prediction, variables = jax.eval_shape(
-        lambda key, image: model.init_with_output(key, image, train=True),
-        {"params": jax.random.key(0), "dropout": jax.random.key(1)},
-        image,
-    )
-    return model, variables["params"], set(prediction.auxiliary)
+    model = create_model(config, auxiliary=True)
+    return model, parameters(model), auxiliary_outputs(model)
 
 
 @pytest.mark.parametrize("data", ["voc", "cityscapes", "ade20k", "camvid", "shapes"])
 @pytest.mark.parametrize("name", ["deeplab_v1", "deeplab_v2"])
-def test_every_recipe_makes_a_model_with_a_weight_for_each_output(recipes, name, data):
-    config = recipes[name](f"data={data}")
-    if config.data.name in list_datasets():
-        validate_config(config)
-    _, params, outputs = model_and_outputs(config)
+def test_every_recipe_makes_a_model_with_a_weight_for_each_output(name, data):
+    config = load_recipe(name)(f"data={data}")
+    validate_config(config)
+    _, params, outputs = network(config)
     assert set(config.loss.outputs) == {*outputs, "logits", "auxiliary"}
     for output, own in config.loss.outputs.items():
         assert own.weight == (output in outputs)
@@ -74,14 +44,14 @@ def test_every_recipe_makes_a_model_with_a_weight_for_each_output(recipes, name,
         ("deeplab_v2", "resnet101_large_fov", {"rates": (12,), "scales": (1.0, 0.75, 0.5)}),
     ],
 )
-def test_variants(recipes, name, variant, expected):
-    options = recipes[name](f"variant={variant}").model.options
+def test_variants(name, variant, expected):
+    options = load_recipe(name)(f"variant={variant}").model.options
     assert {key: options[key] for key in expected} == expected
 
 
-def test_rates_and_frozen_parts_of_version_2(recipes):
-    config = recipes["deeplab_v2"]()
-    model, params, _ = model_and_outputs(config)
+def test_rates_and_frozen_parts_of_version_2():
+    config = load_recipe("deeplab_v2")()
+    model, params, _ = network(config)
     assert model.normalization.mean == (122.675, 116.669, 104.008)
     frozen = frozen_parameters(params, names_in(config.optimizer.frozen))
     frozen_count = sum(
@@ -92,8 +62,8 @@ def test_rates_and_frozen_parts_of_version_2(recipes):
     assert (tuple(config.data.scale), config.data.scale_step) == ((0.5, 1.5), 0.25)
 
 
-def test_rates_of_the_head_of_version_1(recipes):
-    config = recipes["deeplab_v1"]()
+def test_rates_of_the_head_of_version_1():
+    config = load_recipe("deeplab_v1")()
     params = {
         "backbone": {"conv1_1": {"kernel": np.ones(1), "bias": np.ones(1)}},
         "fc6": {"kernel": np.ones(1), "bias": np.ones(1)},
@@ -118,9 +88,9 @@ def test_rates_of_the_head_of_version_1(recipes):
     assert float(update["backbone"]["conv1_1"]["kernel"][0]) == 1.0
 
 
-def test_msc_starts_from_large_fov_and_trains_what_is_new(recipes):
-    config = recipes["deeplab_v1"]("variant=msc")
-    _, params, _ = model_and_outputs(config)
+def test_msc_starts_from_large_fov_and_trains_what_is_new():
+    config = load_recipe("deeplab_v1")("variant=msc")
+    _, params, _ = network(config)
     frozen = frozen_parameters(params, names_in(config.optimizer.frozen))
     moving = {name for name, tree in frozen.items() if not all(jax.tree.leaves(tree))}
     assert moving == {"classifier", *(f"{key}_mlp" for key in ("image", "c1", "c2", "c3", "c4"))}

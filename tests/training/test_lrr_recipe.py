@@ -1,29 +1,18 @@
 """The recipe of LRR: every variant is a config whose outputs, frozen and slow parts the model has;
 and rates by part."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipe_networks import create_model, load_recipe, trace
 
-import flaxseg
-from flaxseg.data import list_datasets
 from flaxseg.errors import ConfigError
 from flaxseg.training.config import default_config, rates_in
 from flaxseg.training.config_check import validate_config
 from flaxseg.training.optimizer import frozen_parameters, make_optimizer
 
-
-@pytest.fixture(scope="module")
-def get_config(repository):
-    spec = importlib.util.spec_from_file_location("lrr_recipe", repository / "configs" / "lrr.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config
-
-
+get_config = load_recipe("lrr")
 CASES = [
     *(
         (variant, "voc", backbone)
@@ -36,31 +25,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("variant", "data", "backbone"), CASES)
-def test_every_recipe_is_valid_and_its_model_has_the_parts_it_names(
-    get_config, variant, data, backbone
-):
+def test_every_recipe_is_valid_and_its_model_has_the_parts_it_names(variant, data, backbone):
     config = get_config(f"variant={variant},data={data},backbone={backbone}")
-    checked = config.copy_and_resolve_references()
-    if checked.data.name not in list_datasets():
-        checked.data.name = "shapes"
-        checked.data.train_split, checked.data.eval_split = "train", "val"
-    validate_config(checked)
-    model = flaxseg.create_model(
-        config.model.name,
-        5,
-        backbone=config.model.backbone,
-        output_stride=config.model.output_stride,
-        auxiliary=True,
-        **config.model.options.to_dict(),
-    )
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    prediction, variables = jax.eval_shape(
-        lambda key, image: model.init_with_output(
-            {"params": key, "dropout": key}, image, train=True
-        ),
-        jax.random.key(0),
-        image,
-    )
+    validate_config(config)
+    prediction, variables = trace(create_model(config, auxiliary=True), (64, 64))
     outputs = set(config.loss.outputs) - {"logits", "auxiliary"}
     assert outputs == set(prediction.auxiliary)
     assert (config.loss.outputs.logits.weight > 0) == (variant == "4x")
@@ -80,7 +48,7 @@ def test_every_recipe_is_valid_and_its_model_has_the_parts_it_names(
     )
 
 
-def test_the_voc_recipe_is_the_released_code(get_config):
+def test_the_voc_recipe_is_the_released_code():
     first, last = (get_config(f"variant={variant}") for variant in ("32x", "4x"))
     assert first.steps == 65 * (10_582 // 20)
     assert (first.optimizer.learning_rate, last.optimizer.learning_rate) == (1e-3, 6.25e-5)

@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_segmenter
 from tiny_segmenter import TinySegmenter, tiny_batch
 
 import flaxseg
+from flaxseg.backbones import ResNet
+from flaxseg.backbones.resnet import BasicBlock
 from flaxseg.errors import ConfigError
 from flaxseg.layers import (
     adaptive_average_pool,
@@ -29,15 +32,10 @@ from flaxseg.layers import (
     transposed_conv,
 )
 from flaxseg.layers.split_rows import rows_are_split
-from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.parallel import Parallel, make_parallel
 from flaxseg.training.schedules import make_schedule
-from flaxseg.training.state import create_state
-from flaxseg.training.step import make_train_step
 
 SIZE, CLASSES, STEPS = (64, 48), 4, 3
-NARROW = {"backbone": "resnet18", "backbone_options": {"width": 0.125}, "features": 16}
-MODELS = ("deeplabv3plus", "pspnet")
 
 
 def over(data: int, space: int) -> Parallel:
@@ -46,11 +44,8 @@ def over(data: int, space: int) -> Parallel:
 
 
 def new_run(across: Parallel, model, size=SIZE, **options):
-    image = jnp.zeros((1, *size, 3))
-    tx = make_optimizer(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
-    start = create_state(model, tx, 0, size, ema=bool(options.get("ema_decay")))
     schedule = make_schedule("constant", 0.01, 10)
-    step = make_train_step(model, tx, schedule=schedule, **options)
+    start, step = tiny_segmenter.new_run(model, size, schedule=schedule, **options)
     return across.put_state(start), across.compile_train_step(step)
 
 
@@ -72,11 +67,21 @@ def assert_equal(got, wanted, rtol=1e-5, atol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, wanted)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_models_train_as_on_one_device(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deeplabv3", {"rates": (6,)}),
+        pytest.param("deeplabv3plus", {}, marks=pytest.mark.slow),
+        pytest.param("pspnet", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_models_train_as_on_one_device(name, options):
     """With BatchNorm over all pictures and rows; at output stride 16 a device has two rows, fewer
     than the rates of the ASPP."""
-    model = flaxseg.create_model(name, CLASSES, **NARROW)
+    backbone = ResNet((1, 1, 1, 1), BasicBlock, width=0.125, output_stride=16)
+    model = flaxseg.create_model(
+        name, CLASSES, backbone=backbone, output_stride=16, features=16, **options
+    )
     got, measured = train(over(4, 2), model, batches())
     wanted, expected = train(over(1, 1), model, batches())
     assert_equal(measured, expected, rtol=1e-4)

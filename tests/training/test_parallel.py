@@ -1,18 +1,18 @@
+import functools
 import gc
 import warnings
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_segmenter
 from tiny_segmenter import TinySegmenter, tiny_batch
 
 from flaxseg.errors import ConfigError
-from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.parallel import Parallel, make_parallel
 from flaxseg.training.schedules import make_schedule
-from flaxseg.training.state import TrainState, create_state
-from flaxseg.training.step import make_train_step
+from flaxseg.training.state import TrainState
 
 SIZE = (9, 11)
 BOTH = pytest.mark.parametrize("kind", ["jit", "pmap"])
@@ -22,13 +22,18 @@ def over(kind: str, devices: int) -> Parallel:
     return make_parallel(kind, jax.devices()[:devices])
 
 
-def new_run(across: Parallel) -> tuple[TrainState, object]:
+def new_run(across: Parallel) -> tuple[TrainState, Callable]:
     model = TinySegmenter(batch_norm_axis=across.batch_norm_axis)
-    image = jnp.zeros((1, *SIZE, 3))
-    tx = make_optimizer(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
-    start = create_state(model, tx, 0, SIZE, ema=True)
     schedule = make_schedule("constant", 0.01, 10)
-    return start, make_train_step(model, tx, schedule=schedule, ema_decay=0.9)
+    return tiny_segmenter.new_run(model, SIZE, schedule=schedule, ema_decay=0.9)
+
+
+@functools.cache
+def compiled(kind: str, devices: int) -> tuple[Parallel, TrainState, Callable]:
+    """Devices, a state for them and a step."""
+    across = over(kind, devices)
+    start, step_fn = new_run(across)
+    return across, start, across.compile_train_step(step_fn)
 
 
 def pointers(tree) -> set[int]:
@@ -61,9 +66,7 @@ def test_steps_run_without_implicit_transfers_or_warnings_and_compile_once(kind)
 
 @BOTH
 def test_state_and_batch_are_used_up_and_the_memory_of_the_state_is_used_again(kind):
-    across = over(kind, 2)
-    start, step_fn = new_run(across)
-    run = across.compile_train_step(step_fn)
+    across, start, run = compiled(kind, 2)
     first, _ = run(across.put_state(start), across.put_batch(tiny_batch(0)))
     before = pointers(first)
     batch = across.put_batch(tiny_batch(1))
@@ -75,9 +78,7 @@ def test_state_and_batch_are_used_up_and_the_memory_of_the_state_is_used_again(k
 
 @BOTH
 def test_arrays_on_the_devices_do_not_pile_up(kind):
-    across = over(kind, 2)
-    start, step_fn = new_run(across)
-    run = across.compile_train_step(step_fn)
+    across, start, run = compiled(kind, 2)
     now, _ = run(across.put_state(start), across.put_batch(tiny_batch(0)))
     gc.collect()
     count = len(jax.live_arrays())
@@ -88,10 +89,9 @@ def test_arrays_on_the_devices_do_not_pile_up(kind):
 
 
 @BOTH
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_a_state_put_and_got_back_is_equal_and_of_its_own_memory(kind, devices):
-    across = over(kind, devices)
-    start, step_fn = new_run(across)
+    across, start, run = compiled(kind, devices)
     # 64-byte aligned, as large NumPy arrays can be: what a CPU device would otherwise share.
     host = jax.tree.map(aligned_copy, start)
     placed = across.put_state(host)
@@ -101,7 +101,6 @@ def test_a_state_put_and_got_back_is_equal_and_of_its_own_memory(kind, devices):
         assert len(leaf.addressable_shards) == devices
     jax.tree.map(lambda leaf: leaf.fill(1), host)
     got = across.get_state(placed)
-    run = across.compile_train_step(step_fn)
     after, _ = run(placed, across.put_batch(tiny_batch(0)))
     jax.block_until_ready(after)
     for leaf in jax.tree.leaves(got):
@@ -124,18 +123,12 @@ def aligned_copy(leaf: jax.Array) -> np.ndarray:
 
 def test_a_state_does_not_depend_on_the_kind_or_the_number_of_devices():
     """What one kind has trained, another goes on with."""
-    first = over("pmap", 8)
-    start, step_fn = new_run(first)
-    now, _ = first.compile_train_step(step_fn)(
-        first.put_state(start), first.put_batch(tiny_batch(0))
-    )
+    first, start, run = compiled("pmap", 8)
+    now, _ = run(first.put_state(start), first.put_batch(tiny_batch(0)))
     host = first.get_state(now)
     results = []
-    for across in (first, over("jit", 2)):
-        step_fn = new_run(across)[1]
-        after, _ = across.compile_train_step(step_fn)(
-            across.put_state(host), across.put_batch(tiny_batch(1))
-        )
+    for across, _, run in (compiled("pmap", 8), compiled("jit", 2)):
+        after, _ = run(across.put_state(host), across.put_batch(tiny_batch(1)))
         results.append(across.get_state(after))
     assert results[0].step == 2
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)

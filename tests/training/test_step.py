@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_segmenter
 from tiny_segmenter import TinySegmenter, tiny_batch
 
 from flaxseg.errors import ConfigError, WeightsError
@@ -13,49 +14,42 @@ from flaxseg.inference import make_predict_step
 from flaxseg.layers import normalize, resize
 from flaxseg.training import losses, parallel, schedules, state, step
 from flaxseg.training.losses import OutputLoss
-from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.parallel import make_parallel
 from flaxseg.training.schedules import make_schedule
 from flaxseg.training.state import TrainState, create_state
-from flaxseg.training.step import make_train_step
 
 SIZE = (9, 11)
 STEPS = 4
 
 
-def new_run(
-    model: nn.Module,
-    *,
-    ema_decay: float = 0.0,
-    seed: int = 0,
-    optimizer: dict | None = None,
-    **options,
-):
+def new_run(model: nn.Module, *, optimizer: dict | None = None, **options):
     """A state and a step function of `model`."""
-    image = jnp.zeros((1, *SIZE, 3))
-    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    frozen = options.get("frozen", ())
     settings = {"head_lr_multiplier": 5.0, "weight_decay": 1e-3} | (optimizer or {})
-    tx = make_optimizer(params, frozen=frozen, **settings)
-    start = create_state(model, tx, seed, SIZE, ema=ema_decay > 0)
     options = {"schedule": make_schedule("poly", 0.05, 10)} | options
-    return start, make_train_step(model, tx, ema_decay=ema_decay, **options)
+    return tiny_segmenter.new_run(model, SIZE, optimizer=settings, **options)
 
 
 _compiled: dict[str, tuple] = {}
 
 
 def train(
-    model: nn.Module, batches: list[dict], *, kind: str = "jit", devices: int = 1, **options
+    model: nn.Module,
+    batches: list[dict],
+    *,
+    kind: str = "jit",
+    devices: int = 1,
+    begin: dict | None = None,
+    **options,
 ) -> tuple[TrainState, list[dict]]:
-    """State and metrics, on the host, after a step on each batch."""
+    """State and metrics, on the host, after a step on each batch; `begin` has fields of the state
+    to begin with."""
     key = repr((model, kind, devices, options))
     if key not in _compiled:
         across = make_parallel(kind, jax.devices()[:devices])
         start, step_fn = new_run(model.clone(batch_norm_axis=across.batch_norm_axis), **options)
         _compiled[key] = across, start, across.compile_train_step(step_fn)
     across, start, run = _compiled[key]
-    now, metrics = across.put_state(start), []
+    now, metrics = across.put_state(start.replace(**(begin or {}))), []
     for batch in batches:
         now, measured = run(now, across.put_batch(batch))
         metrics.append(jax.device_get(measured))
@@ -91,7 +85,15 @@ def one_device() -> tuple[TrainState, list[dict]]:
     return train(TinySegmenter(auxiliary=True), batches(), **FULL)
 
 
-@pytest.mark.parametrize(("kind", "devices"), [("jit", 8), ("pmap", 8), ("pmap", 1), ("jit", 2)])
+@pytest.mark.parametrize(
+    ("kind", "devices"),
+    [
+        ("jit", 8),
+        ("pmap", 8),
+        pytest.param("pmap", 1, marks=pytest.mark.slow),
+        pytest.param("jit", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_several_steps_are_the_same_on_any_devices_in_both_kinds(one_device, kind, devices):
     final, metrics = train(
         TinySegmenter(auxiliary=True), batches(), kind=kind, devices=devices, **FULL
@@ -167,7 +169,10 @@ def test_first_step_equals_one_written_out_by_hand(weights):
     assert all(m.dtype == jnp.float32 and m.shape == () for m in metrics.values())
 
 
-@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("jit", 2), ("pmap", 2)])
+@pytest.mark.parametrize(
+    ("kind", "devices"),
+    [("jit", 1), pytest.param("jit", 2, marks=pytest.mark.slow), ("pmap", 2)],
+)
 def test_accumulation_equals_the_whole_batch_without_batch_norm(kind, devices):
     model = TinySegmenter(batch_norm=False, auxiliary=True)
     options = {"class_weights": (0.5, 1.0, 2.0, 1.0), "optimizer": {"grad_clip_norm": 0.5}}
@@ -192,11 +197,10 @@ def test_micro_batches_are_the_same_rows_on_any_devices_in_both_kinds():
 
 
 def test_moving_averages_follow_the_formula():
-    start, step_fn = new_run(TinySegmenter(), ema_decay=0.3)
-    run, now = jax.jit(step_fn), start
+    start, _ = new_run(TinySegmenter(), ema_decay=0.3)
     expected = start.variables()
-    for t, batch in enumerate(batches()):
-        now, _ = run(now, batch)
+    for t in range(STEPS):
+        now, _ = train(TinySegmenter(), batches(t + 1), ema_decay=0.3)
         decay = min(0.3, (1 + t) / (10 + t))
         expected = jax.tree.map(
             lambda e, v, d=decay: d * e + (1 - d) * v, expected, now.variables()
@@ -213,7 +217,10 @@ def test_without_moving_averages_the_variables_are_evaluated():
     assert start.eval_variables()["params"] is start.params
 
 
-@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("jit", 8), ("pmap", 8)])
+@pytest.mark.parametrize(
+    ("kind", "devices"),
+    [pytest.param("jit", 1, marks=pytest.mark.slow), ("jit", 8), ("pmap", 8)],
+)
 def test_a_step_that_is_not_finite_changes_nothing_and_is_recorded_once(kind, devices):
     model = TinySegmenter(
         nan_above=2.3
@@ -253,11 +260,11 @@ def test_an_update_that_would_overflow_the_parameters_is_not_applied():
 
 
 def test_statistics_that_overflow_behind_a_finite_loss_are_not_kept():
-    start, step_fn = new_run(TinySegmenter())
+    start, _ = new_run(TinySegmenter())
     huge = jax.tree.map(lambda x: x, start.params)
     huge["backbone"]["stem"] = {k: v * 1e25 for k, v in huge["backbone"]["stem"].items()}
     start = start.replace(params=huge)
-    after, _ = jax.jit(step_fn)(start, tiny_batch(0))
+    after, _ = train(TinySegmenter(), [tiny_batch(0)], begin={"params": huge})
     assert after.first_bad_step == 0
     all_equal(after.batch_stats, start.batch_stats)
     all_equal(after.params, start.params)
@@ -306,8 +313,8 @@ def test_frozen_parameters_stay_and_are_no_part_of_the_gradient_norm():
 
 
 def test_bfloat16_keeps_parameters_statistics_and_loss_in_float32():
-    full, exact = train(TinySegmenter(), batches(), ema_decay=0.9)
-    half, rough = train(TinySegmenter(dtype=jnp.bfloat16), batches(), ema_decay=0.9)
+    full, exact = train(TinySegmenter(), batches(), ema_decay=0.3)
+    half, rough = train(TinySegmenter(dtype=jnp.bfloat16), batches(), ema_decay=0.3)
     assert jax.tree.map(lambda x: x.dtype, half) == jax.tree.map(lambda x: x.dtype, full)
     losses = np.array([[a["loss"], b["loss"]] for a, b in zip(exact, rough, strict=True)])
     np.testing.assert_allclose(losses[:, 0], losses[:, 1], rtol=0.02)
@@ -322,9 +329,9 @@ def test_dropout_is_a_function_of_seed_and_step():
     _, again = train(model, same, seed=1, **still)
     assert [m["loss"] for m in first] == [m["loss"] for m in again]
     assert len({float(m["loss"]) for m in first}) == 3
-    start, step_fn = new_run(model, seed=1, **still)
-    resumed, metrics = jax.jit(step_fn)(start.replace(step=jnp.int32(2)), same[0])
-    np.testing.assert_allclose(metrics["loss"], first[2]["loss"], rtol=1e-6)
+    start, _ = new_run(model, seed=1, **still)
+    resumed, metrics = train(model, same[:1], begin={"step": jnp.int32(2)}, seed=1, **still)
+    np.testing.assert_allclose(metrics[0]["loss"], first[2]["loss"], rtol=1e-6)
     assert resumed.step == 3
     np.testing.assert_array_equal(resumed.rng, start.rng)
 
@@ -338,27 +345,37 @@ def test_dropout_under_pmap_differs_from_device_to_device():
 
 
 def test_learning_rate_comes_from_the_step_of_the_state():
-    start, step_fn = new_run(TinySegmenter())
-    _, metrics = jax.jit(step_fn)(start.replace(step=jnp.int32(7)), tiny_batch(0))
-    np.testing.assert_allclose(metrics["learning_rate"], 0.05 * 0.3**0.9, rtol=1e-5)
+    _, metrics = train(TinySegmenter(), [tiny_batch(0)], begin={"step": jnp.int32(7)})
+    np.testing.assert_allclose(metrics[0]["learning_rate"], 0.05 * 0.3**0.9, rtol=1e-5)
 
 
-def first_loss(model: nn.Module, **weights: float) -> float:
-    """Of a step with outputs of these weights; without any, of the default ones."""
-    outputs = {name: OutputLoss(weight=weight) for name, weight in weights.items()} or None
-    start, step_fn = new_run(model, outputs=outputs)
-    return jax.jit(lambda state, batch: step_fn(state, batch)[1]["loss"])(start, tiny_batch(0))
+def first_losses(model: nn.Module, *weights: dict[str, float]) -> list[float]:
+    """Of steps with outputs of these weights each; without any, of the default ones."""
+    outputs = [{k: OutputLoss(weight=w) for k, w in own.items()} or None for own in weights]
+    runs = [new_run(model, outputs=own) for own in outputs]
+    steps = [step_fn for _, step_fn in runs]
+    # All in one program, which has the network once.
+    losses_of = jax.jit(lambda state, batch: [step(state, batch)[1]["loss"] for step in steps])
+    return losses_of(runs[0][0], tiny_batch(0))
 
 
 def test_outputs_have_weights_by_name_or_that_of_all_auxiliary_ones():
-    model = TinySegmenter(auxiliary=True)
-    none, half, whole = (first_loss(model, logits=1.0, stride2=w) for w in (0.0, 0.5, 1.0))
+    none, half, whole, by_all, named_first, default, *main = first_losses(
+        TinySegmenter(auxiliary=True),
+        {"logits": 1.0, "stride2": 0.0},
+        {"logits": 1.0, "stride2": 0.5},
+        {"logits": 1.0, "stride2": 1.0},
+        {"logits": 1.0, "auxiliary": 0.5},
+        {"logits": 1.0, "auxiliary": 0.0, "stride2": 0.5},
+        {},
+        {"logits": 0.0, "stride2": 1.0},
+        {"logits": 0.5, "stride2": 1.0},
+    )
     np.testing.assert_allclose(half, (none + whole) / 2, rtol=1e-6)
     assert abs(whole - none) > 0.1
-    assert first_loss(model, logits=1.0, auxiliary=0.5) == half
-    assert first_loss(model, logits=1.0, auxiliary=0.0, stride2=0.5) == half
-    np.testing.assert_allclose(first_loss(model), none + 0.4 * (whole - none), rtol=1e-6)
-    main = [first_loss(model, logits=w, stride2=1.0) for w in (0.0, 0.5)]
+    assert by_all == half
+    assert named_first == half
+    np.testing.assert_allclose(default, none + 0.4 * (whole - none), rtol=1e-6)
     np.testing.assert_allclose(main[1], (main[0] + whole) / 2, rtol=1e-6)
     assert abs(whole - main[0]) > 0.1
 
@@ -431,7 +448,7 @@ def test_sampled_pixels_keep_their_label():
 )
 def test_outputs_and_their_losses_fit_together(weights, message):
     with pytest.raises(ConfigError, match=message):
-        first_loss(TinySegmenter(auxiliary=True), **weights)
+        first_losses(TinySegmenter(auxiliary=True), weights)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -467,26 +484,29 @@ def test_labels_can_be_resized_to_auxiliary_outputs(weights, align_corners):
     safe = np.where(valid, label, 0)
     weight = valid * np.asarray(weights or (1.0,) * 4)[safe]
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
-    _, metrics = jax.jit(step_fn)(start, batch)
-    np.testing.assert_allclose(metrics["loss"], (loss * weight).sum() / weight.sum(), rtol=1e-5)
+    measured = jax.jit(lambda state, batch: step_fn(state, batch)[1]["loss"])(start, batch)
+    np.testing.assert_allclose(measured, (loss * weight).sum() / weight.sum(), rtol=1e-5)
 
 
-def test_resized_labels_give_the_same_step_on_many_devices_and_in_micro_batches():
+@pytest.mark.parametrize(
+    ("kind", "devices", "accumulate_steps"),
+    [
+        pytest.param("jit", 2, 1, marks=pytest.mark.slow),
+        pytest.param("pmap", 4, 1, marks=pytest.mark.slow),
+        ("pmap", 2, 2),
+    ],
+)
+def test_resized_labels_give_the_same_step_on_many_devices_and_in_micro_batches(
+    kind, devices, accumulate_steps
+):
     model = TinySegmenter(batch_norm=False, auxiliary=True)
     outputs = {"logits": OutputLoss(), "stride2": OutputLoss(weight=0.4, resize_labels=True)}
     options = {"outputs": outputs, "class_weights": (0.5, 1.0, 2.0, 1.0)}
     one = train(model, batches(2), **options)
-    for kind, devices, accumulate_steps in (("jit", 2, 1), ("pmap", 4, 1), ("pmap", 2, 2)):
-        many = train(
-            model,
-            batches(2),
-            kind=kind,
-            devices=devices,
-            accumulate_steps=accumulate_steps,
-            **options,
-        )
-        all_close(many[1], one[1])
-        all_close(many[0], one[0])
+    spread = {"kind": kind, "devices": devices, "accumulate_steps": accumulate_steps}
+    many = train(model, batches(2), **spread, **options)
+    all_close(many[1], one[1])
+    all_close(many[0], one[0])
 
 
 MANY = {
@@ -538,7 +558,10 @@ def test_losses_of_several_kinds_and_targets_are_the_sum_of_their_means(many_los
     np.testing.assert_allclose(many_losses[1][0]["loss"], wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "devices", "accumulate_steps"), [("jit", 2, 1), ("pmap", 2, 2)])
+@pytest.mark.parametrize(
+    ("kind", "devices", "accumulate_steps"),
+    [pytest.param("jit", 2, 1, marks=pytest.mark.slow), ("pmap", 2, 2)],
+)
 def test_losses_of_several_kinds_give_the_same_step_on_many_devices_and_in_micro_batches(
     many_losses, kind, devices, accumulate_steps
 ):
@@ -639,7 +662,8 @@ def test_what_does_not_fit_together_is_refused():
 
 
 def test_a_state_is_a_function_of_its_seed():
-    one, same, other = (new_run(TinySegmenter(), seed=seed)[0] for seed in (1, 1, 2))
+    model, tx = TinySegmenter(), optax.identity()
+    one, same, other = (create_state(model, tx, seed, SIZE) for seed in (1, 1, 2))
     all_equal(one, same)
     assert not np.array_equal(one.rng, other.rng)
     assert not np.array_equal(

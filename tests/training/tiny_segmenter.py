@@ -1,4 +1,7 @@
-"""A segmentation model of a few hundred parameters, of the contract of `flaxseg.create_model`."""
+"""A segmentation model of a few hundred parameters, of the contract of `flaxseg.create_model`, and
+its training."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -7,6 +10,9 @@ import numpy as np
 
 from flaxseg.layers import IMAGENET, BatchNorm, ImageNormalization, resize
 from flaxseg.models import Prediction
+from flaxseg.training.optimizer import make_optimizer
+from flaxseg.training.state import TrainState, create_state
+from flaxseg.training.step import make_train_step
 
 
 class TinyBackbone(nn.Module):
@@ -90,3 +96,41 @@ def tiny_batch(seed: int, size: int = 8, hw: tuple[int, int] = (9, 11), classes:
     ignored = rng.random((size, *hw)) < np.linspace(0.95, 0.0, size)[:, None, None]
     label[ignored] = 255
     return {"image": image, "label": label}
+
+
+_starts: dict[str, TrainState] = {}
+
+
+def new_run(
+    model: nn.Module,
+    size: tuple[int, int],
+    *,
+    schedule: Callable,
+    seed: int = 0,
+    ema_decay: float = 0.0,
+    optimizer: dict | None = None,
+    **options,
+) -> tuple[TrainState, Callable]:
+    """Returns a state and a step function of `model`.
+
+    Compiling the initialisation takes as long as compiling a step, so runs that begin alike share
+    one state.
+    """
+    start_model = model
+    if isinstance(model, TinySegmenter):  # what its initial variables do not depend on
+        start_model = model.clone(
+            batch_norm_axis=None,
+            frozen_batch_norm=False,
+            dropout=0.0,
+            dtype=jnp.float32,
+            nan_above=np.inf,
+        )
+    settings = {"frozen": options.get("frozen", ()), **(optimizer or {})}
+    params = jax.eval_shape(start_model.init, jax.random.key(0), jnp.zeros((1, *size, 3)))["params"]
+    tx = make_optimizer(params, **settings)
+    key = repr((start_model, size, seed, ema_decay > 0, settings))
+    if key not in _starts:
+        _starts[key] = create_state(start_model, tx, seed, size, ema=ema_decay > 0)
+    return _starts[key], make_train_step(
+        model, tx, schedule=schedule, ema_decay=ema_decay, **options
+    )
