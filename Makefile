@@ -14,7 +14,7 @@ PYTEST = .venv-test/bin/python -m pytest -n $(WORKERS)
 
 demo: .venv/ready
 	.venv/bin/python train.py --config=configs/deeplab.py:data=shapes --workdir=$(DEMO_DIR)
-	.venv/bin/python -m flaxseg evaluate --model $(DEMO_DIR) --data shapes --split val --out $(DEMO_DIR)/evaluation
+	.venv/bin/python -m flaxseg evaluate $(DEMO_DIR) --data shapes --split val --out $(DEMO_DIR)/evaluation
 
 test: .venv-test/ready
 	$(PYTEST) -m "not slow and not peer" $(PYTEST_ARGS)

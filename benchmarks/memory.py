@@ -37,12 +37,19 @@ import tempfile
 CLASSES = 12
 SIZES = ((120, 160), (120, 176), (128, 144))
 PROGRAMS = {
-    "evaluate": ["evaluate", "--boundary", "--out={out}"],
+    "evaluate": ["evaluate", "{model}", "--boundary", "--out={out}"],
     "evaluate, two scales, flipped": [
         "evaluate",
+        "{model}",
         "--protocol=whole(scales=(0.75, 1.25), flip=True)",
     ],
-    "predict": ["predict", "{pictures}", "--out={out}", "--save=mask,overlay,probabilities"],
+    "predict": [
+        "predict",
+        "{pictures}",
+        "--model={model}",
+        "--out={out}",
+        "--save=mask,overlay,probabilities",
+    ],
 }
 
 
@@ -165,17 +172,16 @@ def main() -> None:
             check=True,
         )
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
-        common = [f"--model={folder / 'model'}"]
         of_data = ["--data=folder", f"--manual_dir={folder / 'set'}", f"--data_dir={folder}/data"]
         # Prepares the data and compiles, which takes memory of its own.
-        peak([*PROGRAMS["evaluate"][:1], *common, *of_data])
+        peak(["evaluate", str(folder / "model"), *of_data])
         figures = {}
         for title, program in PROGRAMS.items():
             for number in args.numbers:
                 split = split_of(number)
-                values = {"out": folder / f"{program[0]}-{split}"}
+                values = {"out": folder / f"{program[0]}-{split}", "model": folder / "model"}
                 values["pictures"] = folder / "set/images" / split
-                arguments = [text.format(**values) for text in program] + common
+                arguments = [text.format(**values) for text in program]
                 if program[0] == "evaluate":
                     arguments += [*of_data, f"--split={split}"]
                 found = peak(arguments)

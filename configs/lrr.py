@@ -1,6 +1,6 @@
 """LRR: Laplacian pyramid reconstruction with learned bases, level by level.
 
-    python -m flaxseg learn-basis --data=voc_segmentation --out=runs/bases_voc
+    python -m flaxseg learn-basis voc_segmentation --out=runs/bases_voc
     python train.py --config=configs/lrr.py:variant=32x --config.init.bases=runs/bases_voc \
         --config.init.backbone=VGG16.npz --workdir=runs/lrr32x
     python train.py --config=configs/lrr.py:variant=16x --config.init.bases=runs/bases_voc \
@@ -10,7 +10,7 @@
     python train.py --config=configs/lrr.py:variant=4x --config.init.bases=runs/bases_voc \
         --workdir=runs/lrr4x
 
-    python -m flaxseg learn-basis --data=camvid --scale=unit --out=runs/bases_camvid
+    python -m flaxseg learn-basis camvid --scale=unit --out=runs/bases_camvid
     python train.py --config=configs/lrr.py:data=camvid --config.init.bases=runs/bases_camvid \
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
     python train.py --config=configs/lrr.py:data=shapes --workdir=runs/shapes

@@ -19,7 +19,7 @@ _INTERRUPTED = 130
 
 _EPILOG = """examples:
   python -m flaxseg prepare-data camvid --manual_dir=downloads/CamVid
-  python -m flaxseg evaluate --model=runs/camvid --data=camvid --split=test --out=runs/camvid/test
+  python -m flaxseg evaluate runs/camvid --data=camvid --split=test --out=runs/camvid/test
   python -m flaxseg predict street.jpg --model=runs/camvid --out=masks
   python -m flaxseg models
 

@@ -1,9 +1,9 @@
-"""The commands of `python -m flaxseg`, a file each: name, help, flags, and what it does."""
+"""Implements the commands of `python -m flaxseg`, one file each: name, help, flags and work."""
 
 from flaxseg.programs import (
     evaluate,
     export,
-    import_model,
+    import_weights,
     learn_basis,
     models,
     predict,
@@ -22,7 +22,7 @@ COMMANDS = (
     results,
     predict,
     export,
-    import_model,
+    import_weights,
     prune,
     learn_basis,
     tune_crf,

@@ -1,65 +1,108 @@
-"""Flags that several commands have, and what they mean."""
+"""Defines the arguments that several commands share, and turns them into what they name."""
 
 import argparse
 import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import flaxseg
-from flaxseg.errors import ConfigError
+from flaxseg.errors import ConfigError, DataError, listed
 
-MODEL_HELP = "folder of a saved model, or the working directory of a training run"
+if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
+    from flaxseg.crf import CrfPreset
+    from flaxseg.data import DatasetInfo
+    from flaxseg.inference import Protocol
+
+_MODEL_HELP = "folder of a saved model, or of a training run"
+_DATA_HELP = "name of the data set; the command 'models' lists them"
+
+
+def flag(parser: argparse.ArgumentParser, name: str, **options) -> None:
+    """Adds a flag that may be written with underscores or with hyphens."""
+    parser.add_argument(*dict.fromkeys((name, f"--{name[2:].replace('_', '-')}")), **options)
 
 
 def model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help=MODEL_HELP)
+    """Adds the model that a command works on."""
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+
+
+def model_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--model`, for a command that works on something else."""
+    parser.add_argument("--model", required=True, metavar="MODEL", help=_MODEL_HELP)
 
 
 def data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, metavar="NAME", help="name of the data set")
+    """Adds the data set that a command works on."""
+    parser.add_argument("data", metavar="DATA", help=_DATA_HELP)
 
 
-def data_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="name of the data set; 'models' lists them")
+def data_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--data`, for a command that works on a model."""
+    parser.add_argument("--data", required=True, metavar="DATA", help=_DATA_HELP)
+
+
+def split(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds `--split`; `default` says in words which one is taken otherwise."""
+    parser.add_argument(
+        "--split",
+        metavar="SPLIT",
+        help=f"split of the data set, or part of one such as 'val[:100]' (default: {default})",
+    )
 
 
 def data_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    flag(
+        parser,
         "--data_dir",
-        "--data-dir",
         metavar="DIR",
         help="folder of the prepared data sets (default: $FLAXSEG_DATA, or 'data')",
     )
 
 
 def manual_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    flag(
+        parser,
         "--manual_dir",
-        "--manual-dir",
         metavar="DIR",
-        help="folder with the published files, if the set is not prepared yet; for the data set "
-        "'folder', with your own pictures",
+        help="folder of the published files, for a data set that has not been prepared; for the "
+        "data set 'folder', the folder of your own images and masks",
     )
 
 
 def allow_problems(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    flag(
+        parser,
         "--allow_problems",
-        "--allow-problems",
         default="",
-        metavar="KINDS",
-        help="prepare in spite of problems of these kinds, comma separated or 'all', as "
-        "verify-data names them; pairs that can not be used are left out",
+        metavar="KIND,...",
+        help="prepare the data set despite problems of these kinds, as named by verify-data, or "
+        "'all'; unusable pairs are left out",
     )
 
 
 def output_stride(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    flag(
+        parser,
         "--output_stride",
-        "--output-stride",
         type=int,
         choices=(8, 16, 32),
         metavar="N",
-        help="compute features at this stride, 8, 16 or 32, in place of that of the training: "
-        "the smaller, the finer, slower, and often better",
+        help="output stride of the backbone, 8, 16 or 32 (default: that of the training); smaller "
+        "ones are slower and often more accurate",
+    )
+
+
+def protocol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME[(FIELD=VALUE,...)]",
+        default="whole",
+        help="how an image is run: whole (default), windows, the protocol of a paper such as "
+        "pspnet_ms or deeplab_ms, or one of these with fields changed, such as "
+        "'whole(scales=(0.75,1.0,1.25), flip=True)'; docs/evaluation.md lists them",
     )
 
 
@@ -67,7 +110,7 @@ def crf(parser: argparse.ArgumentParser, **options) -> None:
     parser.add_argument(
         "--crf",
         metavar="PRESET[(NAME=VALUE,...)]",
-        help="refine predictions by a dense CRF: a preset (deeplab_v1_largefov, "
+        help="refine predictions with a dense CRF: a preset (deeplab_v1_largefov, "
         "deeplab_v2_vgg16, deeplab_v2_resnet101, pydensecrf_readme, crfasrnn), or one with "
         "parameters changed (w1, sigma_alpha, sigma_beta, w2, sigma_gamma, iterations, "
         "normalization), such as 'deeplab_v2_vgg16(w1=3, sigma_alpha=60)'",
@@ -75,7 +118,9 @@ def crf(parser: argparse.ArgumentParser, **options) -> None:
     )
 
 
-def at_least(minimum: int):
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Returns a type for integers that are not below `minimum`."""
+
     def whole_number(text: str) -> int:
         value = int(text)
         if value < minimum:
@@ -85,25 +130,35 @@ def at_least(minimum: int):
     return whole_number
 
 
-def load_model(args: argparse.Namespace) -> tuple:
-    """The model and variables that `--model` and `--output_stride` name."""
-    overrides = {"output_stride": args.output_stride} if args.output_stride else {}
+def output_folder(path: str | os.PathLike) -> pathlib.Path:
+    """Makes the folder if need be, and tries to write to it before any work is done.
+
+    Raises:
+      DataError: nothing can be written there.
+    """
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".flaxseg-{os.getpid()}.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataError(
+            f"cannot write to the output folder {folder}: {error.strerror or error}; choose "
+            "another --out."
+        ) from error
+    return folder
+
+
+def load_model(args: argparse.Namespace, **overrides) -> tuple:
+    """Returns the model and variables of `model`, at the stride of `--output_stride`."""
+    if args.output_stride:
+        overrides["output_stride"] = args.output_stride
     return flaxseg.load_model(args.model, **overrides)
 
 
-def protocol(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--protocol",
-        metavar="NAME[(FIELD=VALUE,...)]",
-        default="whole",
-        help="how a picture is run: whole (default), windows, a paper's protocol such as "
-        "pspnet_ms or deeplab_ms, or one with fields changed, such as "
-        "'whole(scales=(0.75,1.0,1.25), flip=True)'; docs/evaluation.md lists all",
-    )
-
-
-def crf_of(args: argparse.Namespace):
-    """The CRF of `--crf`, or None."""
+def crf_of(args: argparse.Namespace) -> "CrfPreset | None":
+    """Returns the CRF of `--crf`, or None."""
     if args.crf is None:
         return None
     from flaxseg.crf.options import parse_crf
@@ -111,27 +166,45 @@ def crf_of(args: argparse.Namespace):
     return parse_crf(args.crf)
 
 
-def protocol_of(args: argparse.Namespace, flag: str, **fields):
-    """The protocol of `--protocol`, with the fields that a flag of its own sets."""
+def protocol_of(args: argparse.Namespace, name: str, **fields) -> "Protocol":
+    """Returns the protocol of `--protocol`, with the fields that the flag `name` sets."""
     from flaxseg.inference import parse_protocol
 
     protocol = parse_protocol(args.protocol)
     if fields and not protocol.is_plain:
         field, value = next(iter(fields.items()))
         raise ConfigError(
-            f"{flag} does not go with --protocol={args.protocol}; set {field}={value} in its "
-            "parentheses."
+            f"{name} cannot be combined with --protocol={args.protocol}; set {field}={value} in "
+            "its parentheses."
         )
     return dataclasses.replace(protocol, **fields)
 
 
-def check_same_classes(card: dict, info, directory: str) -> None:
+def data_of(args: argparse.Namespace, card: dict) -> tuple[str, "DatasetInfo"]:
+    """Returns the full name and the facts of `data`, whose classes must be those of the model.
+
+    With `--manual_dir` the data set is prepared.
+
+    Raises:
+      ConfigError: there is no such data set, or its classes are others.
+      DataError: it cannot be prepared.
+    """
+    from flaxseg import data
+
+    name = data.full_name(args.data, args.manual_dir)
+    info = data.dataset_info(name)
+    _check_same_classes(card, info, args.model)
+    if args.manual_dir:
+        data.prepare(name, args.data_dir, args.manual_dir)
+    return name, info
+
+
+def _check_same_classes(card: dict, info: "DatasetInfo", directory: str) -> None:
     """Raises ConfigError unless model and data set mean the same by every class index."""
     if card["num_classes"] != info.num_classes:
         raise ConfigError(
             f"the model in {directory} has {card['num_classes']} classes and data set "
-            f"{info.name!r} has "
-            f"{info.num_classes}; evaluate it on the data that it was trained for."
+            f"{info.name!r} has {info.num_classes}; evaluate it on the data that it was trained on."
         )
     unnamed = [f"class {index}" for index in range(info.num_classes)]
     names = list(card["class_names"])
@@ -142,8 +215,6 @@ def check_same_classes(card: dict, info, directory: str) -> None:
     ]
     if different and names != unnamed:
         raise ConfigError(
-            f"the model in {directory} and data set {info.name!r} mean different things by class "
-            f"{', '.join(different[:6])}{', ...' if len(different) > 6 else ''}; evaluate the "
-            "model on the data that it was "
-            "trained for."
+            f"the classes of the model in {directory} and of data set {info.name!r} differ: class "
+            f"{listed(different)}; evaluate the model on the data that it was trained on."
         )

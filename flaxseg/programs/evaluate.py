@@ -1,60 +1,61 @@
-"""`python -m flaxseg evaluate`."""
+"""Implements `python -m flaxseg evaluate`."""
 
 import argparse
 import json
 import math
 import pathlib
 import re
+from typing import TYPE_CHECKING
 
 from flaxseg.errors import DataError
 from flaxseg.programs import arguments, measurement
-from flaxseg.programs.output import output_folder
+
+if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
+    from flaxseg.evaluation.record_scores import Seen
 
 NAME = "evaluate"
 SUMMARY = "measure a model on a data set"
-TEXT = """Measures a saved model on a split of a data set: each image whole, at its own size.
+TEXT = """Measures a saved model on a split of a data set, each image whole and at its own size.
 
 Prints IoU, accuracy and pixels of each class, mIoU, pixel accuracy, mean accuracy and
-frequency-weighted IoU; with the classes of Cityscapes also those of its categories. With --out it
-also writes metrics.json, confusion_matrix.csv, and pictures (image, truth, prediction, errors) of
-the first images and of the worst ones. The result does not depend on --batch_size or the number of
-devices. Papers evaluate in other ways, at several scales or in windows: --protocol.
+frequency-weighted IoU; for the classes of Cityscapes also the IoU of its categories. With --out it
+also writes metrics.json, confusion_matrix.csv, and panels (image, truth, prediction, errors) of the
+first images and of the worst ones. The result does not depend on --batch_size or on the number of
+devices. For the protocols of the papers, such as several scales or windows, see --protocol.
 """
 EPILOG = """examples:
-  python -m flaxseg evaluate --model=runs/camvid --data=camvid --split=test
-  python -m flaxseg evaluate --model=runs/camvid --data=camvid --split=val --out=report
-  python -m flaxseg evaluate --model=runs/camvid --data=camvid --batch_size=8 --pad_to 385 481
-  python -m flaxseg evaluate --model=runs/camvid --data=camvid --crf=deeplab_v2_vgg16
-  python -m flaxseg evaluate --model=runs/pspnet --data=cityscapes --protocol=pspnet_cityscapes_ms
+  python -m flaxseg evaluate runs/camvid --data=camvid --split=test
+  python -m flaxseg evaluate runs/camvid --data=camvid --split=val --out=report
+  python -m flaxseg evaluate runs/camvid --data=camvid --batch_size=8 --pad_to 385 481
+  python -m flaxseg evaluate runs/camvid --data=camvid --crf=deeplab_v2_vgg16
+  python -m flaxseg evaluate runs/pspnet --data=cityscapes --protocol=pspnet_cityscapes_ms
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the command."""
+    """Adds the arguments of the command."""
     arguments.model(parser)
-    arguments.data(parser)
-    parser.add_argument("--split", metavar="NAME", help="default: the one whose score is reported")
+    arguments.data_flag(parser)
+    arguments.split(parser, "its evaluation split")
     measurement.add_arguments(parser)
-    parser.add_argument("--out", metavar="DIR", help="folder for metrics.json and pictures")
-    parser.add_argument(
-        "--num_pictures",
-        "--num-pictures",
+    parser.add_argument("--out", metavar="DIR", help="folder for metrics.json and panels")
+    arguments.flag(
+        parser,
+        "--num_images",
         type=arguments.at_least(0),
         default=8,
         metavar="N",
-        help="pictures of the first N and of the worst N images (default: 8)",
+        help="write panels of the first N and of the worst N images (default: 8)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    from flaxseg.evaluation.metrics import json_number
-
-    out = output_folder(args.out) if args.out else None
-    found = measurement.measure(args, args.data, args.split, args.num_pictures if out else None)
+    out = arguments.output_folder(args.out) if args.out else None
+    found = measurement.measure(args, args.num_images if out else None)
     print(
-        f"{found.card['model']} from {args.model} on {args.data} {found.split}: {found.images} "
-        "images"
+        f"{found.card['model']} from {args.model} on {found.info.name} {found.split}: "
+        f"{found.images} images"
     )
     if found.protocol != "whole()":
         print(f"protocol: {found.protocol}")
@@ -69,19 +70,28 @@ def run(args: argparse.Namespace) -> int:
         "(compilation included)"
     )
     if out is None:
-        print("Give --out=DIR to keep metrics.json and pictures.")
+        print("Give --out=DIR to keep metrics.json and panels of images.")
         return 0
-    report = {
+    written = _write_results(out, _report(found, args.output_stride), found)
+    print("\n".join(["written:", *(f"  {path}" for path in written)]))
+    return 0
+
+
+def _report(found: measurement.Measurement, output_stride: int | None) -> dict:
+    """Returns the content of metrics.json."""
+    from flaxseg.evaluation.metrics import json_number
+
+    return {
         "model": found.card["model"],
         "backbone": found.card["options"].get("backbone"),
         "parameters": found.card["weights"]["parameters"],
         "step": found.card.get("extra", {}).get("step"),
         "model_sha256": found.card["weights"]["sha256"],
-        "data": args.data,
+        "data": found.info.name,
         "split": found.split,
         "images": found.images,
         "protocol": found.protocol,
-        "output_stride": args.output_stride,
+        "output_stride": output_stride,
         "crf": found.crf,
         "seconds": round(found.seconds, 3),
         **found.metrics.to_dict(found.info.class_names),
@@ -96,39 +106,31 @@ def run(args: argparse.Namespace) -> int:
             for s in sorted(found.records.scores)
         ],
     }
-    written = _write_results(out, report, found)
-    print("\n".join(["written:", *(f"  {path}" for path in written)]))
-    return 0
 
 
 def _write_results(
     out: pathlib.Path, report: dict, found: measurement.Measurement
 ) -> list[pathlib.Path]:
-    """Writes metrics.json, confusion_matrix.csv and the pictures; returns their paths."""
+    """Writes metrics.json, confusion_matrix.csv and the panels, and returns their paths."""
     from flaxseg.drawing import save_picture, side_by_side
-    from flaxseg.files import whole_file
+    from flaxseg.files import write_text
 
-    pictures = {
+    panels = {
         f"first_{seen.score.index:03d}_{_file_name(seen)}": seen for seen in found.records.first
     }
     for rank, seen in enumerate(found.records.worst):
-        pictures[f"worst_{rank:03d}_{_file_name(seen)}"] = seen
+        panels[f"worst_{rank:03d}_{_file_name(seen)}"] = seen
     try:
-        # Pictures of an earlier evaluation would be taken for those of this one.
+        # Panels of an earlier evaluation would be taken for those of this one.
         for old in [*out.glob("first_*.png"), *out.glob("worst_*.png")]:
             old.unlink()
         written = [out / "metrics.json", out / "confusion_matrix.csv"]
-        texts = (
-            json.dumps(report, indent=2, allow_nan=False) + "\n",
-            found.metrics.matrix_as_csv(found.info.class_names),
-        )
-        for path, text in zip(written, texts, strict=True):
-            with whole_file(path) as file:
-                file.write(text.encode())
-        for name, seen in pictures.items():
+        write_text(written[0], json.dumps(report, indent=2, allow_nan=False) + "\n")
+        write_text(written[1], found.metrics.matrix_as_csv(found.info.class_names))
+        for name, seen in panels.items():
             miou = seen.score.miou
             text = "all pixels ignored" if math.isnan(miou) else f"mIoU {100 * miou:.1f} %"
-            picture = side_by_side(
+            panel = side_by_side(
                 seen.record["image"],
                 seen.record["label"],
                 seen.pred,
@@ -137,12 +139,12 @@ def _write_results(
                 title=f"{seen.score.id}   {text}",
             )
             written.append(out / f"{name}.png")
-            save_picture(written[-1], picture)
+            save_picture(written[-1], panel)
     except OSError as error:
         raise DataError(f"could not write to {out}: {error.strerror or error}.") from error
     return written
 
 
-def _file_name(seen) -> str:
-    """A record's id with everything but letters, digits, '.', '_' and '-' replaced."""
+def _file_name(seen: "Seen") -> str:
+    """Returns a record's id with all but letters, digits, '.', '_' and '-' replaced."""
     return re.sub(r"[^\w.-]+", "_", seen.score.id)[:100]

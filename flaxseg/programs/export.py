@@ -1,21 +1,28 @@
-"""`python -m flaxseg export`."""
+"""Implements `python -m flaxseg export`."""
 
 import argparse
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 import flaxseg
 from flaxseg.errors import ConfigError, ExportError
 from flaxseg.programs import arguments
-from flaxseg.programs.output import output_folder
+
+if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
+    import flax.linen as nn
 
 NAME = "export"
-SUMMARY = "write a model as one file for other programs, StableHLO or ONNX"
-TEXT = """Writes a saved model as one file that runs without flaxseg. It takes uint8 RGB pictures
-of one size, as they are, and returns their class maps: normalisation, weights and a card (classes,
-colours, sizes, origin) are inside, BatchNorm is folded into the convolutions.
+SUMMARY = "write a model as one StableHLO or ONNX file for other programs"
+TEXT = """Writes a saved model as one file that runs without flaxseg. It takes raw uint8 RGB images
+of one size and returns their class maps: normalisation, weights and a card (classes, colours,
+sizes, origin) are included, and BatchNorm is folded into the convolutions.
 
 FILE.stablehlo is read by jax.export.deserialize and runs on CPU, GPU and TPU. FILE.onnx is for ONNX
-Runtime and its like; it needs jax2onnx, and a message says how to install that.
+Runtime and similar runtimes; writing it needs jax2onnx, and the error message says how to install
+that.
 """
 EPILOG = """examples:
   python -m flaxseg export runs/camvid --size 360 480 --out=camvid.stablehlo
@@ -29,25 +36,25 @@ _LEAST_AGREEMENT = 0.999
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the command."""
-    parser.add_argument("model", metavar="DIR", help=arguments.MODEL_HELP)
+    """Adds the arguments of the command."""
+    arguments.model(parser)
     parser.add_argument(
         "--size",
         type=arguments.at_least(1),
         nargs=2,
         required=True,
         metavar=("H", "W"),
-        help="height and width of the pictures",
+        help="height and width of the images",
     )
     parser.add_argument(
-        "--out", required=True, metavar="FILE", help="name.stablehlo or name.onnx; replaced"
+        "--out", required=True, metavar="FILE", help="NAME.stablehlo or NAME.onnx; overwritten"
     )
     parser.add_argument(
         "--batch",
         type=_batch,
         default=None,
         metavar="N|any",
-        help="pictures at a time (default: any, the number is left open)",
+        help="images per call (default: any, which leaves the batch size open)",
     )
     parser.add_argument(
         "--outputs",
@@ -55,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("classes", "probabilities", "logits"),
         default=["classes"],
         metavar="NAME",
-        help="what comes out: classes (default, uint8), probabilities, logits (float32)",
+        help="outputs of the file: classes (default, uint8), probabilities, logits (float32)",
     )
     parser.add_argument(
         "--platforms",
@@ -63,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("cpu", "cuda", "rocm", "tpu"),
         default=None,
         metavar="NAME",
-        help="of a .stablehlo file (default: cpu cuda tpu)",
+        help="platforms of a .stablehlo file (default: cpu cuda tpu)",
     )
     arguments.output_stride(parser)
     parser.add_argument(
@@ -71,8 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="compare the file with the model on these pictures; the exit code is 1 if less than "
-        "99.9 %% of the pixels of one get the same class",
+        help="compare the file with the model on these images; the exit code is 1 if in one of "
+        "them less than 99.9 %% of the pixels get the same class",
     )
 
 
@@ -84,31 +91,19 @@ def run(args: argparse.Namespace) -> int:
     from flaxseg.inference import read_image
 
     out = pathlib.Path(args.out)
-    if out.suffix not in _SUFFIXES:
-        raise ConfigError(f"--out is {args.out}; its name must end in {' or '.join(_SUFFIXES)}.")
-    if args.platforms and out.suffix == ".onnx":
-        raise ConfigError("--platforms is for .stablehlo; an .onnx file is for any runtime.")
-    if args.check and "classes" not in args.outputs:
-        raise ConfigError("--check compares classes; have them among --outputs.")
-    output_folder(out.parent)
+    _check_flags(args, out)
+    arguments.output_folder(out.parent)
     images = [read_image(path) for path in args.check]
     card = flaxseg.read_model_card(args.model)
-    stride = {"output_stride": args.output_stride} if args.output_stride else {}
-    # Few runtimes of ONNX have convolutions in bfloat16.
+    # Few ONNX runtimes have convolutions in bfloat16.
     dtype = {"dtype": jnp.float32} if out.suffix == ".onnx" else {}
-    model, variables = flaxseg.load_model(args.model, **stride, **dtype)
+    model, variables = arguments.load_model(args, **dtype)
     common = {
         "batch": args.batch,
         "outputs": tuple(args.outputs),
         "class_names": card["class_names"],
         "class_colors": card["class_colors"],
-        "extra": {
-            "model": card["model"],
-            "options": card["options"] | stride,
-            "weights": card["weights"],
-            # The settings of the training name folders of the machine that it ran on.
-            **{key: value for key, value in card.get("extra", {}).items() if key != "config"},
-        },
+        "extra": _origin(card, args.output_stride),
     }
     size = tuple(args.size)
     if out.suffix == ".onnx":
@@ -116,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         platforms = tuple(args.platforms or PLATFORMS)
         export_stablehlo(model, variables, out, size, platforms=platforms, **common)
-    batch = "any number of pictures" if args.batch is None else f"{args.batch} picture(s)"
+    batch = {None: "any number of images", 1: "1 image"}.get(args.batch, f"{args.batch} images")
     print(
         f"{card['model']} for {batch} of {size[0]} x {size[1]} (height x width) is in {out}, "
         f"{out.stat().st_size / 1e6:.1f} MB"
@@ -124,12 +119,40 @@ def run(args: argparse.Namespace) -> int:
     return _check(args.check, images, out, model, variables)
 
 
-def _check(paths, images, out: pathlib.Path, model, variables) -> int:
+def _check_flags(args: argparse.Namespace, out: pathlib.Path) -> None:
+    """Raises ConfigError for flags that do not go together."""
+    if out.suffix not in _SUFFIXES:
+        raise ConfigError(f"--out is {args.out}; its name must end in {' or '.join(_SUFFIXES)}.")
+    if args.platforms and out.suffix == ".onnx":
+        raise ConfigError("--platforms is for .stablehlo; an .onnx file is for any runtime.")
+    if args.check and "classes" not in args.outputs:
+        raise ConfigError("--check compares classes; add them to --outputs.")
+
+
+def _origin(card: Mapping, output_stride: int | None) -> dict:
+    """Returns what the card of the file says about the model."""
+    return {
+        "model": card["model"],
+        "options": card["options"] | ({"output_stride": output_stride} if output_stride else {}),
+        "weights": card["weights"],
+        # The settings of the training name folders of the machine that it ran on.
+        **{key: value for key, value in card.get("extra", {}).items() if key != "config"},
+    }
+
+
+def _check(
+    paths: Sequence[str],
+    images: Sequence[np.ndarray],
+    out: pathlib.Path,
+    model: "nn.Module",
+    variables: Mapping,
+) -> int:
+    """Compares the file with the model and returns the exit code."""
     from flaxseg.export.check import agreement
 
     shares = agreement(out, model, variables, images) if images else []
     for path, share in zip(paths, shares, strict=True):
-        print(f"  {path}: {100 * share:.4f} % of the pixels as the model has them")
+        print(f"  {path}: {100 * share:.4f} % of the pixels get the same class")
     if any(share < _LEAST_AGREEMENT for share in shares):
         raise ExportError(f"{out} does not agree with the model; do not use it.")
     return 0

@@ -1,67 +1,80 @@
-"""What `evaluate` and `report` share: a saved model run over a split."""
+"""Runs a saved model over a split, for the commands `evaluate` and `report`."""
 
 import argparse
 import dataclasses
 import pathlib
 import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 import flaxseg
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.programs import arguments
-from flaxseg.programs.output import Bar
+from flaxseg.progress import Progress
+
+if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
+    from flaxseg.crf import CrfPreset
+    from flaxseg.data import DatasetInfo
+    from flaxseg.evaluation import RecordScores
+    from flaxseg.evaluation.boundary_metrics import BoundaryScores
+    from flaxseg.evaluation.cityscapes_scores import CityscapesScores
+    from flaxseg.evaluation.metrics import SegmentationMetrics
+    from flaxseg.inference import Protocol
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """A model on a split.
+    """Holds what was measured of a model on a split.
 
     Attributes:
-      card: of the model.
-      info: of the data set.
-      split: its name.
-      images: how many.
-      protocol: text of the protocol.
-      crf: text of the CRF, or None.
-      metrics: over all pixels.
-      boundary: scores near boundaries, or None where they were not asked for.
-      cityscapes: scores of categories and instances, or None where the classes are others.
-      records: scores of single pictures, and the pictures worth looking at.
-      seconds: that it took, compilation included.
+      card: the card of the model.
+      info: the facts of the data set.
+      split: the name of the split.
+      images: how many images it has.
+      protocol: the protocol as text.
+      crf: the CRF as text, or None.
+      metrics: scores over all pixels.
+      boundary: scores near boundaries, or None if they were not asked for.
+      cityscapes: scores of categories and instances, or None for other classes.
+      records: scores of single images, and the images worth looking at.
+      seconds: time taken, compilation included.
     """
 
     card: dict
-    info: object
+    info: "DatasetInfo"
     split: str
     images: int
     protocol: str
     crf: str | None
-    metrics: object
-    boundary: object | None
-    cityscapes: object | None
-    records: object
+    metrics: "SegmentationMetrics"
+    boundary: "BoundaryScores | None"
+    cityscapes: "CityscapesScores | None"
+    records: "RecordScores"
     seconds: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say how it is measured."""
+    """Adds the flags that say how a model is measured."""
     arguments.data_dir(parser)
     arguments.manual_dir(parser)
-    parser.add_argument(
+    arguments.flag(
+        parser,
         "--batch_size",
-        "--batch-size",
         type=arguments.at_least(1),
         default=None,
         metavar="N",
-        help="images at a time, over all devices (default: 1 per device on CPU, 8 on others)",
+        help="images per batch, over all devices (default: 1 per device on CPU, 8 on others)",
     )
-    parser.add_argument(
+    arguments.flag(
+        parser,
         "--pad_to",
-        "--pad-to",
         type=arguments.at_least(1),
         nargs=2,
         metavar=("H", "W"),
-        help="put all images on a canvas of this size (DeepLab's 513 513 for VOC): one compilation "
-        "where sizes vary; default: each image at its own size",
+        help="pad all images to this size (513 513 is DeepLab's for VOC), which compiles once even "
+        "if sizes vary (default: each image at its own size)",
     )
     arguments.output_stride(parser)
     arguments.protocol(parser)
@@ -74,90 +87,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instances",
         metavar="DIR",
-        help="Cityscapes' labels as downloaded, for the IoU weighted by instances (iIoU)",
+        help="the labels of Cityscapes as downloaded, for the instance-weighted IoU (iIoU)",
     )
 
 
-def measure(
-    args: argparse.Namespace, name: str, split: str | None, num_pictures: int | None
-) -> Measurement:
+def measure(args: argparse.Namespace, num_images: int | None) -> Measurement:
     """Runs the model over the split.
 
     Args:
-      args: with the flags of `add_arguments` and `--model`.
-      name: of the data set.
-      split: of it; the one whose score is reported if None.
-      num_pictures: how many pictures of each kind are kept; None scores no single pictures.
+      args: `model`, `data` and `split`, and the flags of `add_arguments`.
+      num_images: how many of the first, the worst and the best images are kept; None scores no
+        single images.
     """
-    import jax
-
     from flaxseg import data
     from flaxseg.crf.options import format_crf
     from flaxseg.data.sets import cityscapes
-    from flaxseg.evaluation import BoundaryMetrics, RecordScores, evaluate
-    from flaxseg.evaluation.cityscapes_scores import InstanceCounts, cityscapes_scores
-    from flaxseg.inference import plan_inference
+    from flaxseg.evaluation import evaluate
+    from flaxseg.evaluation.cityscapes_scores import cityscapes_scores
 
     card = flaxseg.read_model_card(args.model)
-    name = data.full_name(name, args.manual_dir)
-    info = data.dataset_info(name)
-    arguments.check_same_classes(card, info, args.model)
-    if args.manual_dir:
-        data.prepare(name, args.data_dir, args.manual_dir)
-    split = split or info.eval_split
+    name, info = arguments.data_of(args, card)
+    split = args.split or info.eval_split
     records = data.open_split(name, split, args.data_dir)
     is_cityscapes = info.class_names == cityscapes.INFO.class_names
     if args.instances and not is_cityscapes:
         raise ConfigError(
-            f"--instances is for the classes of Cityscapes; those of {name} are others."
+            f"--instances is for the classes of Cityscapes, and {info.name} has other ones."
         )
-    instance_files = (
-        cityscapes.find_instances(pathlib.Path(args.instances), split) if args.instances else {}
-    )
-    crf = arguments.crf_of(args)
-    canvas = {"pad_to": tuple(args.pad_to)} if args.pad_to else {}
-    protocol = arguments.protocol_of(args, "--pad_to", **canvas)
-    if crf is not None and args.pad_to:
-        raise ConfigError(
-            "--crf does not go with --pad_to: it would take the border for part of the picture; "
-            f"write --protocol='whole(pad_to=({args.pad_to[0]}, {args.pad_to[1]}))', which is run "
-            "picture by picture."
-        )
-    model, variables = arguments.load_model(args)
-    devices = jax.local_devices()
-    per_device = 1 if devices[0].platform == "cpu" else 8
-    plan = plan_inference(
-        model,
-        variables,
-        protocol,
-        devices,
-        batch_size=args.batch_size or per_device * len(devices),
-        crf=crf,
-    )
-    scores = RecordScores(num_pictures or 0, info.num_classes)
-    boundary = BoundaryMetrics(info.num_classes) if args.boundary else None
-    instances = InstanceCounts() if args.instances else None
-
-    def see(index, record, pred) -> None:
-        if num_pictures is not None:
-            scores.see(index, record, pred)
-        if boundary is not None:
-            boundary.update(record["label"], pred)
-        if instances is not None:
-            if record["id"] not in instance_files:
-                raise DataError(f"{args.instances} has no instanceIds of {record['id']}.")
-            file = instance_files[record["id"]]
-            instances.update(*cityscapes.read_instances(file), pred, source=str(file))
-
+    scores = _Scores(args, split, num_images, info.num_classes)
+    protocol, crf = _protocol_and_crf(args)
+    plan = _plan(args, protocol, crf)
     started = time.monotonic()
-    with Bar(len(records), "evaluating", "image") as bar:
+    with Progress("evaluating", len(records)) as bar:
         metrics = evaluate(
             plan.predict_fn,
             records,
             info.num_classes,
             **plan.options,
             progress=lambda done, _: bar.show(done),
-            on_prediction=see if num_pictures is not None or boundary or instances else None,
+            on_prediction=scores.see if scores.wanted else None,
         )
     return Measurement(
         card,
@@ -167,8 +135,70 @@ def measure(
         protocol.describe(),
         format_crf(crf) if crf else None,
         metrics,
-        boundary.scores() if boundary else None,
-        cityscapes_scores(metrics, instances) if is_cityscapes else None,
-        scores,
+        scores.boundary.scores() if scores.boundary else None,
+        cityscapes_scores(metrics, scores.instances) if is_cityscapes else None,
+        scores.records,
         time.monotonic() - started,
     )
+
+
+class _Scores:
+    """Takes each prediction for all scores beside the confusion matrix that were asked for."""
+
+    def __init__(
+        self, args: argparse.Namespace, split: str, num_images: int | None, num_classes: int
+    ):
+        from flaxseg.data.sets import cityscapes
+        from flaxseg.evaluation import BoundaryMetrics, RecordScores
+        from flaxseg.evaluation.cityscapes_scores import InstanceCounts
+
+        self.records = RecordScores(num_images or 0, num_classes)
+        self.boundary = BoundaryMetrics(num_classes) if args.boundary else None
+        self.instances = InstanceCounts() if args.instances else None
+        self.wanted = num_images is not None or bool(self.boundary or self.instances)
+        self._each = num_images is not None
+        self._folder = args.instances
+        self._files: Mapping[str, pathlib.Path] = (
+            cityscapes.find_instances(pathlib.Path(args.instances), split) if args.instances else {}
+        )
+
+    def see(self, index: int, record: Mapping, pred: np.ndarray) -> None:
+        """Takes one prediction."""
+        from flaxseg.data.sets.cityscapes import read_instances
+
+        if self._each:
+            self.records.see(index, record, pred)
+        if self.boundary is not None:
+            self.boundary.update(record["label"], pred)
+        if self.instances is not None:
+            if record["id"] not in self._files:
+                raise DataError(f"{self._folder} has no instanceIds of {record['id']}.")
+            file = self._files[record["id"]]
+            self.instances.update(*read_instances(file), pred, source=str(file))
+
+
+def _protocol_and_crf(args: argparse.Namespace) -> "tuple[Protocol, CrfPreset | None]":
+    """Returns what `--protocol`, `--pad_to` and `--crf` say."""
+    crf = arguments.crf_of(args)
+    canvas = {"pad_to": tuple(args.pad_to)} if args.pad_to else {}
+    protocol = arguments.protocol_of(args, "--pad_to", **canvas)
+    if crf is not None and args.pad_to:
+        raise ConfigError(
+            "--crf cannot be combined with --pad_to: the CRF would take the padding for part of "
+            f"the image. Write --protocol='whole(pad_to=({args.pad_to[0]}, {args.pad_to[1]}))', "
+            "which runs the images one by one."
+        )
+    return protocol, crf
+
+
+def _plan(args: argparse.Namespace, protocol: "Protocol", crf: "CrfPreset | None"):
+    """Loads the model and returns how `evaluate` runs it."""
+    import jax
+
+    from flaxseg.inference import plan_inference
+
+    devices = jax.local_devices()
+    per_device = 1 if devices[0].platform == "cpu" else 8
+    model, variables = arguments.load_model(args)
+    batch_size = args.batch_size or per_device * len(devices)
+    return plan_inference(model, variables, protocol, devices, batch_size=batch_size, crf=crf)

@@ -1,4 +1,4 @@
-"""`python -m flaxseg models`."""
+"""Implements `python -m flaxseg models`."""
 
 import argparse
 
@@ -6,12 +6,12 @@ import flaxseg
 
 NAME = "models"
 SUMMARY = "list models, backbones and data sets"
-TEXT = "Lists what can be built by name."
+TEXT = "Lists the models, backbones and data sets that are known by name."
 EPILOG = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the command."""
+    """Adds no arguments, as the command has none."""
     del parser
 
 
@@ -28,5 +28,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"{title}:")
         for name in names:
             print(f"  {name}")
-    print("  folder: your own pictures and masks, with --manual_dir=FOLDER; see docs/data.md")
+    print("  folder: your own images and masks, with --manual_dir=FOLDER; see docs/data.md")
     return 0

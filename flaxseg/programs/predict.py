@@ -1,4 +1,4 @@
-"""`python -m flaxseg predict`."""
+"""Implements `python -m flaxseg predict`."""
 
 import argparse
 import os
@@ -6,28 +6,35 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import flaxseg
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.programs import arguments
-from flaxseg.programs.output import Bar, output_folder
+from flaxseg.progress import Progress
+
+if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
+    from flaxseg.crf import CrfPreset
+    from flaxseg.inference import Protocol, Segmenter
+    from flaxseg.programs.prediction.image_folder import ImageResult, ImageTask, Writer
+    from flaxseg.programs.prediction.prediction_record import PredictionRecord
 
 NAME = "predict"
-SUMMARY = "write masks, overlays, probabilities or a submission for pictures"
-TEXT = """Writes what a saved model predicts for pictures.
+SUMMARY = "write masks, overlays, probabilities or a submission for images"
+TEXT = """Writes what a saved model predicts for images.
 
-For each picture DIR gets NAME_mask.png, whose pixel values are the class indices (with a palette,
-so that it can be looked at), and NAME_overlay.png, the picture tinted by class, with a legend; with
---save also or only NAME_probabilities.npz. With --submission DIR gets what the evaluation server of
-a data set wants. JPEG, PNG, WebP, BMP, TIFF, PPM and GIF of any size are read; pictures with an
-EXIF orientation are turned upright, and so are their masks. A picture that can not be read does not
-stop the others; it is named at the end, and the exit code is 1.
+For each image, DIR gets NAME_mask.png, whose pixel values are class indices (with a palette, so
+that they can be seen), and NAME_overlay.png, the image tinted by class, with a legend; with --save
+also, or only, NAME_probabilities.npz. With --submission, DIR gets what the evaluation server of a
+data set expects. JPEG, PNG, WebP, BMP, TIFF, PPM and GIF of any size are read; images with an EXIF
+orientation are turned upright, and so are their masks. An image that cannot be read does not stop
+the others; it is named at the end, and the exit code is 1.
 
-What is done is noted in DIR/predictions.jsonl: the same command again leaves it alone and does the
-rest, and pictures that changed or were predicted by another model or in another way.
+DIR/predictions.jsonl records what has been done: the same command run again skips it, and does the
+rest, along with images that have changed or were predicted by another model or with other settings.
 
-Each new picture size is compiled once, which takes seconds. For many sizes, set
-JAX_COMPILATION_CACHE_DIR to a folder to keep the compiled programs, or bound their number with
+Each new image size is compiled once, which takes seconds. For many sizes, set
+JAX_COMPILATION_CACHE_DIR to a folder to keep the compiled programs, or limit their number with
 --pad_multiple.
 """
 EPILOG = """examples:
@@ -40,46 +47,46 @@ EPILOG = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the command."""
+    """Adds the arguments of the command."""
     parser.add_argument(
-        "pictures",
+        "images",
         nargs="+",
         metavar="IMAGE|FOLDER|GLOB|-",
-        help="picture files, folders, patterns; - reads a list of files from standard input, one a "
+        help="image files, folders, patterns; - reads a list of files from standard input, one per "
         "line",
     )
-    arguments.model(parser)
+    arguments.model_flag(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument(
         "--save",
         metavar="KIND,...",
         help="what to write: mask, overlay, probabilities (default: mask,overlay)",
     )
-    parser.add_argument(
+    arguments.flag(
+        parser,
         "--top_classes",
-        "--top-classes",
         type=arguments.at_least(1),
         metavar="K",
-        help="of each pixel, save the probabilities of the K likeliest classes only",
+        help="save only the probabilities of the K most likely classes of each pixel",
     )
     parser.add_argument(
         "--submission",
         choices=("cityscapes", "voc", "ade20k"),
         metavar="SERVER",
-        help="write for the evaluation server of cityscapes, voc or ade20k, in place of --save",
+        help="write for the evaluation server of cityscapes, voc or ade20k, instead of --save",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="do again what is done already, too"
+        "--overwrite", action="store_true", help="redo images that have been done already"
     )
-    parser.add_argument(
+    arguments.flag(
+        parser,
         "--pad_multiple",
-        "--pad-multiple",
         type=arguments.at_least(1),
         default=1,
         metavar="N",
-        help="pad pictures right and bottom to multiples of N with the model's mean colour: fewer "
-        "sizes to compile, but classes can change, mostly near that border; 513 is DeepLab's "
-        "canvas for pictures up to 513 x 513 (default: 1, off)",
+        help="pad images on the right and at the bottom to multiples of N with the model's mean "
+        "colour: fewer sizes to compile, but classes can change, mostly near that border; 513 is "
+        "DeepLab's canvas for images up to 513 x 513 (default: 1, off)",
     )
     arguments.output_stride(parser)
     arguments.protocol(parser)
@@ -88,17 +95,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    from flaxseg.crf.options import describe_crf
-    from flaxseg.inference import Segmenter
-    from flaxseg.programs.prediction.image_folder import predict_pictures
-    from flaxseg.programs.prediction.prediction_record import PredictionRecord
-
     crf = arguments.crf_of(args)
     padding = {"pad_multiple": args.pad_multiple} if args.pad_multiple > 1 else {}
     protocol = arguments.protocol_of(args, "--pad_multiple", **padding)
     card = flaxseg.read_model_card(args.model)
     tasks, writer = _plan(args, card)
-    record = PredictionRecord(
+    record = _record(args, card, protocol, crf)
+    arguments.output_folder(args.out)
+    to_do = [t for t in tasks if args.overwrite or not record.is_done(t.source, t.files)]
+    if len(to_do) < len(tasks):
+        print(
+            f"{len(tasks) - len(to_do)} of {len(tasks)} images were done before, by the same model "
+            "with the same settings; --overwrite redoes them"
+        )
+    if to_do:
+        from flaxseg.inference import Segmenter
+
+        segment = Segmenter(*arguments.load_model(args), protocol, crf=crf)
+        failed = _predict(segment, to_do, writer, record)
+        print(f"{len(to_do) - len(failed)} of {len(to_do)} images done; results in {args.out}")
+        if failed:
+            lines = [_failure(result) for result in failed]
+            raise DataError("\n".join([f"{len(failed)} of {len(to_do)} images failed:", *lines]))
+    if args.submission:
+        _say_how_to_submit(args, len(tasks))
+    return 0
+
+
+def _plan(args: argparse.Namespace, card: dict) -> "tuple[list[ImageTask], Writer]":
+    """Returns the tasks, and what writes their files."""
+    from flaxseg.programs.prediction.image_folder import ImageTask, find_images, plan_tasks
+    from flaxseg.programs.prediction.prediction_files import FileWriter, parse_kinds
+
+    if args.submission and (args.save or args.top_classes):
+        name = "--save" if args.save else "--top_classes"
+        raise ConfigError(f"{name} cannot be combined with --submission; run predict twice.")
+    kinds = parse_kinds(args.save or "mask,overlay")
+    if args.top_classes and "probabilities" not in kinds:
+        raise ConfigError("--top_classes is for probabilities; add --save=mask,probabilities.")
+    if args.top_classes and args.top_classes > card["num_classes"]:
+        raise ConfigError(
+            f"--top_classes is {args.top_classes} and the model has {card['num_classes']} classes."
+        )
+    if not args.submission:
+        found = find_images(*_inputs(args.images, args.out))
+        writer = FileWriter(card["class_names"], card["class_colors"], args.top_classes)
+        return plan_tasks(found, args.out, kinds), writer
+    from flaxseg.programs.prediction.submissions import KIND, SUBMISSIONS
+
+    submission = SUBMISSIONS[args.submission]
+    submission.check_classes(card["class_names"])
+    found = find_images(*_inputs(args.images, args.out))
+    files = submission.files(list(found), pathlib.Path(args.out).absolute())
+    return [ImageTask(source, {KIND: file}) for source, file in files.items()], submission
+
+
+def _inputs(images: Sequence[str], out: str) -> tuple[list[str], str, list[str]]:
+    """Returns the arguments of `find_images`; `-` stands for the list on standard input."""
+    if "-" not in images:
+        return list(images), out, []
+    lines = os.fsdecode(sys.stdin.buffer.read()).split("\n")
+    listed = [line.removesuffix("\r") for line in lines if line.strip()]
+    if not listed:
+        raise DataError("the list on standard input is empty; give one path per line.")
+    return [text for text in images if text != "-"], out, listed
+
+
+def _record(
+    args: argparse.Namespace, card: dict, protocol: "Protocol", crf: "CrfPreset | None"
+) -> "PredictionRecord":
+    """Opens the record of the output folder for these settings."""
+    from flaxseg.crf.options import describe_crf
+    from flaxseg.programs.prediction.prediction_record import PredictionRecord
+
+    return PredictionRecord(
         args.out,
         {
             "flaxseg": flaxseg.__version__,
@@ -111,100 +181,53 @@ def run(args: argparse.Namespace) -> int:
             "submission": args.submission,
         },
     )
-    output_folder(args.out)
-    done_before = [
-        task for task in tasks if not args.overwrite and record.is_done(task.source, task.files)
-    ]
-    if done_before:
-        print(
-            f"{len(done_before)} of {len(tasks)} pictures were done before, by the same model and "
-            "in the same way; --overwrite does them again"
-        )
-        before = {task.source for task in done_before}
-        tasks = [task for task in tasks if task.source not in before]
+
+
+def _predict(
+    segment: "Segmenter",
+    tasks: "Sequence[ImageTask]",
+    writer: "Writer",
+    record: "PredictionRecord",
+) -> "list[ImageResult]":
+    """Does the tasks, prints what was written, and returns those that failed."""
+    from flaxseg.programs.prediction.image_folder import predict_images
+
     failed = []
-    if tasks:
-        model, variables = arguments.load_model(args)
-        with Bar(len(tasks), "predicting", "picture") as bar:
-            results = predict_pictures(
-                Segmenter(model, variables, protocol, crf=crf),
-                tasks,
-                writer,
-                record=record,
-                on_new_size=lambda size: bar.say(
-                    f"compiling for {size[0]} x {size[1]} (height x width)"
-                ),
-            )
-            for done, result in enumerate(results, start=1):
-                if result.error is not None:
-                    failed.append(result)
-                else:
-                    notes = f"  ({'; '.join(result.notes)})" if result.notes else ""
-                    bar.print(f"{result.task.source}{notes}")
-                    for path in result.task.files.values():
-                        bar.print(f"  {path}")
-                bar.show(done)
-        print(f"{len(tasks) - len(failed)} of {len(tasks)} pictures done; results in {args.out}")
-    if failed:
-        lines = [_failure(result) for result in failed]
-        raise DataError("\n".join([f"{len(failed)} of {len(tasks)} pictures failed:", *lines]))
-    if args.submission:
-        _say_how_to_submit(args, len(tasks) + len(done_before))
-    return 0
-
-
-def _plan(args: argparse.Namespace, card: dict) -> tuple[list, object]:
-    """The tasks, and what writes their files."""
-    from flaxseg.programs.prediction.image_folder import PictureTask, find_pictures, plan_pictures
-    from flaxseg.programs.prediction.prediction_files import FileWriter, parse_kinds
-
-    if args.submission and (args.save or args.top_classes):
-        flag = "--save" if args.save else "--top_classes"
-        raise ConfigError(f"{flag} does not go with --submission; run predict twice.")
-    kinds = parse_kinds(args.save or "mask,overlay")
-    if args.top_classes and "probabilities" not in kinds:
-        raise ConfigError("--top_classes is for probabilities; add --save=mask,probabilities.")
-    if args.top_classes and args.top_classes > card["num_classes"]:
-        raise ConfigError(
-            f"--top_classes is {args.top_classes} and the model has {card['num_classes']} classes."
+    with Progress("predicting", len(tasks)) as bar:
+        results = predict_images(
+            segment,
+            tasks,
+            writer,
+            record=record,
+            on_new_size=lambda size: bar.say(
+                f"compiling for {size[0]} x {size[1]} (height x width)"
+            ),
         )
-    if not args.submission:
-        found = find_pictures(*_inputs(args.pictures, args.out))
-        writer = FileWriter(card["class_names"], card["class_colors"], args.top_classes)
-        return plan_pictures(found, args.out, kinds), writer
-    from flaxseg.programs.prediction.submissions import KIND, SUBMISSIONS
+        for result in results:
+            if result.error is not None:
+                failed.append(result)
+            else:
+                notes = f"  ({'; '.join(result.notes)})" if result.notes else ""
+                bar.print(f"{result.task.source}{notes}")
+                for path in result.task.files.values():
+                    bar.print(f"  {path}")
+            bar.advance()
+    return failed
 
-    submission = SUBMISSIONS[args.submission]
-    submission.check_classes(card["class_names"])
-    found = find_pictures(*_inputs(args.pictures, args.out))
-    files = submission.files(list(found), pathlib.Path(args.out).absolute())
-    return [PictureTask(source, {KIND: file}) for source, file in files.items()], submission
 
-
-def _inputs(pictures: Sequence[str], out: str) -> tuple[list[str], str, list[str]]:
-    """The arguments of `find_pictures`; a `-` among the pictures is the list on standard input."""
-    if "-" not in pictures:
-        return list(pictures), out, []
-    lines = os.fsdecode(sys.stdin.buffer.read()).split("\n")
-    listed = [line.removesuffix("\r") for line in lines if line.strip()]
-    if not listed:
-        raise DataError("the list on standard input is empty; give a path on each line.")
-    return [text for text in pictures if text != "-"], out, listed
+def _failure(result: "ImageResult") -> str:
+    """Returns a line such as '  street.jpg: image file is truncated', with the path once."""
+    message = str(result.error)
+    source = str(result.task.source)
+    return f"  {message if source in message else f'{source}: {message}'}"
 
 
 def _say_how_to_submit(args: argparse.Namespace, number: int) -> None:
+    """Prints what the server expects, and the command that packs it."""
     from flaxseg.programs.prediction.submissions import SUBMISSIONS
 
     submission = SUBMISSIONS[args.submission]
     sizes = ", ".join(f"{split} has {size}" for split, size in submission.sizes.items())
-    print(f"{number} results; the server wants one for each picture of the split ({sizes})")
+    print(f"{number} results; the server expects one for each image of the split ({sizes})")
     print("pack them with")
     print(f"  {submission.pack.format(out=shlex.quote(args.out))}")
-
-
-def _failure(result) -> str:
-    """'  street.jpg: image file is truncated'; the path is not said twice."""
-    message = str(result.error)
-    return (
-        f"  {message if str(result.task.source) in message else f'{result.task.source}: {message}'}"
-    )

@@ -1,4 +1,4 @@
-"""`python -m flaxseg prune`."""
+"""Implements `python -m flaxseg prune`."""
 
 import argparse
 
@@ -6,9 +6,9 @@ import flaxseg
 from flaxseg.programs import arguments
 
 NAME = "prune"
-SUMMARY = "cut channels out of a trained ICNet"
-TEXT = """Cuts the filters with the smallest L1 norms out of a saved ICNet on a ResNet. What comes
-out has fewer channels in every layer and is to be trained on, with --config.init.model. Layers
+SUMMARY = "remove channels from a trained ICNet"
+TEXT = """Removes the filters with the smallest L1 norms from a saved ICNet on a ResNet. The result
+has fewer channels in every layer and must be trained further, with --config.init.model. Layers
 whose outputs are added keep the same channels.
 """
 EPILOG = """examples:
@@ -20,16 +20,16 @@ The paper keeps 3/4, trains, and then keeps 2/3 of that.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the command."""
-    parser.add_argument("model", metavar="DIR", help=arguments.MODEL_HELP)
+    """Adds the arguments of the command."""
+    arguments.model(parser)
     parser.add_argument(
         "--keep",
         type=float,
         default=0.5,
         metavar="SHARE",
-        help="share of the channels that stay (default: 0.5)",
+        help="share of the channels to keep (default: 0.5)",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the smaller model")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the smaller model")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
     before = flaxseg.read_model_card(args.model)["weights"]["parameters"]
     folder = prune_model(args.model, args.out, keep=args.keep)
     after = flaxseg.read_model_card(folder)["weights"]["parameters"]
-    print(f"{after:,} of {before:,} parameters stay; the model to train on is in {folder}")
+    print(f"{after:,} of {before:,} parameters remain; the model to train further is in {folder}")
     return 0

@@ -1,24 +1,26 @@
-"""`python -m flaxseg report`."""
+"""Implements `python -m flaxseg report`."""
 
 import argparse
 import importlib.metadata
 import json
 import pathlib
 import platform
+from typing import TYPE_CHECKING
 
 import flaxseg
 from flaxseg.errors import ConfigError
 from flaxseg.programs import arguments, measurement
-from flaxseg.programs.output import output_folder
+
+if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
+    from flaxseg.programs.report_page import Curve, ReportData
 
 NAME = "report"
 SUMMARY = "write a page on what a model does and where it fails"
-TEXT = """Evaluates a saved model and writes one HTML page that needs nothing else, not even a
-network: scores, training curves, the classes, which of them are taken for which, the worst and the
-best pictures with truth, prediction and errors laid over them, the score of every picture, settings
-and environment.
+TEXT = """Evaluates a saved model and writes one self-contained HTML page: scores, training curves,
+IoU and accuracy of each class, the confusion matrix, the worst and the best images with truth,
+prediction and errors laid over them, the score of every image, settings and environment.
 
-For a run, data set and split are those that it was evaluated on in training.
+For a training run, data set and split are those that it was evaluated on during training.
 """
 EPILOG = """examples:
   python -m flaxseg report runs/camvid
@@ -27,90 +29,107 @@ EPILOG = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the command."""
-    parser.add_argument("model", metavar="DIR", help=arguments.MODEL_HELP)
-    parser.add_argument("--data", metavar="NAME", help="data set (default: that of the training)")
-    parser.add_argument("--split", metavar="NAME", help="default: that of the training")
-    measurement.add_arguments(parser)
+    """Adds the arguments of the command."""
+    arguments.model(parser)
     parser.add_argument(
-        "--num_pictures",
-        "--num-pictures",
+        "--data", metavar="DATA", help="name of the data set (default: that of the training)"
+    )
+    arguments.split(parser, "that of the training")
+    measurement.add_arguments(parser)
+    arguments.flag(
+        parser,
+        "--num_images",
         type=arguments.at_least(0),
         default=8,
         metavar="N",
-        help="the worst N and the best N pictures (default: 8)",
+        help="show the worst N and the best N images (default: 8)",
     )
-    parser.add_argument("--out", metavar="FILE", help="the page (default: DIR/report.html)")
+    parser.add_argument("--out", metavar="FILE", help="the page (default: MODEL/report.html)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    from flaxseg.programs.report_page import ReportData, ReportPicture, write_page
+    from flaxseg.programs.report_page import write_page
 
     out = pathlib.Path(args.out) if args.out else pathlib.Path(args.model) / "report.html"
     extra = flaxseg.read_model_card(args.model).get("extra", {})
-    output_folder(out.parent)
-    name, split = args.data, args.split
-    if name is None:
-        name, _, trained_on = str(extra.get("data", "")).rpartition("/")
-        split = split or trained_on
-    if not name:
-        raise ConfigError(
-            f"{args.model} does not say what data it was trained on; give --data=NAME."
-        )
-    found = measurement.measure(args, name, split, args.num_pictures)
-    card = found.card
-
-    def shown(pictures) -> list[ReportPicture]:
-        return [
-            ReportPicture(
-                seen.score.id,
-                seen.score.miou,
-                seen.record["image"],
-                seen.record["label"],
-                seen.pred,
-            )
-            for seen in pictures
-        ]
-
-    facts = {
-        "model": card["model"],
-        "backbone": card["options"].get("backbone", ""),
-        "parameters": f"{card['weights']['parameters']:,}",
-        "data": f"{name} {found.split}, {found.images} pictures",
-        "protocol": found.protocol,
-        "CRF": found.crf or "none",
-        "trained for": f"{extra['step']} steps" if "step" in extra else "not known",
-        "time": f"{found.seconds / found.images:.3f} s per picture, compilation included",
-    }
-    if found.boundary is not None:
-        facts["boundary IoU"] = f"{100 * found.boundary.boundary_iou:.2f} %"
-    details = {
-        "Near boundaries": found.boundary.table() if found.boundary else "",
-        "Categories and instances": found.cityscapes.table() if found.cityscapes else "",
-        "Settings of the training": extra.get("config", ""),
-        "Options of the model": card["options"],
-        "Environment": _environment(),
-    }
-    page = ReportData(
-        f"{card['model']} on {name} {found.split}",
-        list(facts.items()),
-        found.metrics,
-        found.info.class_names,
-        found.info.class_colors,
-        _curves(pathlib.Path(args.model)),
-        shown(found.records.worst),
-        shown(found.records.best),
-        [(s.id, s.miou, s.pixel_accuracy) for s in sorted(found.records.scores)],
-        {title: value for title, value in details.items() if value},
-    )
-    write_page(out, page)
+    arguments.output_folder(out.parent)
+    if args.data is None:
+        args.data, split = _trained_on(extra, args)
+        args.split = args.split or split
+    found = measurement.measure(args, args.num_images)
+    write_page(out, _page(found, pathlib.Path(args.model)))
     print(f"{found.metrics.summary()}\nwritten:\n  {out}")
     return 0
 
 
-def _curves(folder: pathlib.Path) -> list:
-    """The curves of a run's log; none where there is no log."""
+def _trained_on(extra: dict, args: argparse.Namespace) -> tuple[str, str]:
+    """Returns the data set and the split that a run was evaluated on during training."""
+    name, _, split = str(extra.get("data", "")).rpartition("/")
+    if not name:
+        raise ConfigError(
+            f"{args.model} does not say what data it was trained on; give --data=NAME."
+        )
+    settings = extra.get("config", {}).get("data", {})
+    if settings.get("name") == "folder":
+        # The name of one's own data set does not say where its files are.
+        name = "folder" if args.manual_dir else f"folder:{settings['manual_dir']}"
+    return name, split
+
+
+def _page(found: measurement.Measurement, folder: pathlib.Path) -> "ReportData":
+    """Returns what the page on a measurement shows."""
+    from flaxseg.programs.report_page import ReportData, ReportImage
+
+    card = found.card
+    worst, best = (
+        [
+            ReportImage(s.score.id, s.score.miou, s.record["image"], s.record["label"], s.pred)
+            for s in images
+        ]
+        for images in (found.records.worst, found.records.best)
+    )
+    details = {
+        "Near boundaries": found.boundary.table() if found.boundary else "",
+        "Categories and instances": found.cityscapes.table() if found.cityscapes else "",
+        "Training settings": card.get("extra", {}).get("config", ""),
+        "Model options": card["options"],
+        "Environment": _environment(),
+    }
+    return ReportData(
+        f"{card['model']} on {found.info.name} {found.split}",
+        list(_facts(found).items()),
+        found.metrics,
+        found.info.class_names,
+        found.info.class_colors,
+        _curves(folder),
+        worst,
+        best,
+        [(s.id, s.miou, s.pixel_accuracy) for s in sorted(found.records.scores)],
+        {title: value for title, value in details.items() if value},
+    )
+
+
+def _facts(found: measurement.Measurement) -> dict[str, str]:
+    """Returns the lines of the summary."""
+    card, extra = found.card, found.card.get("extra", {})
+    facts = {
+        "model": card["model"],
+        "backbone": card["options"].get("backbone", ""),
+        "parameters": f"{card['weights']['parameters']:,}",
+        "data": f"{found.info.name} {found.split}, {found.images} images",
+        "protocol": found.protocol,
+        "CRF": found.crf or "none",
+        "trained for": f"{extra['step']} steps" if "step" in extra else "not known",
+        "time": f"{found.seconds / found.images:.3f} s per image, compilation included",
+    }
+    if found.boundary is not None:
+        facts["boundary IoU"] = f"{100 * found.boundary.boundary_iou:.2f} %"
+    return facts
+
+
+def _curves(folder: pathlib.Path) -> "list[Curve]":
+    """Returns the curves of a run's log; none if there is no log."""
     from flaxseg.programs.report_page import Curve
 
     log = folder / "metrics.jsonl"
@@ -132,7 +151,7 @@ def _curves(folder: pathlib.Path) -> list:
             {
                 "mIoU": points("eval", "miou"),
                 "pixel accuracy": points("eval", "pixel_accuracy"),
-                "accuracy in training": points("train", "accuracy"),
+                "training accuracy": points("train", "accuracy"),
             },
             percent=True,
         ),
@@ -142,6 +161,7 @@ def _curves(folder: pathlib.Path) -> list:
 
 
 def _environment() -> dict[str, str]:
+    """Returns the versions and devices that the evaluation ran with."""
     import jax
 
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

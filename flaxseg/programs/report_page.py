@@ -1,7 +1,7 @@
-"""One HTML page of an evaluation that needs nothing else: no network, no other file.
+"""Renders an evaluation as one self-contained HTML page: no network, no other file.
 
-Pictures are inside as data, charts are SVG, the script is a few lines: toggling what lies over a
-picture, its opacity, and sorting tables.
+Images are embedded as data and charts as SVG. A few lines of script toggle what lies over an image,
+set its opacity, and sort tables.
 """
 
 import base64
@@ -10,7 +10,6 @@ import html
 import io
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -20,8 +19,9 @@ from PIL import Image
 from flaxseg.drawing.images import Colors, colorize, error_picture
 from flaxseg.errors import DataError
 from flaxseg.evaluation.metrics import SegmentationMetrics
+from flaxseg.files import write_text
 
-# Pictures are reduced to this longer side.
+# Larger images are reduced to this longer side.
 _SIDE = 720
 _JPEG_QUALITY = 85
 # The chart's drawing area, in its own units.
@@ -30,12 +30,12 @@ _MARGIN = 46, 10, 10, 24  # left, top, right, bottom
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ReportPicture:
-    """A picture that the page shows.
+class ReportImage:
+    """Holds an image that the page shows.
 
     Attributes:
-      id: of the record.
-      miou: of this picture alone, as a fraction.
+      id: id of the record.
+      miou: mIoU of this image alone, as a fraction.
       image: uint8 [H, W, 3].
       label: integers [H, W], 255 is "ignore".
       pred: integers [H, W].
@@ -50,12 +50,12 @@ class ReportPicture:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A line chart.
+    """Describes a line chart.
 
     Attributes:
-      title: above the chart.
-      lines: points (step, value) by name of the line.
-      percent: whether values are fractions to be shown in per cent.
+      title: title above the chart.
+      lines: points (step, value) by the name of the line.
+      percent: whether values are fractions that are shown in per cent.
     """
 
     title: str
@@ -65,20 +65,20 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReportData:
-    """What a page tells.
+    """Holds the content of a page.
 
     Attributes:
-      title: of the page.
-      facts: (name, value) in the summary.
-      metrics: of the split.
-      class_names: one a class.
-      class_colors: RGB of each class.
-      curves: of the training, if there was one.
-      worst: pictures with the lowest mIoU, worst first.
-      best: those with the highest, best first.
-      records: (id, mIoU, pixel accuracy) of every picture of the split; nan where all of it is
-        ignored.
-      details: further tables by title: texts as they are, or settings to be shown as JSON.
+      title: title of the page.
+      facts: (name, value) pairs of the summary.
+      metrics: metrics of the split.
+      class_names: one name per class.
+      class_colors: one RGB triple per class.
+      curves: curves of the training run, if there was one.
+      worst: images with the lowest mIoU, worst first.
+      best: images with the highest mIoU, best first.
+      records: (id, mIoU, pixel accuracy) of every image of the split; nan for an image of which
+        all pixels are ignored.
+      details: further sections by title: plain text, or settings that are shown as JSON.
     """
 
     title: str
@@ -87,8 +87,8 @@ class ReportData:
     class_names: Sequence[str]
     class_colors: Colors
     curves: Sequence[Curve] = ()
-    worst: Sequence[ReportPicture] = ()
-    best: Sequence[ReportPicture] = ()
+    worst: Sequence[ReportImage] = ()
+    best: Sequence[ReportImage] = ()
     records: Sequence[tuple[str, float, float]] = ()
     details: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
@@ -101,9 +101,9 @@ def render_page(report: ReportData) -> str:
         _section("Training", "".join(_chart(curve) for curve in report.curves)),
         _section("Classes", _classes(report)),
         _section("Confusion", _confusion(report)),
-        _section("Worst pictures", _pictures(report.worst, report)),
-        _section("Best pictures", _pictures(report.best, report)),
-        _section("All pictures", _records(report)),
+        _section("Worst images", _images(report.worst, report)),
+        _section("Best images", _images(report.best, report)),
+        _section("All images", _records(report)),
         *(_section(title, _detail(value)) for title, value in report.details.items()),
     ]
     return _PAGE.format(
@@ -112,15 +112,13 @@ def render_page(report: ReportData) -> str:
 
 
 def write_page(path: pathlib.Path, report: ReportData) -> None:
-    """Writes the page; it appears whole or not at all.
+    """Writes the page.
 
     Raises:
-      DataError: it can not be written there.
+      DataError: it cannot be written there.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(render_page(report), encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, render_page(report))
     except OSError as error:
         raise DataError(f"could not write {path}: {error.strerror or error}.") from error
 
@@ -171,26 +169,26 @@ def _confusion(report: ReportData) -> str:
     for i, name in enumerate(names):
         cells = "".join(
             f'<td style="--s:{share[i, j]:.3f}" class="{"right" if i == j else "wrong"}" '
-            f'title="{name} taken for {names[j]}: {share[i, j]:.2%}, {matrix[i, j]:,} pixels">'
+            f'title="{name} predicted as {names[j]}: {share[i, j]:.2%}, {matrix[i, j]:,} pixels">'
             f"{_short(share[i, j])}</td>"
             for j in range(len(names))
         )
         rows.append(f"<tr><th scope=row>{name}</th>{cells}</tr>")
     return (
-        "<p>Of the pixels of the class at the left, the share, in per cent, that was taken for the "
-        "class above.</p><div class=wide><table class=confusion>"
+        "<p>Percentage of the pixels of the class on the left that were predicted as the class "
+        "at the top.</p><div class=wide><table class=confusion>"
         f"<tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
     )
 
 
-def _pictures(pictures: Sequence[ReportPicture], report: ReportData) -> str:
-    if not pictures:
+def _images(images: Sequence[ReportImage], report: ReportData) -> str:
+    if not images:
         return ""
-    return f"<div class=pictures>{''.join(_picture(p, report) for p in pictures)}</div>"
+    return f"<div class=images>{''.join(_image(one, report) for one in images)}</div>"
 
 
-def _picture(picture: ReportPicture, report: ReportData) -> str:
-    image, label, pred = _reduced(picture)
+def _image(entry: ReportImage, report: ReportData) -> str:
+    image, label, pred = _reduced(entry)
     layers = {
         "truth": colorize(label, report.class_colors),
         "prediction": colorize(pred, report.class_colors),
@@ -218,8 +216,8 @@ def _picture(picture: ReportPicture, report: ReportData) -> str:
     )
     height, width = image.shape[:2]
     return (
-        f"<figure data-show=prediction><figcaption><b>{_text(picture.id)}</b> mIoU "
-        f'{_percent(picture.miou)}</figcaption><div class=stack style="aspect-ratio:{width}/'
+        f"<figure data-show=prediction><figcaption><b>{_text(entry.id)}</b> mIoU "
+        f'{_percent(entry.miou)}</figcaption><div class=stack style="aspect-ratio:{width}/'
         f'{height}"><img alt=image src="{_jpeg(image)}">{shown}</div>'
         f"<div class=controls>{buttons}<label>opacity <input type=range min=0 max=100 value=60>"
         f"</label></div><div class=legend>{legend}</div></figure>"
@@ -233,7 +231,7 @@ def _records(report: ReportData) -> str:
     ]
     if not rows:
         return ""
-    return _sortable("<th>picture</th><th>mIoU</th><th>pixel accuracy</th>", rows)
+    return _sortable("<th>image</th><th>mIoU</th><th>pixel accuracy</th>", rows)
 
 
 def _detail(value: object) -> str:
@@ -256,7 +254,7 @@ def _cell(value: float, *, bar: bool = False) -> str:
 
 
 def _chart(curve: Curve) -> str:
-    """Lines over steps, with the ends of both axes written on them."""
+    """Draws lines over steps, with the ends of both axes labelled."""
     points = [p for line in curve.lines.values() for p in line if math.isfinite(p[1])]
     if not points:
         return ""
@@ -303,7 +301,7 @@ def _chart(curve: Curve) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers from `low` to at least `high`."""
+    """Returns three to six round numbers from `low` to at least `high`."""
     span = max(high - low, 1e-12)
     unit = 10.0 ** math.floor(math.log10(span))
     step = next(unit * m for m in (0.2, 0.5, 1, 2) if span / (unit * m) <= 5)
@@ -312,17 +310,17 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(start + step * i, 12) for i in range(count + 1)]
 
 
-def _reduced(picture: ReportPicture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, label and prediction at a size for a page."""
-    height, width = picture.label.shape
+def _reduced(entry: ReportImage) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns image, label and prediction at a size for the page."""
+    height, width = entry.label.shape
     factor = min(1.0, _SIDE / max(height, width))
     if factor == 1.0:
-        return picture.image, picture.label, picture.pred
+        return entry.image, entry.label, entry.pred
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    image = Image.fromarray(picture.image).resize(size, Image.Resampling.BOX)
+    image = Image.fromarray(entry.image).resize(size, Image.Resampling.BOX)
     label, pred = (
         np.asarray(Image.fromarray(np.asarray(x, np.uint8)).resize(size, Image.Resampling.NEAREST))
-        for x in (picture.label, picture.pred)
+        for x in (entry.label, entry.pred)
     )
     return np.asarray(image), label, pred
 
@@ -399,7 +397,7 @@ border:1px solid var(--line);vertical-align:-1px}
 .confusion .wrong{background:color-mix(in srgb,var(--bad) calc(var(--s)*100%),transparent)}
 .turned{height:96px;vertical-align:bottom}
 .turned span{writing-mode:vertical-rl;transform:rotate(180deg);color:var(--soft);white-space:nowrap}
-.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:0 24px}
+.images{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:0 24px}
 figure{margin:0 0 28px}figcaption{margin-bottom:6px}
 .stack{position:relative;background:var(--tint);border-radius:6px;overflow:hidden}
 .stack img{position:absolute;inset:0;width:100%;height:100%;image-rendering:auto}

@@ -11,7 +11,7 @@ import numpy as np
 from flaxseg.errors import WeightsError
 from flaxseg.weights.load import flatten, unflatten
 
-_WAY_OUT = "Learn them with: python -m flaxseg learn-basis --data=NAME --out=DIR"
+_WAY_OUT = "Learn them with: python -m flaxseg learn-basis NAME --out=DIR"
 
 
 def read_bases(path: str | os.PathLike) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -10,9 +10,10 @@ import flaxseg.data
 from flaxseg.data import Augmentation, DatasetInfo, Report, Statistics
 from flaxseg.data.raw.problems import Problem
 from flaxseg.drawing.data_report import draw_report
-from flaxseg.drawing.examples import draw_examples, show_data
+from flaxseg.drawing.examples import draw_examples
 from flaxseg.errors import ConfigError, DataError
-from flaxseg.programs.data_report import write_report
+from flaxseg.programs.show_data import show_data
+from flaxseg.programs.verify_data import write_report
 
 NAMES = ("ground", "road", "car")
 COLORS = ((10, 20, 30), (0, 200, 0), (200, 0, 200))
@@ -118,7 +119,7 @@ def test_the_sheet_shows_what_a_training_would_see(shapes, tmp_path, monkeypatch
     )  # fmt: skip
     assert seen[1][0]["image"].shape == (2, 9, 9, 3)
     assert seen[1][1] == "shapes val, seed 1: crop 9 x 9, scale 0.5 to 2, rotate 20"
-    with pytest.raises(ConfigError, match=r"nowhere\.py can not be read"):
+    with pytest.raises(ConfigError, match=r"nowhere\.py cannot be read"):
         show_data("shapes", out, config="nowhere.py:data=x", data_dir=shapes)
     with pytest.raises(ConfigError, match="rotate 500"):
         show_data("shapes", out, rotate=500.0, data_dir=shapes)

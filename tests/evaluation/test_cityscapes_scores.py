@@ -218,8 +218,8 @@ def model_dir(tmp_path, monkeypatch):
 @pytest.mark.peer
 def test_evaluate_prints_and_writes_them(tmp_path, peer, published, model_dir, capsys):
     flags = ["--data=cityscapes", f"--manual_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
-    command = ["evaluate", f"--model={model_dir}", *flags, f"--out={tmp_path / 'out'}"]
-    assert cli.main([*command, f"--instances={tmp_path}", "--num_pictures=0"]) == 0
+    command = ["evaluate", str(model_dir), *flags, f"--out={tmp_path / 'out'}"]
+    assert cli.main([*command, f"--instances={tmp_path}", "--num_images=0"]) == 0
     report = json.loads((tmp_path / "out/metrics.json").read_text())
     records = data.open_split("cityscapes", "val", tmp_path / "data")
     assert [record["id"] for record in records] == list(NAMES)
@@ -232,7 +232,7 @@ def test_evaluate_prints_and_writes_them(tmp_path, peer, published, model_dir, c
     assert report["cityscapes"] == scores.to_dict()
     assert scores.table() in capsys.readouterr().out
     # Without the files there are categories still.
-    assert cli.main([*command, "--num_pictures=0"]) == 0
+    assert cli.main([*command, "--num_images=0"]) == 0
     report = json.loads((tmp_path / "out/metrics.json").read_text())
     assert report["cityscapes"] == cityscapes_scores(metrics).to_dict()
 
@@ -243,6 +243,6 @@ def test_evaluate_names_the_picture_without_instances(tmp_path, published, model
     official(peer, tmp_path / "gt", [label] * 3, [np.zeros_like(label)] * 3)
     (tmp_path / "gt" / f"{NAMES[1]}_gtFine_instanceIds.png").unlink()
     flags = ["--data=cityscapes", f"--manual_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
-    command = ["evaluate", f"--model={model_dir}", *flags]
+    command = ["evaluate", str(model_dir), *flags]
     assert cli.main([*command, f"--instances={tmp_path / 'gt'}"]) == 1
     assert f"no instanceIds of {NAMES[1]}" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_predict_folders_patterns_and_all_kinds_of_pictures(tmp_path, model_dir,
     assert indices(out / "a_mask.png").shape == (1, 1)
     assert indices(out / "turned_mask.png").shape == (20, 10), "the mask is not upright"
     assert "EXIF orientation 6" in stdout
-    assert "6 of 6 pictures done" in stdout
+    assert "6 of 6 images done" in stdout
 
 
 def test_predict_goes_on_after_a_bad_file_and_names_it(tmp_path, model_dir, capsys):
@@ -115,10 +115,10 @@ def test_predict_goes_on_after_a_bad_file_and_names_it(tmp_path, model_dir, caps
         capsys, "predict", tmp_path / "in", "--model", model_dir, "--out", out
     )
     assert code == 1
-    assert "1 of 3 pictures failed" in stderr
+    assert "1 of 3 images failed" in stderr
     assert str(broken) in stderr
     assert "truncated" in stderr
-    assert "2 of 3 pictures done" in stdout
+    assert "2 of 3 images done" in stdout
     assert sorted(p.name for p in out.glob("*_mask.png")) == ["a_mask.png", "c_mask.png"]
     assert not list(out.glob("*b*"))
     assert not list(out.glob(".*"))
@@ -181,8 +181,8 @@ def test_predict_padded_to_multiples_compiles_few_sizes(tmp_path, model_dir, cap
     ("name", "words"),
     [
         ("none.png", "does not exist"),
-        ("*.png", "no picture matches"),
-        ("empty", "has no pictures in it"),
+        ("*.png", "no image matches"),
+        ("empty", "has no images in it"),
     ],
 )
 def test_predict_without_pictures_says_so(tmp_path, model_dir, capsys, name, words):
@@ -203,7 +203,7 @@ def test_predict_into_a_place_that_can_not_be_written(tmp_path, model_dir, capsy
         capsys, "predict", source, "--model", model_dir, "--out", tmp_path / "file" / "out"
     )
     assert code == 1
-    assert "can not write to the output folder" in stderr
+    assert "cannot write to the output folder" in stderr
 
 
 def test_a_full_disk_is_named_for_each_picture(tmp_path, model_dir, capsys, monkeypatch):
@@ -300,7 +300,7 @@ def test_evaluate_prints_and_writes_the_metrics(tmp_path, model_dir, dataset, ca
     out = tmp_path / "report"
     code, stdout, _ = run(
         capsys,
-        *("evaluate", "--model", model_dir, "--data", "toy", "--out", out, "--num_pictures", 2),
+        *("evaluate", model_dir, "--data", "toy", "--out", out, "--num_images", 2),
         *flags,
     )
     assert code == 0
@@ -329,7 +329,7 @@ def test_evaluate_prints_and_writes_the_metrics(tmp_path, model_dir, dataset, ca
 def test_evaluate_without_out_writes_nothing(tmp_path, model_dir, dataset, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    code, stdout, _ = run(capsys, "evaluate", "--model", model_dir, "--data", "toy")
+    code, stdout, _ = run(capsys, "evaluate", model_dir, "--data", "toy")
     assert code == 0
     assert "--out" in stdout
     assert sorted(tmp_path.rglob("*")) == before
@@ -337,7 +337,7 @@ def test_evaluate_without_out_writes_nothing(tmp_path, model_dir, dataset, capsy
 
 def test_evaluate_by_a_protocol_and_near_boundaries(tmp_path, model_dir, dataset, capsys):
     protocol = "windows(window=6, window_stride=3, scales=(0.8, 1.3), flip=True)"
-    flags = ("--model", model_dir, "--data", "toy", "--protocol", protocol, "--boundary")
+    flags = (model_dir, "--data", "toy", "--protocol", protocol, "--boundary")
     code, stdout, _ = run(capsys, "evaluate", *flags, "--out", tmp_path / "out")
     assert code == 0
     segment = Segmenter(*flaxseg.load_model(model_dir), parse_protocol(protocol))
@@ -358,7 +358,7 @@ def test_evaluate_by_a_protocol_and_near_boundaries(tmp_path, model_dir, dataset
     assert "--instances is for the classes of Cityscapes" in stderr
     code, _, stderr = run(capsys, "evaluate", *flags, "--pad_to", 20, 20)
     assert code == 2
-    assert "--pad_to does not go with --protocol" in stderr
+    assert "--pad_to cannot be combined with --protocol" in stderr
     assert "pad_to=(20, 20)" in stderr
 
 
@@ -378,7 +378,7 @@ def test_predict_by_a_protocol(tmp_path, model_dir, capsys):
 
 def test_report_is_a_page_of_the_evaluation(tmp_path, model_dir, dataset, capsys):
     (model_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 5, "loss": 0.75}\n')
-    code, stdout, _ = run(capsys, "report", model_dir, "--data", "toy", "--num_pictures", 1)
+    code, stdout, _ = run(capsys, "report", model_dir, "--data", "toy", "--num_images", 1)
     assert code == 0
     assert str(model_dir / "report.html") in stdout
     page = (model_dir / "report.html").read_text()
@@ -395,7 +395,7 @@ def test_report_is_a_page_of_the_evaluation(tmp_path, model_dir, dataset, capsys
 
 
 def test_evaluate_on_a_canvas(model_dir, dataset, capsys):
-    flags = ("--model", model_dir, "--data", "toy", "--pad_to")
+    flags = (model_dir, "--data", "toy", "--pad_to")
     code, stdout, _ = run(capsys, "evaluate", *flags, 9, 10)
     assert code == 0
     counted = sum(int((r["label"] != 255).sum()) for r in dataset[1])
@@ -409,7 +409,7 @@ def test_evaluate_refuses_other_classes(tmp_path, model_dir, dataset, capsys, mo
     info, _ = dataset
     changed = DatasetInfo(**{**vars(info), "class_names": ("ground", "car", "tree")})
     monkeypatch.setattr(data, "dataset_info", lambda name: changed)
-    flags = ("evaluate", "--model", model_dir, "--data", "toy")
+    flags = ("evaluate", model_dir, "--data", "toy")
     code, _, stderr = run(capsys, *flags)
     assert code == 2
     assert "1 ('tree' in the model, 'car' in the data)" in stderr
@@ -428,11 +428,9 @@ def test_evaluate_refuses_other_classes(tmp_path, model_dir, dataset, capsys, mo
 
 
 def test_evaluate_errors_are_one_clear_line(tmp_path, model_dir, dataset, capsys):
-    code, _, stderr = run(
-        capsys, "evaluate", "--model", model_dir, "--data", "toy", "--data_dir", "nowhere"
-    )
+    code, _, stderr = run(capsys, "evaluate", model_dir, "--data", "toy", "--data_dir", "nowhere")
     assert (code, stderr) == (1, "error: toy is not prepared in nowhere; run prepare-data toy\n")
-    code, _, stderr = run(capsys, "evaluate", "--model", tmp_path / "no", "--data", "toy")
+    code, _, stderr = run(capsys, "evaluate", tmp_path / "no", "--data", "toy")
     assert code == 1
     assert "there is no folder" in stderr
 
@@ -444,9 +442,9 @@ def test_evaluate_errors_are_one_clear_line(tmp_path, model_dir, dataset, capsys
     ("arguments", "words"),
     [
         (["predit"], "Did you mean 'predict'?"),
-        (["evaluate", "--modell=x", "--model=y", "--data=z"], "Did you mean '--model'?"),
-        (["evaluate", "--model=x"], "required: --data"),
-        (["evaluate", "--model=x", "--data=y", "--batch_size=0"], "at least 1, got 0"),
+        (["predict", "a.png", "--modell=x", "--model=y", "--out=z"], "Did you mean '--model'?"),
+        (["evaluate", "x"], "required: --data"),
+        (["evaluate", "x", "--data=y", "--batch_size=0"], "at least 1, got 0"),
         (["predict", "--model=x", "--out=y"], "IMAGE|FOLDER|GLOB|-"),
         ([], "COMMAND"),
     ],
@@ -508,7 +506,7 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys, model_dir, dataset):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(data, "open_split", interrupt)
-    code, _, stderr = run(capsys, "evaluate", "--model", model_dir, "--data", "toy")
+    code, _, stderr = run(capsys, "evaluate", model_dir, "--data", "toy")
     assert (code, stderr) == (130, "interrupted\n")
 
 

@@ -18,7 +18,7 @@ from flaxseg.errors import ConfigError, DataError
 from flaxseg.evaluation import ConfusionMatrix
 from flaxseg.inference import Protocol, Segmenter
 from flaxseg.layers import normalize
-from flaxseg.programs.crf_tuning import tune_crf
+from flaxseg.programs.tune_crf import tune_crf
 
 NAMES, COLORS = ("ground", "tree", "car"), ((10, 20, 30), (0, 200, 0), (200, 0, 200))
 CRF = (
@@ -80,7 +80,7 @@ def refined(model_dir, image, crf):
 
 
 def test_evaluate_measures_the_refined_predictions(tmp_path, model_dir, capsys):
-    common = ["evaluate", "--model", str(model_dir), "--data=tiny"]
+    common = ["evaluate", str(model_dir), "--data=tiny"]
     assert cli.main([*common, f"--crf={CRF}", "--out", str(tmp_path / "out")]) == 0
     assert f"CRF: {CRF}" in capsys.readouterr().out
     report = json.loads((tmp_path / "out/metrics.json").read_text())
@@ -103,7 +103,7 @@ def test_predict_writes_the_refined_mask(tmp_path, model_dir):
 
 
 def test_tune_crf_finds_the_best_and_prints_it(tmp_path, model_dir, capsys):
-    arguments = ["tune-crf", "--model", str(model_dir), "--data=tiny", f"--crf={CRF}"]
+    arguments = ["tune-crf", str(model_dir), "--data=tiny", f"--crf={CRF}"]
     arguments += ["--w1", "0.5", "6", "--sigma_alpha=8", "--sigma_beta", "20", "60"]
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
     captured = capsys.readouterr()
@@ -111,7 +111,7 @@ def test_tune_crf_finds_the_best_and_prints_it(tmp_path, model_dir, capsys):
     # Four of the grid, and around the best all at half the distance; there is none below
     # w1 = 0.5 nor below sigma_beta = 20.
     assert len(report["tried"]) in {4 + 3, 4 + 5, 4 + 8}
-    assert report["pictures"] == 3
+    assert report["images"] == 3
     scores = [entry["miou"] for entry in report["tried"]]
     assert scores == sorted(scores, reverse=True)
     assert report["crf"] in captured.out
@@ -130,7 +130,7 @@ def test_tune_crf_finds_the_best_and_prints_it(tmp_path, model_dir, capsys):
 
 
 def test_tune_crf_takes_a_limited_number_of_pictures(model_dir, capsys):
-    arguments = ["tune-crf", "--model", str(model_dir), "--data=tiny", f"--crf={CRF}"]
+    arguments = ["tune-crf", str(model_dir), "--data=tiny", f"--crf={CRF}"]
     arguments += ["--w1=3", "--sigma_alpha=8", "--sigma_beta=40", "--limit=2"]
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
@@ -171,9 +171,9 @@ def test_texts_that_are_no_crf(text, words):
 
 
 def test_a_canvas_for_batches_and_a_crf_exclude_each_other(model_dir, capsys):
-    common = ["--model", str(model_dir), "--crf=crfasrnn"]
+    common = [str(model_dir), "--crf=crfasrnn"]
     assert cli.main(["evaluate", "--data=tiny", "--pad_to", "16", "16", *common]) == 2
-    assert "--crf does not go with --pad_to" in capsys.readouterr().err
+    assert "--crf cannot be combined with --pad_to" in capsys.readouterr().err
 
 
 def test_searches_that_can_not_be_made(model_dir):

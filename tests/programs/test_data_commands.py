@@ -59,7 +59,7 @@ def test_prepare_and_show_refuse_what_fails_unless_told_otherwise(folder, tmp_pa
     code, stdout, _ = run(capsys, "prepare-data", "folder", *where, "--allow_problems=undecodable")
     assert code == 0
     assert "train 3, val 2" in stdout
-    assert "1 pairs that can not be used are left out" in stdout
+    assert "unusable pairs left out: 1" in stdout
     out = tmp_path / "sheet.png"
     settings = ("--crop_size", 16, 24, "--no-flip", "--num_examples", 2, "--out", out)
     code, stdout, _ = run(capsys, "show-data", "folder", *where, *settings)
@@ -82,5 +82,5 @@ def test_mistakes_are_told_in_words(tmp_path, capsys):
     code, _, stderr = run(capsys, "verify-dat", "camvid")
     assert (code, "Did you mean 'verify-data'" in stderr) == (2, True)
     code, stdout, _ = run(capsys, "models")
-    assert "folder: your own pictures" in stdout
+    assert "folder: your own images" in stdout
     assert data.list_datasets()

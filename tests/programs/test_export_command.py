@@ -56,7 +56,7 @@ def test_a_saved_model_is_exported_and_checked(tmp_path, model_dir, picture, cap
         capsys, model_dir, "--size", *SIZE, f"--out={out}", "--check", picture
     )
     assert (code, stderr) == (0, "")
-    assert f"any number of pictures of 12 x 17 (height x width) is in {out}" in stdout
+    assert f"any number of images of 12 x 17 (height x width) is in {out}" in stdout
     assert f"{picture}: 100.0000 % of the pixels" in stdout
     card = (read_onnx_card if suffix == ".onnx" else read_stablehlo_card)(out)
     assert card["class_names"] == ["ground", "tree", "car"]

@@ -61,7 +61,7 @@ def info(monkeypatch):
 
 
 def run(capsys, *arguments):
-    code = cli.main(["learn-basis", "--data=mine", *map(str, arguments)])
+    code = cli.main(["learn-basis", "mine", *map(str, arguments)])
     return code, *capsys.readouterr()
 
 
@@ -69,7 +69,7 @@ def test_the_command_writes_bases_that_a_model_takes_and_a_picture(info, tmp_pat
     out = tmp_path / "bases"
     code, stdout, stderr = run(
         capsys,
-        "--num_basis=3",
+        "--num_bases=3",
         "--num-patches=60",
         "--patch_size=16",
         "--scale=unit",
@@ -77,7 +77,7 @@ def test_the_command_writes_bases_that_a_model_takes_and_a_picture(info, tmp_pat
         f"--out={out}",
     )
     assert code == 0, stderr
-    assert "windows of train: 4 of 4 pictures" in stderr
+    assert "patches of train: 4 of 4 images" in stderr
     assert {path.name for path in out.iterdir()} == {"bases.npz", "bases.png", "report.json"}
     report = json.loads((out / "report.json").read_text())
     assert (report["num_bases"], report["seed"], report["held_out"]) == (3, 2, "val")

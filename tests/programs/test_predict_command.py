@@ -86,8 +86,8 @@ def test_a_list_on_standard_input(tmp_path, predict, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8"))
     code, stdout, stderr = predict("-", good[0], "--save=mask")
     assert code == 1
-    assert "4 of 6 pictures done" in stdout
-    assert "2 of 6 pictures failed" in stderr
+    assert "4 of 6 images done" in stdout
+    assert "2 of 6 images failed" in stderr
     assert "missing.png: No such file" in stderr
     assert "broken.png: not a picture" in stderr
     masks = {path.name for path in (tmp_path / "out").glob("*_mask.png")}
@@ -165,7 +165,7 @@ def test_probabilities_too_large_are_refused_for_that_picture(tmp_path, predict,
         (["--save=mask,logits"], "'logits' is no kind of file"),
         (["--top_classes=2"], "add --save=mask,probabilities"),
         (["--save=probabilities", "--top_classes=5"], "the model has 4 classes"),
-        (["--save=mask", "--submission=voc"], "--save does not go with --submission"),
+        (["--save=mask", "--submission=voc"], "--save cannot be combined with --submission"),
         (["--submission=kitti"], "kitti"),
     ],
 )
@@ -224,8 +224,8 @@ def test_a_second_call_does_what_is_not_done(tmp_path, predict, monkeypatch):
     (out / "c_overlay.png").unlink()
     code, stdout, _ = predict(tmp_path / "in")
     assert code == 0
-    assert "1 of 4 pictures were done before" in stdout
-    assert "3 of 3 pictures done" in stdout
+    assert "1 of 4 images were done before" in stdout
+    assert "3 of 3 images done" in stdout
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert len(after) == 8
     assert {name for name in before if after[name] == before[name]} == {
@@ -236,7 +236,7 @@ def test_a_second_call_does_what_is_not_done(tmp_path, predict, monkeypatch):
     monkeypatch.setattr("flaxseg.load_model", None)
     code, stdout, _ = predict(tmp_path / "in")
     assert code == 0
-    assert "4 of 4 pictures were done before" in stdout
+    assert "4 of 4 images were done before" in stdout
 
 
 OTHER_WAYS = (
@@ -255,11 +255,11 @@ def test_results_of_another_way_are_not_taken(tmp_path, predict, flags):
     assert predict(source)[0] == 0
     code, stdout, _ = predict(source, *flags)
     assert code == 0
-    assert "1 of 1 pictures done" in stdout
+    assert "1 of 1 images done" in stdout
     assert "done before" not in stdout
     # What was made in the first way is not there any more.
     if flags[0] != "--overwrite" and "--save" not in flags[0]:
-        assert "1 of 1 pictures done" in predict(source)[1]
+        assert "1 of 1 images done" in predict(source)[1]
 
 
 def test_results_of_another_model_or_picture_are_not_taken(tmp_path, predict):
@@ -267,12 +267,12 @@ def test_results_of_another_model_or_picture_are_not_taken(tmp_path, predict):
     assert predict(source)[0] == 0
     mask = indices(tmp_path / "out/a_mask.png")
     other = save_tiny(tmp_path / "other", seed=1)
-    assert "1 of 1 pictures done" in predict(source, model=other)[1]
+    assert "1 of 1 images done" in predict(source, model=other)[1]
     assert (indices(tmp_path / "out/a_mask.png") != mask).any()
     renamed = save_tiny(tmp_path / "renamed", ("ground", "tree", "car", "water"))
-    assert "1 of 1 pictures done" in predict(source, model=renamed)[1]
+    assert "1 of 1 images done" in predict(source, model=renamed)[1]
     namesake = picture(tmp_path / "elsewhere" / "a.png", seed=1)
-    assert "1 of 1 pictures done" in predict(namesake, model=renamed)[1]
+    assert "1 of 1 images done" in predict(namesake, model=renamed)[1]
     assert "done before" in predict(namesake, model=renamed)[1]
 
 
@@ -284,10 +284,10 @@ def test_a_record_that_was_cut_off_goes_on(tmp_path, predict):
     assert json.loads(lines[0])["are"]["class_names"] == list(NAMES)
     assert json.loads(lines[1])["files"].keys() == {"a_mask.png", "a_overlay.png"}
     record.write_text("\n".join([*lines[:2], lines[2][:40]]))
-    assert "1 of 1 pictures done" in predict(*sources)[1]
-    assert "2 of 2 pictures were done before" in predict(*sources)[1]
+    assert "1 of 1 images done" in predict(*sources)[1]
+    assert "2 of 2 images were done before" in predict(*sources)[1]
     record.write_text('\x00\n[1]\n7\n{"files": 3}\n{"settings": 1, "files": {"a_mask.png": 2}}')
-    assert "2 of 2 pictures done" in predict(*sources)[1]
+    assert "2 of 2 images done" in predict(*sources)[1]
 
 
 def test_a_folder_that_was_moved_is_still_done(tmp_path, predict):
@@ -316,7 +316,7 @@ def test_submission_to_voc(tmp_path, predict):
     names = ["2008_000006.jpg", "2011_002121.jpg"]
     code, stdout, _, preds = submit(tmp_path, predict, "voc", names, info="voc_segmentation")
     assert code == 0
-    assert "2 results; the server wants one for each picture of the split (test has 1456)" in stdout
+    assert "2 results; the server expects one for each image of the split (test has 1456)" in stdout
     subprocess.run(stdout.splitlines()[-1].strip(), shell=True, check=True)
     listing = subprocess.run(
         ["tar", "-tzf", tmp_path / "out/voc.tgz"], capture_output=True, text=True, check=True
@@ -342,7 +342,7 @@ def test_submission_to_ade20k(tmp_path, predict):
             assert png.mode == "L"
             np.testing.assert_array_equal(np.asarray(png), preds[name] + 1)
     assert (
-        "2 of 2 pictures were done before"
+        "2 of 2 images were done before"
         in predict(tmp_path / "in", "--submission=ade20k", model=tmp_path / "net")[1]
     )
 
@@ -381,7 +381,7 @@ def test_submission_of_a_picture_of_another_size(tmp_path, predict):
 @pytest.mark.parametrize(
     ("server", "info", "names", "words"),
     [
-        ("voc", "voc_segmentation", ["2008_000006.jpg", "cat.jpg"], "1 of 2 pictures are not"),
+        ("voc", "voc_segmentation", ["2008_000006.jpg", "cat.jpg"], "1 of 2 images are not"),
         ("voc", "voc_segmentation", ["2008_000006_mask.png"], "such as 2008_000006.jpg"),
         ("ade20k", "ade20k", ["ADE_train_00000001.jpg"], "such as ADE_test_00000001.jpg"),
         ("cityscapes", "cityscapes", ["ulm_000000_000019_gtFine_color.png"], "_leftImg8bit.png"),

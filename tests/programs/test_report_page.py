@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flaxseg.evaluation.metrics import ConfusionMatrix
-from flaxseg.programs.report_page import Curve, ReportData, ReportPicture, render_page, write_page
+from flaxseg.programs.report_page import Curve, ReportData, ReportImage, render_page, write_page
 
 NAMES = ("sky", "a <tag> & more", "road")
 COLORS = ((10, 20, 200), (200, 0, 0), (90, 90, 90))
@@ -29,7 +29,7 @@ def report():
         matrix.update(label, pred)
         image = rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)
         miou = one.metrics().miou
-        pictures.append(ReportPicture(f"picture {index}", miou, image, label, pred))
+        pictures.append(ReportImage(f"picture {index}", miou, image, label, pred))
         rows.append((f"picture {index}", miou, one.metrics().pixel_accuracy))
     rows.append(("all ignored", float("nan"), float("nan")))
     curves = [

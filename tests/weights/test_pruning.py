@@ -166,7 +166,7 @@ def test_the_command_writes_a_model_of_half_the_width(tmp_path, capsys, full):
         sum(p.size for p in jax.tree.leaves(shapes_of(m)["params"]))
         for m in (model, create(0.0625))
     )
-    assert f"{after:,} of {before:,} parameters stay" in capsys.readouterr().out
+    assert f"{after:,} of {before:,} parameters remain" in capsys.readouterr().out
     half, pruned = flaxseg.load_model(tmp_path / "half")
     assert half.width == half.backbone.width == WIDTH / 2
     card = flaxseg.read_model_card(tmp_path / "half")

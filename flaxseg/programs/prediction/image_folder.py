@@ -1,5 +1,4 @@
-"""Predictions for many picture files: which files are meant, what their results are called, and
-running them."""
+"""Predicts many image files: finds them, names their results, and runs the network on each."""
 
 import collections
 import dataclasses
@@ -22,53 +21,53 @@ _READ_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureTask:
-    """One picture file and the files to write for it, by kind."""
+class ImageTask:
+    """Names an image file and the files to write for it, by kind."""
 
     source: pathlib.Path
     files: Mapping[str, pathlib.Path]
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureResult:
-    """What became of a task: notes in words, or the error that ended it."""
+class ImageResult:
+    """Says how a task ended: with notes in words, or with an error."""
 
-    task: PictureTask
+    task: ImageTask
     notes: tuple[str, ...] = ()
     error: Exception | None = None
 
 
 class Writer(Protocol):
-    """Writes what is wanted of a picture: `FileWriter` or `Submission`."""
+    """Writes the files of an image, as `FileWriter` and `Submission` do."""
 
     def write(
         self, files: Mapping[str, pathlib.Path], image: np.ndarray, segment: Segmenter
     ) -> object:
-        """Runs the network on a picture and writes the files, by kind."""
+        """Runs the network on an image and writes the files, by kind."""
 
 
-def find_pictures(
+def find_images(
     inputs: Sequence[str], out: str | os.PathLike, listed: Sequence[str] = ()
 ) -> dict[pathlib.Path, pathlib.Path]:
-    """Finds the pictures that are meant.
+    """Finds the images that are meant.
 
-    A folder stands for all picture files in it and in its subfolders, and keeps these subfolders in
-    the names.
+    A folder stands for all image files in it and in its subfolders, which are kept in the names of
+    the results.
 
     Args:
-      inputs: files, folders, or patterns with `*`, `?`, `[...]`, `**`; a path that exists is taken
-        as it is.
+      inputs: files, folders, or patterns with `*`, `?`, `[...]`, `**`; a path that exists is never
+        read as a pattern.
       out: folder of the results; its own files are never taken as input.
-      listed: files of a list, taken as they are; one that is missing fails when it is read, as a
+      listed: files of a list, which are not patterns; a missing one fails when it is read, as a
         damaged one does.
 
     Returns:
-      By picture, its name in the output folder without suffix, in order and each once.
+      For each image, once and in order, its name in the output folder without suffix.
 
     Raises:
       ConfigError: the output folder is one of the input folders.
-      DataError: an input does not exist, a pattern matches nothing, or a folder has no pictures;
-        all are listed.
+      DataError: an input does not exist, a pattern matches nothing, or a folder has no images; all
+        of these are listed.
     """
     out = pathlib.Path(os.path.abspath(out))
     found: dict[pathlib.Path, pathlib.Path] = {}
@@ -87,59 +86,59 @@ def find_pictures(
     return found
 
 
-def plan_pictures(
+def plan_tasks(
     found: Mapping[pathlib.Path, pathlib.Path],
     out: str | os.PathLike,
     kinds: Sequence[str] = ("mask", "overlay"),
-) -> list[PictureTask]:
-    """Gives each picture its own output names.
+) -> list[ImageTask]:
+    """Gives each image its own output names.
 
-    `street.jpg` becomes `street_mask.png`, `street_overlay.png` and `street_probabilities.npz`;
-    where two pictures would get the same name, both are called by their suffix too
-    (`street_jpg_mask.png`), and then numbered.
+    `street.jpg` becomes `street_mask.png`, `street_overlay.png` and `street_probabilities.npz`; if
+    two images would get the same name, their suffixes are added (`street_jpg_mask.png`), and then
+    numbers.
 
     Args:
-      found: by `find_pictures`.
+      found: what `find_images` returned.
       out: folder of the results.
-      kinds: of files, of `ENDINGS`.
+      kinds: kinds of files, from `ENDINGS`.
 
     Raises:
       ConfigError: a result would overwrite an input.
     """
     out = pathlib.Path(os.path.abspath(out))
     tasks = [
-        PictureTask(source, {kind: out / f"{name}{ENDINGS[kind]}" for kind in kinds})
+        ImageTask(source, {kind: out / f"{name}{ENDINGS[kind]}" for kind in kinds})
         for source, name in _distinct(found).items()
     ]
     overwritten = found.keys() & {path for task in tasks for path in task.files.values()}
     if overwritten:
         raise ConfigError(
-            f"the result of another picture would overwrite the input {min(overwritten)}; choose "
+            f"the result of another image would overwrite the input {min(overwritten)}; choose "
             "another output folder."
         )
     return tasks
 
 
-def predict_pictures(
+def predict_images(
     segment: Segmenter,
-    tasks: Sequence[PictureTask],
+    tasks: Sequence[ImageTask],
     writer: Writer,
     *,
     record: PredictionRecord | None = None,
     on_new_size: Callable[[tuple[int, int]], None] | None = None,
-) -> Iterator[PictureResult]:
-    """Writes the files of every task, and yields what became of each; one bad picture does not stop
-    the others.
+) -> Iterator[ImageResult]:
+    """Writes the files of every task, and yields how each ended; a bad image does not stop the
+    others.
 
-    The next pictures are decoded while one is computed. Each file appears whole or not at all.
+    The next images are decoded while one is computed. Each file appears whole or not at all.
 
     Args:
-      segment: the network and its protocol. As a whole each new size of pictures is compiled; the
-        protocol's `pad_multiple` bounds the number of sizes. Windows have one size.
-      tasks: from `plan_pictures`.
+      segment: the network and its protocol. Whole images are compiled once per size, and the
+        protocol's `pad_multiple` limits the number of sizes. Windows have one size.
+      tasks: what `plan_tasks` returned.
       writer: runs the network and writes the files.
-      record: gets what is done.
-      on_new_size: called with (H, W) before a size is run for the first time, that is, compiled.
+      record: where finished images are noted.
+      on_new_size: called with (H, W) before a size is run, and so compiled, for the first time.
     """
     protocol, seen = segment.protocol, set()
     for task, read in _read_ahead(tasks):
@@ -157,15 +156,15 @@ def predict_pictures(
             if record is not None:
                 record.add(task.source, stamp, task.files)
         except (FlaxsegError, OSError) as error:
-            yield PictureResult(task, error=error)
+            yield ImageResult(task, error=error)
         else:
-            yield PictureResult(task, image_file.notes)
+            yield ImageResult(task, image_file.notes)
 
 
 def _read_ahead(
-    tasks: Sequence[PictureTask],
-) -> Iterator[tuple[PictureTask, Callable[[], tuple[Stamp, ImageFile]]]]:
-    """Each task with a function that waits for its picture, or raises what reading it raised."""
+    tasks: Sequence[ImageTask],
+) -> Iterator[tuple[ImageTask, Callable[[], tuple[Stamp, ImageFile]]]]:
+    """Yields each task with a function that waits for its image, or raises what reading it did."""
     with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="predict-read") as pool:
         ahead = collections.deque()
         try:
@@ -181,7 +180,7 @@ def _read_ahead(
 
 def _read(source: pathlib.Path) -> tuple[Stamp, ImageFile]:
     try:
-        stamp = Stamp.of(source)  # before reading: a picture that changes meanwhile is not done
+        stamp = Stamp.of(source)  # before reading: an image that changes meanwhile is not done
     except OSError as error:
         raise DataError(f"{source}: {error.strerror or error}") from None
     except ValueError as error:  # a name with a zero in it
@@ -190,38 +189,38 @@ def _read(source: pathlib.Path) -> tuple[Stamp, ImageFile]:
 
 
 def _files_of(text: str, out: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """(file, its name in the output without suffix) of all that one argument stands for, sorted."""
+    """Returns (file, its output name without suffix) for all that one argument means, sorted."""
     path = pathlib.Path(os.path.abspath(text))
     if path.is_dir():
         if path == out:
             raise ConfigError(
                 f"the output folder {out} is an input folder too; choose another output folder."
             )
-        files = sorted(p for p in path.rglob("*") if _is_picture(p) and not p.is_relative_to(out))
+        files = sorted(p for p in path.rglob("*") if _is_image(p) and not p.is_relative_to(out))
         return [(p, p.relative_to(path).with_suffix("")) for p in files]
     if path.exists():
         return [(path, pathlib.Path(path.stem))]
     if glob.has_magic(text):
         matches = (pathlib.Path(os.path.abspath(p)) for p in glob.glob(text, recursive=True))
-        return sorted((p, pathlib.Path(p.stem)) for p in matches if _is_picture(p))
+        return sorted((p, pathlib.Path(p.stem)) for p in matches if _is_image(p))
     return []
 
 
-def _is_picture(path: pathlib.Path) -> bool:
+def _is_image(path: pathlib.Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _nothing_found(text: str) -> str:
-    """Why an argument stands for no file."""
+    """Says why an argument means no file."""
     if os.path.isdir(text):
-        return f"{text} has no pictures in it ({', '.join(SUFFIXES)})."
+        return f"{text} has no images in it ({', '.join(SUFFIXES)})."
     if glob.has_magic(text):
-        return f"no picture matches {text!r}; check the pattern and the folder."
+        return f"no image matches {text!r}; check the pattern and the folder."
     return f"{text} does not exist; check the path."
 
 
 def _distinct(found: Mapping[pathlib.Path, pathlib.Path]) -> dict[pathlib.Path, pathlib.Path]:
-    """Names made distinct, whatever their case: by the suffix of the file, then by a number."""
+    """Makes names distinct in any case of letters: by the suffix of the file, then by a number."""
 
     def key(name: pathlib.Path) -> str:
         return str(name).casefold()

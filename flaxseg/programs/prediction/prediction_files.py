@@ -1,4 +1,4 @@
-"""The files written for a picture: a mask, an overlay, probabilities."""
+"""Writes the files of an image: a mask, an overlay, probabilities."""
 
 import dataclasses
 import os
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flaxseg.drawing.images import Colors, overlay_with_legend, save_palette_png, save_picture
-from flaxseg.errors import ConfigError, DataError
+from flaxseg.errors import ConfigError, DataError, near
 from flaxseg.files import whole_file
 from flaxseg.inference.segmenter import Segmenter
 
@@ -16,20 +16,20 @@ ENDINGS = {
     "overlay": "_overlay.png",
     "probabilities": "_probabilities.npz",
 }
-"""What the name of a picture gets at its end, by kind of file."""
+"""How the name of an image ends, by kind of file."""
 
 MAX_BYTES = 1 << 30
-"""Probabilities that take more room, before compression, are refused."""
+"""Probabilities that take more bytes before compression are refused."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassProbabilities:
-    """Probabilities of a picture, of all classes or of the likeliest ones.
+    """Holds the probabilities of an image, of all classes or of the most likely ones.
 
     Attributes:
-      values: float16 [H, W, K], rounded; without `classes` in the order of the model's classes,
-        otherwise falling.
-      classes: None, or uint8 [H, W, K], whose values they are.
+      values: float16 [H, W, K], rounded; in the order of the model's classes, or if there are
+        `classes`, in descending order.
+      classes: None, or uint8 [H, W, K], the class of each value.
     """
 
     values: np.ndarray
@@ -37,11 +37,11 @@ class ClassProbabilities:
 
 
 def check_probabilities(size: tuple[int, int], num_classes: int, top_classes: int | None) -> None:
-    """Raises DataError if the probabilities of a picture of that size take more than `MAX_BYTES`.
+    """Raises DataError if the probabilities of an image of that size take more than `MAX_BYTES`.
 
     Args:
       size: (height, width).
-      num_classes: of the model.
+      num_classes: number of classes of the model.
       top_classes: as for `predict_probabilities`.
     """
     per_pixel = 2 * num_classes if top_classes is None else 3 * top_classes
@@ -49,9 +49,9 @@ def check_probabilities(size: tuple[int, int], num_classes: int, top_classes: in
     if needed > MAX_BYTES:
         fitting = MAX_BYTES // (3 * size[0] * size[1])
         advice = (
-            f"keep those of the likeliest classes only, --top_classes={min(fitting, 8)}"
+            f"keep only the most likely classes with --top_classes={min(fitting, 8)}"
             if fitting
-            else "cut the picture into parts"
+            else "cut the image into parts"
         )
         raise DataError(
             f"the probabilities of {size[0]} x {size[1]} pixels take {needed / 2**30:.1f} GiB, and "
@@ -62,19 +62,17 @@ def check_probabilities(size: tuple[int, int], num_classes: int, top_classes: in
 def predict_probabilities(
     segment: Segmenter, image: np.ndarray, top_classes: int | None = None
 ) -> tuple[np.ndarray, ClassProbabilities]:
-    """The classes and the probabilities of a picture, of one run.
+    """Returns the classes and the probabilities of an image from a single run.
 
-    Only what is kept is ever held for the whole picture, as far as `Segmenter.probability_parts`
-    allows.
+    As far as `Segmenter.probability_parts` allows, only what is kept is held for the whole image.
 
     Args:
       segment: the network and its protocol.
       image: uint8 [H, W, 3].
-      top_classes: how many of the likeliest classes to keep; all if None.
+      top_classes: how many of the most likely classes to keep; all if None.
 
     Returns:
-      The likeliest class, uint8 [H, W], and the probabilities. The class is that of the unrounded
-      probability.
+      The most likely class, uint8 [H, W], by the unrounded probabilities, and the probabilities.
 
     Raises:
       ConfigError: top_classes is not in 1..C.
@@ -115,8 +113,8 @@ def save_probabilities(
 
     Args:
       path: the file to write.
-      probabilities: of one picture.
-      class_names: of all classes of the model, in its order.
+      probabilities: the probabilities of one image.
+      class_names: names of all classes of the model, in its order.
     """
     arrays = {"probabilities": probabilities.values, "class_names": np.array(class_names)}
     if probabilities.classes is not None:
@@ -126,7 +124,7 @@ def save_probabilities(
 
 
 def parse_kinds(text: str) -> tuple[str, ...]:
-    """The kinds of files that a text such as "mask,overlay" names, each once.
+    """Returns the kinds of files that a text such as "mask,overlay" names, each once.
 
     >>> parse_kinds("overlay, mask,mask")
     ('mask', 'overlay')
@@ -138,19 +136,20 @@ def parse_kinds(text: str) -> tuple[str, ...]:
     unknown = sorted(wanted - ENDINGS.keys())
     if unknown:
         raise ConfigError(
-            f"{unknown[0]!r} is no kind of file; they are {', '.join(ENDINGS)}, comma separated."
+            f"{unknown[0]!r} is no kind of file.{near(unknown[0], ENDINGS)} Kinds are "
+            f"{', '.join(ENDINGS)}, separated by commas."
         )
     return tuple(kind for kind in ENDINGS if kind in wanted)
 
 
 @dataclasses.dataclass(frozen=True)
 class FileWriter:
-    """How files of each kind are written.
+    """Writes files of each kind.
 
     Attributes:
       class_names: one name per class.
       class_colors: one RGB triple per class.
-      top_classes: of how many classes probabilities are kept; all if None.
+      top_classes: how many of the most likely classes have their probabilities kept; all if None.
     """
 
     class_names: Sequence[str]
@@ -160,10 +159,10 @@ class FileWriter:
     def write(
         self, files: Mapping[str, os.PathLike], image: np.ndarray, segment: Segmenter
     ) -> np.ndarray:
-        """Runs the network on a picture and writes the files; returns the classes.
+        """Runs the network on an image, writes the files, and returns the classes.
 
         Args:
-          files: path by kind; the folders must exist.
+          files: the path of each kind; the folders must exist.
           image: uint8 [H, W, 3].
           segment: the network and its protocol.
         """
@@ -175,6 +174,6 @@ class FileWriter:
         if "mask" in files:
             save_palette_png(files["mask"], pred, self.class_colors)
         if "overlay" in files:
-            picture = overlay_with_legend(image, pred, self.class_names, self.class_colors)
-            save_picture(files["overlay"], picture)
+            overlay = overlay_with_legend(image, pred, self.class_names, self.class_colors)
+            save_picture(files["overlay"], overlay)
         return pred

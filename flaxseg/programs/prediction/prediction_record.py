@@ -1,10 +1,10 @@
-"""What stands in a folder of predictions was made of which pictures, and how.
+"""Records which image and settings produced each prediction file.
 
-`predictions.jsonl` has a line of JSON for each way of predicting (the model with the digest of its
-weights, protocol, CRF, ...) and one for each picture done; later lines count. A picture is done if
-it has not changed since, what was written for it is still there, and it was predicted in the same
-way. Lines are only ever added, each by one write, so that programs which run at the same time, or
-are killed, do no harm.
+`predictions.jsonl` has one line of JSON per set of settings (the model with the digest of its
+weights, protocol, CRF, ...) and one per finished image; later lines override earlier ones. An image
+is done if it has not changed since, its files are still there, and they were written with the same
+settings. Lines are only ever appended, each by a single write, so that programs that run at the
+same time, or are killed, do no harm.
 """
 
 import dataclasses
@@ -22,30 +22,30 @@ RECORD_FILE = "predictions.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Stamp:
-    """By what a changed file is told: its size in bytes, and when it was last changed, in ns."""
+    """Identifies a state of a file by its size in bytes and the time of its last change in ns."""
 
     bytes: int
     changed: int
 
     @classmethod
     def of(cls, path: pathlib.Path) -> "Stamp":
-        """Of a file; OSError if it is not there."""
+        """Returns the stamp of a file; raises OSError if it does not exist."""
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns)
 
 
 class PredictionRecord:
-    """The record of a folder, for one way of predicting."""
+    """Keeps the record of a folder for one set of settings."""
 
     def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
-        """Reads what there is.
+        """Reads the record, if there is one.
 
         Args:
-          folder: of the results; it need not exist yet.
-          settings: all that the predictions depend on beside the picture, as JSON holds it.
+          folder: folder of the results, which need not exist yet.
+          settings: all that the predictions depend on beside the image, as JSON can hold it.
 
         Raises:
-          DataError: the record can not be read.
+          DataError: the record cannot be read.
         """
         self._folder = pathlib.Path(os.path.abspath(folder))
         self._path = self._folder / RECORD_FILE
@@ -54,19 +54,19 @@ class PredictionRecord:
         self._key = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._known = False  # whether the settings have their line
         self._whole = True  # whether the last line is
-        # By file: key of the settings, picture, its stamp, bytes of the file.
+        # For each file: key of the settings, image, stamp of the image, bytes of the file.
         self._done: dict[str, tuple[str, str, Stamp, int]] = {}
         try:
             if self._path.exists():
                 self._read()
         except OSError as error:
             raise DataError(
-                f"can not read {self._path}: {error.strerror or error}; it says which pictures are "
+                f"cannot read {self._path}: {error.strerror or error}; it says which images are "
                 "done."
             ) from error
 
     def is_done(self, source: pathlib.Path, files: Mapping[str, pathlib.Path]) -> bool:
-        """Whether all files of a picture are there, made of it as it is, in the same way."""
+        """Returns whether all files of an image exist and were written from it as it is now."""
         try:
             wanted = self._key, str(source), Stamp.of(source)
             return all(
@@ -77,15 +77,15 @@ class PredictionRecord:
             return False
 
     def add(self, source: pathlib.Path, stamp: Stamp, files: Mapping[str, pathlib.Path]) -> None:
-        """Notes that a picture is done.
+        """Notes that an image is done.
 
         Args:
-          source: the picture.
-          stamp: of it, taken before it was read.
-          files: all that was written for it, by kind.
+          source: the image.
+          stamp: its stamp from before it was read.
+          files: all files written for it, by kind.
 
         Raises:
-          OSError: the files are not there, or the record can not be written.
+          OSError: the files do not exist, or the record cannot be written.
         """
         sizes = {self._name(file): file.stat().st_size for file in files.values()}
         if not self._known:
@@ -93,7 +93,7 @@ class PredictionRecord:
             self._known = True
         self._append(
             {
-                "picture": str(source),
+                "image": str(source),
                 **dataclasses.asdict(stamp),
                 "settings": self._key,
                 "files": sizes,
@@ -101,12 +101,12 @@ class PredictionRecord:
         )
 
     def _name(self, file: pathlib.Path) -> str:
-        """A file's path in the folder, so that the folder can be moved."""
+        """Returns a file's path in the folder, so that the folder can be moved."""
         return file.relative_to(self._folder).as_posix()
 
     def _append(self, entry: dict) -> None:
         line = json.dumps(entry) + "\n"
-        # What a killed program began to write is closed first.
+        # A line that a killed program left unfinished is ended first.
         text = line if self._whole else f"\n{line}"
         with open(self._path, "ab", buffering=0) as file:
             file.write(text.encode())
@@ -121,9 +121,9 @@ class PredictionRecord:
                 if "files" in entry:
                     stamp = Stamp(entry["bytes"], entry["changed"])
                     for name, size in entry["files"].items():
-                        self._done[name] = (entry["settings"], entry["picture"], stamp, size)
+                        self._done[name] = (entry["settings"], entry["image"], stamp, size)
                 elif entry["settings"] == self._key:
                     self._known = True
             except (ValueError, KeyError, TypeError, AttributeError):
-                # Cut off when a program was killed; its picture is done again.
+                # Cut off when a program was killed; the image is done again.
                 continue

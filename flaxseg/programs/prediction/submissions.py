@@ -1,11 +1,11 @@
-"""Predictions as the evaluation servers of Cityscapes, PASCAL VOC and ADE20K want them.
+"""Writes predictions as the evaluation servers of Cityscapes, PASCAL VOC and ADE20K expect them.
 
 * Cityscapes: PNGs of published label ids, 1024 x 2048, found by CITY_NUMBER_NUMBER at the start of
   their names (cityscapesScripts, `evaluation/evalPixelLevelSemanticLabeling.py`).
 * VOC 2012: PNGs of class indices with VOC's palette, in the folder of the competition, here
-  `comp6`: any data but VOC's own test pictures may have been used for training (development kit,
+  `comp6`: any data but VOC's own test images may have been used for training (development kit,
   "Segmentation Task").
-* ADE20K: PNGs of the ids 1 to 150, called as the pictures (development kit of the scene parsing
+* ADE20K: PNGs of the ids 1 to 150, named like the images (development kit of the scene parsing
   challenge 2016, "Submission format").
 """
 
@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flaxseg import data
+from flaxseg.classes import voc_colors
 from flaxseg.data.raw.label_map import LabelMap
-from flaxseg.drawing.images import save_grey_png, save_palette_png, voc_colors
-from flaxseg.errors import ConfigError, DataError
+from flaxseg.drawing.images import save_grey_png, save_palette_png
+from flaxseg.errors import ConfigError, DataError, listed
 from flaxseg.inference.segmenter import Segmenter
 
 KIND = "submission"
@@ -28,23 +29,24 @@ KIND = "submission"
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """What one server wants.
+    """Describes what one server expects.
 
     Attributes:
       data: name of the data set whose classes are predicted.
-      folder: where the files go, below the output folder.
-      picture_name: what the name of a picture is like, without suffix; the group `id` is kept.
-      example: the name of a picture.
+      folder: folder of the files, below the output folder.
+      image_name: regular expression for the name of an image without suffix; its group `id` is
+        kept.
+      example: name of an image, as an example.
       ending: what follows the id in the name of a result.
-      size: (height, width) of every picture, or None if they differ.
-      palette: whether results hold VOC's colours, too.
-      sizes: how many pictures splits hold whose results can be sent, where that is published.
-      pack: the command that makes the archive to be sent, with {out} for the output folder.
+      size: (height, width) of every image, or None if they differ.
+      palette: whether results also hold VOC's colours.
+      sizes: number of images in the splits that the server takes, where that is published.
+      pack: the command that makes the archive to send, with {out} for the output folder.
     """
 
     data: str
     folder: str
-    picture_name: str
+    image_name: str
     example: str
     ending: str
     size: tuple[int, int] | None
@@ -53,16 +55,16 @@ class Submission:
     pack: str
 
     def check_classes(self, class_names: Sequence[str]) -> None:
-        """Raises ConfigError unless these names, or names such as "class 7", are the classes of the
-        data set, in its order."""
+        """Raises ConfigError unless the names are the classes of the data set, in its order; names
+        such as "class 7" fit any data set."""
         wanted = data.dataset_info(self.data).class_names
         unnamed = [f"class {index}" for index in range(len(wanted))]
         if list(class_names) in (list(wanted), unnamed):
             return
         if len(class_names) != len(wanted):
             raise ConfigError(
-                f"the model has {len(class_names)} classes and {self.data} {len(wanted)}; what it "
-                "predicts can not be submitted."
+                f"the model has {len(class_names)} classes and {self.data} {len(wanted)}; its "
+                "predictions cannot be submitted."
             )
         different = [
             f"{index} is {ours!r}, not {theirs!r}"
@@ -71,22 +73,21 @@ class Submission:
         ]
         raise ConfigError(
             f"the classes of the model are not those of {self.data}: class "
-            f"{', '.join(different[:4])}{', ...' if len(different) > 4 else ''}; what it predicts "
-            "can not be submitted."
+            f"{listed(different, 4)}; its predictions cannot be submitted."
         )
 
     def files(
         self, sources: Sequence[pathlib.Path], out: pathlib.Path
     ) -> dict[pathlib.Path, pathlib.Path]:
-        """The file to write for each picture.
+        """Returns the file to write for each image.
 
         Raises:
-          DataError: pictures are not called as those of the data set, or two have one name; all
-            are counted, the first ones named.
+          DataError: images are not named like those of the data set, or two have the same name; all
+            are counted, and the first ones named.
         """
         result, taken, bad, double = {}, {}, [], []
         for source in sources:
-            match = re.fullmatch(self.picture_name, source.stem)
+            match = re.fullmatch(self.image_name, source.stem)
             if match is None:
                 bad.append(str(source))
                 continue
@@ -96,29 +97,29 @@ class Submission:
             taken.setdefault(result[source], source)
         if bad:
             raise DataError(
-                f"{len(bad)} of {len(sources)} pictures are not called as those of {self.data}, "
+                f"{len(bad)} of {len(sources)} images are not named like those of {self.data}, "
                 f"such as {self.example}, so the server would not find their results: "
-                f"{_listed(bad)}. Give the pictures under their published names."
+                f"{listed(bad)}. Give the images under their published names."
             )
         if double:
             raise DataError(
-                f"pictures have the same name, so they would have the same result: "
-                f"{_listed(double)}. Give each once."
+                f"images have the same name, so they would have the same result: "
+                f"{listed(double)}. Give each once."
             )
         return result
 
     def write(
         self, files: Mapping[str, os.PathLike], image: np.ndarray, segment: Segmenter
     ) -> np.ndarray:
-        """Runs the network on a picture and writes its result; returns the classes.
+        """Runs the network on an image, writes its result, and returns the classes.
 
         Raises:
-          DataError: the picture has another size than those of the data set.
+          DataError: the image has another size than those of the data set.
         """
         if self.size is not None and image.shape[:2] != self.size:
             raise DataError(
-                f"is {image.shape[0]} x {image.shape[1]} (height x width), and the server wants "
-                f"results of {self.size[0]} x {self.size[1]}; give the picture as published."
+                f"is {image.shape[0]} x {image.shape[1]} (height x width), and the server expects "
+                f"results of {self.size[0]} x {self.size[1]}; give the image as published."
             )
         pred = segment(image)
         ids = LabelMap(data.dataset_info(self.data).label_map).to_raw(pred, ignored=0)
@@ -133,7 +134,7 @@ SUBMISSIONS = {
     "cityscapes": Submission(
         data="cityscapes",
         folder="cityscapes",
-        picture_name=r"(?P<id>[^_]+_\d{6}_\d{6})_leftImg8bit",
+        image_name=r"(?P<id>[^_]+_\d{6}_\d{6})_leftImg8bit",
         example="berlin_000000_000019_leftImg8bit.png",
         ending="_pred",
         size=(1024, 2048),
@@ -144,7 +145,7 @@ SUBMISSIONS = {
     "voc": Submission(
         data="voc_segmentation",
         folder="results/VOC2012/Segmentation/comp6_test_cls",
-        picture_name=r"(?P<id>20(0[7-9]|1[0-2])_\d{6})",
+        image_name=r"(?P<id>20(0[7-9]|1[0-2])_\d{6})",
         example="2008_000006.jpg",
         ending="",
         size=None,
@@ -155,7 +156,7 @@ SUBMISSIONS = {
     "ade20k": Submission(
         data="ade20k",
         folder="ade20k",
-        picture_name=r"(?P<id>ADE_(test|val)_\d{8})",
+        image_name=r"(?P<id>ADE_(test|val)_\d{8})",
         example="ADE_test_00000001.jpg",
         ending="",
         size=None,
@@ -164,8 +165,4 @@ SUBMISSIONS = {
         pack="(cd {out}/ade20k && zip -qr ../ade20k.zip .)",
     ),
 }
-"""By the name that `--submission` takes."""
-
-
-def _listed(items: Sequence[str]) -> str:
-    return f"{', '.join(items[:6])}{', ...' if len(items) > 6 else ''}"
+"""The submissions by the name that `--submission` takes."""

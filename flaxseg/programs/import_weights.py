@@ -1,4 +1,4 @@
-"""`python -m flaxseg import`."""
+"""Implements `python -m flaxseg import`."""
 
 import argparse
 
@@ -7,8 +7,9 @@ import flaxseg
 NAME = "import"
 SUMMARY = "convert a network of another library"
 TEXT = """Converts a segmentation network of another library into a saved model, for predict and
-evaluate. SOURCE is a .safetensors, .npz or .pth file, or a name on the Hugging Face hub. Files of
-PyTorch are read without running the code in them.
+evaluate. SOURCE is what --config.init.backbone takes: a file (.safetensors, .npz, .pth, ...), a
+folder with one, or hf:OWNER/REPOSITORY[/FILE] on the Hugging Face hub. PyTorch files are read
+without running any code in them.
 """
 EPILOG = """examples:
   python -m flaxseg import deeplabv3_resnet50_coco.pth --out=models/coco
@@ -17,9 +18,9 @@ EPILOG = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the command."""
-    parser.add_argument("source", metavar="SOURCE", help="weights file, or name on the hub")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the saved model")
+    """Adds the arguments of the command."""
+    parser.add_argument("source", metavar="SOURCE", help="file, folder, or name on the hub")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the saved model")
 
 
 def run(args: argparse.Namespace) -> int:
