@@ -27,10 +27,10 @@ import numpy as np
 from ml_collections import config_dict
 from PIL import Image
 
+from flaxseg.data.raw.decode import decode_image, decode_label
 from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.sets import camvid
-from flaxseg.data.stream.decode import decode_image, decode_label
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PICTURES = (0, 91, 183, 275)  # the first of each quarter of the training split

@@ -9,24 +9,24 @@ Example:
 """
 
 from flaxseg.classes import IGNORE_LABEL
-from flaxseg.data.raw.preparation import (
+from flaxseg.data.prepared.manifest import (
     Manifest,
     default_data_dir,
     is_prepared,
-    prepare,
     read_manifest,
     verify_prepared,
 )
+from flaxseg.data.prepared.preparation import prepare
+from flaxseg.data.prepared.records import Record, Records, open_split, split_names
+from flaxseg.data.prepared.set_check import verify_data
+from flaxseg.data.raw.dataset_info import DatasetInfo
+from flaxseg.data.raw.findings import Report, Statistics
 from flaxseg.data.raw.problems import Problem, problem_kinds
-from flaxseg.data.raw.report import Report, Statistics
-from flaxseg.data.raw.verify import verify_data
 from flaxseg.data.sets.catalog import dataset_info, full_name, list_datasets
 from flaxseg.data.sets.cityscapes import to_label_ids as cityscapes_label_ids
-from flaxseg.data.sets.info import DatasetInfo
 from flaxseg.data.stream.augmentation import Augmentation, augment
 from flaxseg.data.stream.decoded_cache import CachedRecords
 from flaxseg.data.stream.pipeline import TrainBatches, train_batches
-from flaxseg.data.stream.records import Record, Records, open_split, split_names
 
 __all__ = [
     "IGNORE_LABEL",

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.linalg
 
 from flaxseg.classes import IGNORE_LABEL
-from flaxseg.data.stream.records import Record
+from flaxseg.data.prepared.records import Record
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.layers.resize import interpolation_matrix
 

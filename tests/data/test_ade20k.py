@@ -1,5 +1,6 @@
 """ADE20K: the published zip, the download, and real files."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -59,12 +60,12 @@ def test_the_published_zip(archive, tmp_path):
 def online(server, archive, monkeypatch):  # noqa: F811
     """`ade20k` as if it were published by the local server."""
     server.content = archive.read_bytes()
-    entry = catalog.find_entry("ade20k")
+    entry = catalog.find_source("ade20k")
 
     def publish(kind: str, digest: str) -> None:
         url = server.url.replace("archive.zip", archive.name)
-        changed = catalog.dataclasses.replace(entry, downloads=(Download(url, f"{kind}:{digest}"),))
-        monkeypatch.setitem(catalog._DATASETS, "ade20k", changed)
+        changed = dataclasses.replace(entry, downloads=(Download(url, f"{kind}:{digest}"),))
+        monkeypatch.setitem(catalog._SOURCES, "ade20k", changed)
 
     publish("sha1", hashlib.sha1(server.content).hexdigest())
     server.publish = publish

@@ -14,7 +14,7 @@ from published_archives import write_tar, write_zip
 
 from flaxseg.data.raw import archives, packed_files, tar_files
 from flaxseg.data.raw.archives import read_archive
-from flaxseg.data.stream.decode import UndecodableError
+from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.errors import DataError
 
 FILES = {

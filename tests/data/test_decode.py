@@ -12,9 +12,7 @@ import pytest
 from PIL import Image
 from published_files import jpeg, png
 
-from flaxseg.data.raw.label_map import LabelMap
-from flaxseg.data.raw.problems import KINDS
-from flaxseg.data.stream.decode import (
+from flaxseg.data.raw.decode import (
     MAX_BYTES,
     UndecodableError,
     decode_color_label,
@@ -22,6 +20,8 @@ from flaxseg.data.stream.decode import (
     decode_label,
     read_file,
 )
+from flaxseg.data.raw.label_map import LabelMap
+from flaxseg.data.raw.problems import KINDS
 from flaxseg.drawing.images import voc_colors
 
 IDS = np.array([[0, 1, 20], [255, 15, 2]], np.uint8)

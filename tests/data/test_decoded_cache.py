@@ -8,7 +8,7 @@ import pytest
 
 import flaxseg.data
 from flaxseg.data import Augmentation, CachedRecords, train_batches
-from flaxseg.data.stream import records
+from flaxseg.data.prepared import records
 from flaxseg.errors import DataError
 
 
@@ -18,9 +18,9 @@ def decoded(monkeypatch) -> list[int]:
     calls: list[int] = []
     decode = records.decode_image
 
-    def count(encoded):
+    def count(encoded, **how):
         calls.append(len(encoded))
-        return decode(encoded)
+        return decode(encoded, **how)
 
     monkeypatch.setattr(records, "decode_image", count)
     return calls

@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pytest
+from flaxseg.data.stream.exif import set_upright
 from PIL import Image
 from published_files import png
 
-from flaxseg.data.stream.decode import UndecodableError, decode_image
-from flaxseg.data.stream.exif import set_upright
+from flaxseg.data.raw.decode import UndecodableError, decode_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 

@@ -151,9 +151,9 @@ def test_impossible_numbers_are_named(camvid_dir):
 
 def test_a_bad_record_stops_the_stream_with_its_name(camvid_dir, monkeypatch):
     """What a reader thread raises reaches the caller with its words."""
-    from flaxseg.data.stream import records as module
+    from flaxseg.data.prepared import records as module
 
-    def refuse(encoded):
+    def refuse(encoded, **how):
         raise module.UndecodableError("damaged picture: broken data stream")
 
     monkeypatch.setattr(module, "decode_image", refuse)

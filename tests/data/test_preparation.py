@@ -12,7 +12,7 @@ from published_files import jpeg, png, write_camvid
 
 import flaxseg.data
 from flaxseg.data import prepare as prepare_function
-from flaxseg.data.raw import preparation
+from flaxseg.data.prepared import preparation
 from flaxseg.errors import DataError
 
 
@@ -148,7 +148,7 @@ def test_files_of_others_are_not_overwritten(camvid_folder, tmp_path):
 PROGRAM = """
 import sys, time
 import flaxseg.data
-module = flaxseg.data.raw.preparation
+module = flaxseg.data.prepared.preparation
 stop_after, data_dir, folder = sys.argv[1:]
 original = getattr(module, stop_after)
 
@@ -162,7 +162,7 @@ flaxseg.data.prepare("camvid", data_dir, folder, progress=False)
 """
 
 
-@pytest.mark.parametrize("stop_after", ["_find_examples", "_write", "_write_manifest"])
+@pytest.mark.parametrize("stop_after", ["_find_examples", "_write", "write_manifest"])
 def test_killed_midway_leaves_nothing_that_looks_complete(camvid_folder, tmp_path, stop_after):
     data_dir = tmp_path / "data"
     command = [sys.executable, "-c", PROGRAM, stop_after, str(data_dir), str(camvid_folder)]
@@ -241,8 +241,8 @@ def test_progress_is_plain_lines_without_a_terminal(camvid_folder, tmp_path, cap
     start = time.monotonic()
     prepare_function("camvid", tmp_path / "data", camvid_folder)
     shown = capsys.readouterr()
-    assert "checking camvid: 12 of 12 pictures" in shown.err
-    assert "writing camvid: 12 of 12 pictures" in shown.err
+    assert "checking camvid: 12 of 12 images" in shown.err
+    assert "writing camvid: 12 of 12 images" in shown.err
     assert len(shown.err.splitlines()) <= 12
     assert shown.out == ""
     assert time.monotonic() - start < 30

@@ -9,13 +9,16 @@ from array_record.python import array_record_module
 from published_files import png
 from tensorflow_datasets.proto import tf_example_pb2
 
-from flaxseg.data.sets import segmentation, shapes
-from flaxseg.data.sets.segmentation import EncodedExample
-from flaxseg.data.stream import records
+from flaxseg.data.prepared import builder as builder_module
+from flaxseg.data.prepared import records
+from flaxseg.data.raw.pairs import EncodedExample
+from flaxseg.data.sets import shapes
 
 
 def write(folder, examples):
-    builder = shapes.Shapes(data_dir=folder, examples={"train": lambda: iter(examples)})
+    builder = builder_module.SegmentationBuilder(
+        shapes.INFO, {"train": lambda: iter(examples)}, folder, "shapes"
+    )
     tfds.display_progress_bar(False)
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False)
@@ -25,7 +28,7 @@ def write(folder, examples):
 
 @pytest.mark.parametrize("shard_bytes", [1, 2000, 1 << 20])
 def test_records_keep_their_order_in_any_number_of_files(tmp_path, monkeypatch, shard_bytes):
-    monkeypatch.setattr(segmentation, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(builder_module, "SHARD_BYTES", shard_bytes)
     label = png(np.zeros((2, 2), np.uint8))
     sizes = np.random.default_rng(0).integers(100, 900, 25)
     examples = [

@@ -16,10 +16,10 @@ from published_files import jpeg, png, write_camvid
 
 import flaxseg.data
 from flaxseg.data.raw import verification
+from flaxseg.data.raw.dataset_info import DatasetInfo
+from flaxseg.data.raw.findings import Statistics
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.raw.problems import KINDS
-from flaxseg.data.raw.report import Statistics
-from flaxseg.data.sets.info import DatasetInfo
 from flaxseg.errors import DataError, NotPreparedError
 
 
@@ -288,8 +288,8 @@ def test_an_interruption_ends_soon(tmp_path, monkeypatch):
         return verification._Examined([], None, (1, 1), np.zeros(256, np.int64))
 
     monkeypatch.setattr(verification, "_examine_pair", slow)
-    entry = flaxseg.data.sets.catalog.find_entry("camvid")
-    pairs, _ = entry.find_pairs(tmp_path / "published")
+    entry = flaxseg.data.sets.catalog.find_source("camvid")
+    pairs, _ = entry.find_pairs(tmp_path / "published", False)
 
     def interrupt():
         release.set()
@@ -305,7 +305,7 @@ def test_pictures_are_decoded_at_the_same_time_and_large_ones_one_by_one(tmp_pat
     decode, running, most = verification.decode_image, [], []
     meeting = threading.Barrier(4)
 
-    def watched(encoded, *limit):
+    def watched(encoded, *limit, **how):
         running.append(1)
         most.append(len(running))
         try:
@@ -313,7 +313,7 @@ def test_pictures_are_decoded_at_the_same_time_and_large_ones_one_by_one(tmp_pat
                 meeting.wait(60)  # until four are here
             else:
                 time.sleep(0.02)
-            return decode(encoded, *limit)
+            return decode(encoded, *limit, **how)
         finally:
             running.pop()
 
@@ -325,8 +325,8 @@ def test_pictures_are_decoded_at_the_same_time_and_large_ones_one_by_one(tmp_pat
     monkeypatch.setattr(verification, "_LARGE", 10)
     small_first = watched
 
-    def only_large(encoded, *limit):
-        return decode(encoded, *limit) if limit else small_first(encoded)
+    def only_large(encoded, *limit, **how):
+        return decode(encoded, *limit, **how) if limit else small_first(encoded, **how)
 
     monkeypatch.setattr(verification, "decode_image", only_large)
     report = verify(folder, num_threads=4)

@@ -27,7 +27,7 @@ def test_verify_data_prints_everything_and_fails_where_something_is_wrong(folder
     code, stdout, stderr = run(capsys, *command)
     assert code == 0
     assert "No problem found in 6 pairs." in stdout
-    assert "checking toy: 6 of 6 pictures" in stderr
+    assert "checking toy: 6 of 6 images" in stderr
     assert json.loads((out / "report.json").read_text())["ok"] is True
     with Image.open(out / "report.png") as picture:
         assert picture.width > 500

@@ -16,9 +16,9 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
+from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.packed_files import Account, PackedFile, check_entry_name, check_size
 from flaxseg.data.raw.tar_files import read_compressed_tar, read_tar
-from flaxseg.data.stream.decode import UndecodableError
 from flaxseg.errors import DataError
 
 # Of the list of entries at the end of a zip.
@@ -113,14 +113,14 @@ def _read_zip(path: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, Pa
         check_entry_name(path, name)
         if member.is_dir() or not wanted(name):
             continue
-        check_zip_member(path, member)
+        _check_zip_member(path, member)
         account.wanted(name, member.file_size, True)
         account.unpacked(member.file_size, name)
         found[name] = PackedFile(path, name, _zip_reader(opened, member))
     return found
 
 
-def check_zip_member(path: pathlib.Path, member: zipfile.ZipInfo) -> None:
+def _check_zip_member(path: pathlib.Path, member: zipfile.ZipInfo) -> None:
     """Raises DataError for an entry that is no plain file of bounded size."""
     name = member.filename
     if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):

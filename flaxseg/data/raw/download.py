@@ -1,77 +1,25 @@
-"""Files from the internet: resumed where they were cut off, unpacked without trust, and compared
-with what is published.
-"""
+"""Downloads published files: continues what was cut off, and checks what has arrived."""
 
 import contextlib
 import dataclasses
 import hashlib
 import http.client
 import json
-import os
 import pathlib
-import shutil
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 
-from flaxseg.data.progress import Progress
-from flaxseg.data.raw.archives import check_zip_member, open_zip
-from flaxseg.data.raw.packed_files import check_entry_name
+from flaxseg.data.raw.archives import open_zip
 from flaxseg.errors import DataError
+from flaxseg.files import sync_file
+from flaxseg.progress import Progress
 
 MAX_ARCHIVE_BYTES = 4 * 2**30
 _CHUNK = 1 << 18
 _ATTEMPTS = 4
 _TIMEOUT_S = 60.0
-
-
-def fetch_folder(
-    url: str,
-    folder: str,
-    git_tree: str,
-    *,
-    download_dir: pathlib.Path,
-    unpack_dir: pathlib.Path,
-    what: str,
-    progress: bool = True,
-) -> pathlib.Path:
-    """Downloads a zip and unpacks one folder of it.
-
-    Args:
-      url: of the zip; http or https.
-      folder: name of the folder in the zip, below its single top folder.
-      git_tree: the id that git gives to the folder's content; it is compared.
-      download_dir: keeps a partial download for the next try; emptied of it when all is well.
-      unpack_dir: must not exist; gets the files.
-      what: name for messages.
-      progress: show progress on stderr.
-
-    Returns:
-      The unpacked folder.
-
-    Raises:
-      DataError: the download failed, the archive is damaged or hostile, or its content is not what
-        was published.
-    """
-    archive = download_dir / f"{what}.zip"
-    download(url, archive, what, progress)
-    try:  # a bad archive must not be used again
-        unpacked = unzip_folder(archive, folder, unpack_dir)
-        found = git_tree_id(unpacked)
-        if found != git_tree:
-            raise DataError(
-                f"{what}: the folder {folder} in the archive from {url} is not the published one "
-                f"(git tree {found}, wanted {git_tree}). Nothing of it was used. If you trust "
-                "another copy, give its folder with --manual_dir."
-            )
-    except DataError:
-        archive.unlink()
-        raise
-    archive.unlink()
-    return unpacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +28,8 @@ class Download:
 
     Attributes:
       url: http or https; its last part is the file's name.
-      digest: of its content, as `"md5:..."` or `"sha1:..."`, whichever is published.
+      digest: what is published of its content: `"md5:..."`, `"sha1:..."`, or `"commit:..."` for the
+        zip of a repository, whose bytes may change while the commit that it names does not.
     """
 
     url: str
@@ -88,46 +37,51 @@ class Download:
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """The name of the file."""
         return self.url.rpartition("/")[2]
 
 
 def fetch_files(
     files: Sequence[Download], folder: pathlib.Path, what: str, progress: bool = True
 ) -> None:
-    """Downloads files into a folder and compares them with what is published.
+    """Downloads files into a folder and checks that they are the published ones.
 
-    A file that is there already is compared only, so a download that was broken off goes on where
-    it ended, with the file that was not complete.
+    Files that are already there are only checked, so a second call continues an interrupted one.
 
     Args:
       files: what to download.
-      folder: where to; made if need be.
-      what: name for messages.
+      folder: where to; made if it is missing.
+      what: a name for messages.
       progress: show progress on stderr.
 
     Raises:
-      DataError: a download failed, or a file is not the published one; it is deleted then.
+      DataError: a download failed, or a file is not the published one and was deleted.
     """
     for file in files:
         path = folder / file.name
         download(file.url, path, f"{what} {file.name}", progress)
         kind, _, wanted = file.digest.partition(":")
-        found = _digest(path, kind, f"checking {file.name}", progress)
-        if found != wanted:
+        try:
+            found = _digest(path, kind, progress)
+            if found != wanted:
+                raise DataError(
+                    f"{what}: {file.url} is not the published file ({kind} {found}, wanted "
+                    f"{wanted}). Nothing of it was used. Try again, or give the folder of a copy "
+                    "that you trust with --manual_dir."
+                )
+        except DataError:
             path.unlink()
-            raise DataError(
-                f"{what}: {file.url} is not the published file ({kind} {found}, wanted {wanted}). "
-                "Nothing of it was used. Try again, or give the folder of a copy that you trust "
-                "with --manual_dir."
-            )
+            raise
 
 
-def _digest(path: pathlib.Path, kind: str, what: str, progress: bool) -> str:
+def _digest(path: pathlib.Path, kind: str, progress: bool) -> str:
+    if kind == "commit":  # git writes it into the comment of the zips that it makes
+        with open_zip(path) as opened:
+            return opened.comment.decode("ascii", "replace")
     digest = hashlib.new(kind, usedforsecurity=False)
     with (
         path.open("rb") as file,
-        Progress(what, path.stat().st_size, progress, unit="B") as shown,
+        Progress(f"checking {path.name}", path.stat().st_size, "B", enabled=progress) as shown,
     ):
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
@@ -136,17 +90,17 @@ def _digest(path: pathlib.Path, kind: str, what: str, progress: bool) -> str:
 
 
 def download(url: str, path: pathlib.Path, what: str, progress: bool = True) -> None:
-    """Downloads a file; what an earlier try got is kept in `path.part` and continued.
+    """Downloads a file, and continues an earlier attempt that is kept in `path.part`.
 
     Args:
       url: http or https.
-      path: of the file; it appears there when it is complete. One that is there already is taken as
-        it is.
-      what: name for messages.
+      path: where the file appears once it is complete; a file that is already there is kept.
+      what: a name for messages.
       progress: show progress on stderr.
 
     Raises:
-      DataError: no connection, a refusal by the server, or a file larger than `MAX_ARCHIVE_BYTES`.
+      DataError: there is no connection, the server refuses, or the file is larger than
+        `MAX_ARCHIVE_BYTES`.
     """
     if path.exists():
         return
@@ -162,7 +116,7 @@ def download(url: str, path: pathlib.Path, what: str, progress: bool = True) -> 
             if error.final or attempt == _ATTEMPTS:
                 raise DataError(
                     f"{what}: {url} could not be downloaded: {error}. Try again (what has arrived "
-                    f"is kept in {part.parent}), or get the files by other means and give their "
+                    f"is kept in {part.parent}), or get the files another way and give their "
                     "folder with --manual_dir."
                 ) from None
         time.sleep(0.2 * 2**attempt)
@@ -171,7 +125,7 @@ def download(url: str, path: pathlib.Path, what: str, progress: bool = True) -> 
 
 
 class _TransferError(Exception):
-    """The connection, not the local disk, failed; `final` if another try would not help."""
+    """The connection failed, not the local disk; `final` if another try would not help."""
 
     def __init__(self, reason: str, final: bool = False):
         super().__init__(reason)
@@ -180,7 +134,7 @@ class _TransferError(Exception):
 
 @contextlib.contextmanager
 def _transfer() -> Iterator[None]:
-    """Tells errors of the connection from those of the local disk."""
+    """Turns errors of the connection into `_TransferError`; those of the local disk are kept."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -193,7 +147,7 @@ def _transfer() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class _Origin:
-    """Which file on the server a partial download belongs to."""
+    """Identifies the file on the server that a partial download belongs to."""
 
     url: str
     validator: str  # strong ETag or Last-Modified; without one ("") a download starts over
@@ -222,7 +176,7 @@ def _continue_download(url: str, part: pathlib.Path, what: str, progress: bool) 
         _origin_file(part).write_text(json.dumps(dataclasses.asdict(_Origin(url, validator))))
         with (
             part.open("ab" if have else "wb") as file,
-            Progress(f"downloading {what}", total, progress, unit="B") as shown,
+            Progress(f"downloading {what}", total, "B", enabled=progress) as shown,
         ):
             shown.advance(have)
             while chunk := _receive(response):
@@ -231,8 +185,7 @@ def _continue_download(url: str, part: pathlib.Path, what: str, progress: bool) 
                     raise DataError(f"{what}: {url} has more than {MAX_ARCHIVE_BYTES} bytes")
                 file.write(chunk)
                 shown.advance(len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
     if total is not None and have != total:
         raise _TransferError(f"the connection ended after {have} of {total} bytes")
 
@@ -251,78 +204,3 @@ def _read_origin(part: pathlib.Path) -> _Origin | None:
         return _Origin(**json.loads(_origin_file(part).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def unzip_folder(archive: pathlib.Path, folder: str, target: pathlib.Path) -> pathlib.Path:
-    """Unpacks `*/folder/` of a zip to `target/folder`, refusing everything that could write
-    elsewhere or fill the disk.
-
-    Args:
-      archive: the zip.
-      folder: name of the wanted folder, below the single top folder of the zip; nothing else is
-        unpacked.
-      target: where to put it.
-
-    Returns:
-      `target / folder`.
-
-    Raises:
-      DataError: not a zip, damaged, absolute paths, `..`, links, devices, too many or too large
-        files, or no such folder.
-    """
-    try:
-        with open_zip(archive) as opened:
-            members = _wanted_members(archive, opened, folder)
-            if sum(member.file_size for member, _ in members) > MAX_ARCHIVE_BYTES:
-                raise DataError(f"{archive} unpacks to more than {MAX_ARCHIVE_BYTES} bytes")
-            for member, parts in members:
-                path = target.joinpath(folder, *parts)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with opened.open(member) as source, path.open("xb") as file:
-                    # The stated size was checked; zipfile reads no more than that and compares the
-                    # CRC.
-                    shutil.copyfileobj(source, file)
-                path.chmod(0o755 if (member.external_attr >> 16) & 0o100 else 0o644)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DataError(f"{archive} is not a zip that can be read: {error}") from None
-    return target / folder
-
-
-def _wanted_members(
-    archive: pathlib.Path, opened: zipfile.ZipFile, folder: str
-) -> list[tuple[zipfile.ZipInfo, tuple[str, ...]]]:
-    """Returns the files below the folder with the parts of their paths in it, after checking all
-    names of the archive.
-    """
-    wanted = []
-    for member in opened.infolist():
-        parts = check_entry_name(archive, member.filename)
-        if len(parts) < 3 or parts[1] != folder or member.is_dir():
-            continue
-        check_zip_member(archive, member)
-        wanted.append((member, parts[2:]))
-    if not wanted:
-        raise DataError(f"{archive} holds no folder {folder!r}")
-    return wanted
-
-
-def git_tree_id(folder: pathlib.Path) -> str:
-    """Returns the id that git (SHA-1) gives to a folder with this content.
-
-    It is a digest of the names, modes and bytes of all files, which is why it can pin the content
-    of an archive that is made anew for each download. Reference: Pro Git, chapter 10.2, Git
-    Objects.
-    """
-    entries = []
-    for path in folder.iterdir():
-        if path.is_dir():
-            mode, digest = "40000", bytes.fromhex(git_tree_id(path))
-        else:
-            mode = "100755" if path.stat().st_mode & 0o100 else "100644"
-            content = path.read_bytes()
-            digest = hashlib.sha1(b"blob %d\0" % len(content) + content).digest()
-        # Git sorts folders as if their names ended in a slash.
-        key = os.fsencode(path.name) + (b"/" if path.is_dir() else b"")
-        entries.append((key, mode.encode() + b" " + os.fsencode(path.name) + b"\0" + digest))
-    content = b"".join(entry for _, entry in sorted(entries))
-    return hashlib.sha1(b"tree %d\0" % len(content) + content).hexdigest()

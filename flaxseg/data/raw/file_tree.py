@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from flaxseg.data.raw.archives import read_archive
+from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.packed_files import PackedFile
 from flaxseg.data.raw.pairs import Pair
-from flaxseg.data.stream.decode import UndecodableError
 from flaxseg.errors import DataError
 
 _MAX_LIST_BYTES = 16 * 2**20
@@ -23,7 +23,7 @@ class FileTree(Protocol):
     def file(self, name: str) -> pathlib.Path | PackedFile:
         """The file of this name, which need not exist; reading it says so."""
 
-    def names(self, folder: str, suffix: str) -> list[str]:
+    def names(self, folder: str, suffix: str | tuple[str, ...]) -> list[str]:
         """Names, sorted, of all files at any depth below `folder` that end in `suffix`."""
 
 
@@ -36,7 +36,7 @@ class Folder:
     def file(self, name: str) -> pathlib.Path:
         return self.root / name
 
-    def names(self, folder: str, suffix: str) -> list[str]:
+    def names(self, folder: str, suffix: str | tuple[str, ...]) -> list[str]:
         found = []
         for parent, folders, files in os.walk(self.root / folder):
             folders.sort()
@@ -57,7 +57,7 @@ class PackedFolder:
         full = self.prefix + name
         return self.files.get(full) or PackedFile(self.archive, full, None)
 
-    def names(self, folder: str, suffix: str) -> list[str]:
+    def names(self, folder: str, suffix: str | tuple[str, ...]) -> list[str]:
         start = f"{self.prefix}{folder}/"
         return sorted(
             name[len(self.prefix) :]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flaxseg.data.stream.decode import MAX_PIXELS, UndecodableError
+from flaxseg.data.raw.decode import MAX_PIXELS, UndecodableError
 
 _MATRIX, _COMPRESSED = 14, 15
 # Data types of elements, as little-endian NumPy types.

@@ -10,10 +10,27 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from flaxseg.data.sets.segmentation import EncodedExample
-from flaxseg.data.stream.decode import UndecodableError, decode_label, read_file
-from flaxseg.data.stream.exif import set_upright
+from flaxseg.data.raw.decode import UndecodableError, decode_label, read_file
 from flaxseg.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedExample:
+    """One picture and its label as the bytes of their files.
+
+    Attributes:
+      id: unique within the data set.
+      image: bytes of a JPEG or PNG.
+      label: bytes of a PNG that holds raw label ids.
+      image_file, label_file: where the bytes come from, for messages, as a place in the folder of
+        the data set; "" when generated.
+    """
+
+    id: str
+    image: bytes
+    label: bytes
+    image_file: str = ""
+    label_file: str = ""
 
 
 class File(Protocol):
@@ -31,7 +48,7 @@ class Pair:
       id: name of the pair, unique within the splits that repeat no other.
       image, label: the files.
       decode: from the bytes of the label file to raw ids, `[H, W]`; raises UndecodableError.
-      as_stored: the label fits the picture's pixels as they are stored, whatever EXIF says.
+      as_stored: whether the label fits the image's pixels as they are stored, whatever EXIF says.
     """
 
     id: str
@@ -42,8 +59,7 @@ class Pair:
 
     def image_bytes(self) -> bytes:
         """Reads the picture file."""
-        encoded = _read(self.image)
-        return set_upright(encoded) if self.as_stored else encoded
+        return _read(self.image)
 
     def label_bytes(self) -> bytes:
         """Reads the label file."""

@@ -1,11 +1,10 @@
 """What can be wrong with the files of a data set."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flaxseg.errors import ConfigError, DataError
+from flaxseg.errors import ConfigError, DataError, near
 
 MAX_LISTED_PROBLEMS = 50
 
@@ -114,10 +113,9 @@ def problem_kinds(text: str) -> frozenset[str]:
         return frozenset(KINDS)
     unknown = sorted(kinds - set(KINDS))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], list(KINDS), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
-            f"allow_problems names {', '.join(map(repr, unknown))}, no kind of problem.{hint} "
+            f"allow_problems names {', '.join(map(repr, unknown))}, no kind of problem."
+            f"{near(unknown[0], KINDS)} "
             f"Kinds: {', '.join(KINDS)}; or 'all'."
         )
     return kinds

@@ -12,10 +12,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from flaxseg.data.progress import Progress
+from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.packed_files import Account, PackedFile, check_entry_name
-from flaxseg.data.stream.decode import UndecodableError
 from flaxseg.errors import DataError
+from flaxseg.progress import Progress
 
 _BLOCK = 512
 _CHUNK = 1 << 20
@@ -151,7 +151,7 @@ def read_tar(
     found = {}
     with (
         path.open("rb") as file,
-        Progress(f"reading {path.name}", length, progress, unit="B") as shown,
+        Progress(f"reading {path.name}", length, "B", enabled=progress) as shown,
     ):
         handle = _Handle(os.dup(file.fileno()))
         source = _Bytes(path, file, lambda number: file.seek(number, os.SEEK_CUR))
@@ -183,7 +183,7 @@ def read_compressed_tar(
         path.open("rb") as packed,
         gzip.GzipFile(fileobj=packed) as unpacked,
         tempfile.TemporaryFile(prefix="flaxseg-") as kept,
-        Progress(f"reading {path.name}", path.stat().st_size, progress, unit="B") as shown,
+        Progress(f"reading {path.name}", path.stat().st_size, "B", enabled=progress) as shown,
         _gzip_errors(path),
     ):
         handle = _Handle(os.dup(kept.fileno()))

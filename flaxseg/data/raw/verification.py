@@ -14,11 +14,11 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL
+from flaxseg.data.raw.dataset_info import DatasetInfo
+from flaxseg.data.raw.decode import UndecodableError, decode_image
+from flaxseg.data.raw.findings import Report, Statistics
 from flaxseg.data.raw.label_map import LabelMap, count_ids
 from flaxseg.data.raw.problems import UNUSABLE, Problem
-from flaxseg.data.raw.report import Report, Statistics
-from flaxseg.data.sets.info import DatasetInfo
-from flaxseg.data.stream.decode import UndecodableError, decode_image
 
 _MAX_THREADS = 32
 # Pictures of more pixels than this are decoded one at a time, which bounds the memory it takes.
@@ -34,11 +34,13 @@ class Checkable(Protocol):
     Attributes:
       id: its name.
       image, label: files or other names, for messages.
+      as_stored: whether the label fits the pixels as they are stored, whatever EXIF says.
     """
 
     id: str
     image: object
     label: object
+    as_stored: bool
 
     def image_bytes(self) -> bytes:
         """The bytes of the picture; OSError or UndecodableError where they can not be had."""
@@ -187,7 +189,7 @@ def _examine_pair(pair: Checkable, label_map: LabelMap) -> _Examined:
     encoded = _read(pair.image_bytes, pair.image, "picture", pair, examined.problems)
     if encoded is not None:
         try:
-            size, examined.digest = _size_and_digest(encoded)
+            size, examined.digest = _size_and_digest(encoded, pair.as_stored)
         except UndecodableError as error:
             examined.digest = hashlib.sha256(encoded).digest() if encoded else None
             examined.problems.append(_undecodable(pair.image, error))
@@ -263,15 +265,15 @@ def _other_size(pair: Checkable, image: tuple[int, ...], label: tuple[int, ...])
     )
 
 
-def _size_and_digest(encoded: bytes) -> tuple[tuple[int, int], bytes]:
-    """The (H, W) of a picture and the digest of its pixels."""
+def _size_and_digest(encoded: bytes, as_stored: bool) -> tuple[tuple[int, int], bytes]:
+    """Returns the (H, W) of an image and the digest of its pixels."""
     try:
-        return _of_pixels(decode_image(encoded, _LARGE))
+        return _of_pixels(decode_image(encoded, _LARGE, as_stored=as_stored))
     except UndecodableError as error:
         if "width" not in error.details:
             raise
     with _one_large_picture:
-        return _of_pixels(decode_image(encoded))
+        return _of_pixels(decode_image(encoded, as_stored=as_stored))
 
 
 def _of_pixels(image: np.ndarray) -> tuple[tuple[int, int], bytes]:

@@ -7,14 +7,11 @@ belongs to none of the classes, which is ignored, and class i has id i + 1.
 
 import pathlib
 
-import tensorflow_datasets as tfds
-
 from flaxseg.classes import IGNORE_LABEL
+from flaxseg.data.raw.dataset_info import DatasetInfo
 from flaxseg.data.raw.file_tree import check_folder, nothing_found, open_tree, pair_up
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.sets.ade20k_classes import CLASSES
-from flaxseg.data.sets.info import DatasetInfo
-from flaxseg.data.sets.segmentation import SegmentationBuilder
 
 ARCHIVE = "ADEChallengeData2016.zip"
 URL = f"http://data.csail.mit.edu/places/ADEchallenge/{ARCHIVE}"
@@ -40,13 +37,6 @@ INFO = DatasetInfo(
 )
 
 _FOLDERS = {"train": "training", "val": "validation"}
-
-
-class Ade20k(SegmentationBuilder):
-    """TFDS builder of `ade20k`."""
-
-    INFO = INFO
-    VERSION = tfds.core.Version(INFO.version)
 
 
 def find_pairs(

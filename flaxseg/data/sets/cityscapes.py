@@ -16,9 +16,10 @@ picture and the car are marked, which is ignored, so there is nothing to evaluat
 import pathlib
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from flaxseg.classes import IGNORE_LABEL
+from flaxseg.data.raw.dataset_info import DatasetInfo
+from flaxseg.data.raw.decode import UndecodableError, decode_label
 from flaxseg.data.raw.file_tree import (
     FileTree,
     Folder,
@@ -29,9 +30,6 @@ from flaxseg.data.raw.file_tree import (
 )
 from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.data.raw.pairs import File, Pair
-from flaxseg.data.sets.info import DatasetInfo
-from flaxseg.data.sets.segmentation import SegmentationBuilder
-from flaxseg.data.stream.decode import UndecodableError, decode_label
 from flaxseg.errors import DataError
 
 HOW_TO_GET = (
@@ -125,13 +123,6 @@ _PARTS = {
     "train_coarse": ("train", "gtCoarse"),
     "val_coarse": ("val", "gtCoarse"),
 }
-
-
-class Cityscapes(SegmentationBuilder):
-    """TFDS builder of `cityscapes`."""
-
-    INFO = INFO
-    VERSION = tfds.core.Version(INFO.version)
 
 
 def find_pairs(

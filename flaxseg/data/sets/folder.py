@@ -12,9 +12,10 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from flaxseg.classes import IGNORE_LABEL
+from flaxseg.classes import IGNORE_LABEL, voc_colors
+from flaxseg.data.raw.dataset_info import DatasetInfo
+from flaxseg.data.raw.decode import UndecodableError, decode_color_label, decode_label
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.raw.problems import Problem
 from flaxseg.data.sets.folder_draft import draft
@@ -26,9 +27,6 @@ from flaxseg.data.sets.folder_file import (
     is_split_name,
     read_folder_file,
 )
-from flaxseg.data.sets.info import DatasetInfo
-from flaxseg.data.sets.segmentation import SegmentationBuilder
-from flaxseg.data.stream.decode import UndecodableError, decode_color_label, decode_label
 from flaxseg.errors import DataError
 
 _READ = (".png", ".jpg", ".jpeg")
@@ -38,16 +36,6 @@ _USUAL_ORDER = ("train", "val", "valid", "validation", "test")
 _MAX_NAMED_COLORS, _MAX_KEPT_COLORS = 12, 1000
 _UNKNOWN = 256  # beyond all train ids
 _CHUNK = 1 << 20  # pixels looked up at a time, which bounds the memory it takes
-
-
-class Folder(SegmentationBuilder):
-    """TFDS builder of a folder of one's own; its facts are known when it is made."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, *, info: DatasetInfo, **kwargs):
-        self.INFO = info
-        super().__init__(**kwargs)
 
 
 def read_folder(path: pathlib.Path, reserved: Iterable[str]) -> tuple[FolderFile, DatasetInfo]:
@@ -181,8 +169,6 @@ def _unknown_colors(packed: np.ndarray, num_known: int) -> UndecodableError:
 
 
 def _info(folder: FolderFile, splits: tuple[str, ...]) -> DatasetInfo:
-    from flaxseg.drawing.images import voc_colors  # which needs JAX beside it
-
     eval_split = folder.eval_split
     if eval_split and eval_split not in splits:
         raise DataError(
@@ -194,7 +180,7 @@ def _info(folder: FolderFile, splits: tuple[str, ...]) -> DatasetInfo:
     as_is = {**{i: i for i in range(num_classes)}, IGNORE_LABEL: IGNORE_LABEL}
     return DatasetInfo(
         name=folder.name,
-        version=str(Folder.VERSION),
+        version="1.0.0",
         description=folder.description,
         class_names=folder.class_names,
         class_colors=folder.class_colors or voc_colors(num_classes),

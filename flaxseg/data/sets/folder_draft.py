@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL
+from flaxseg.data.raw.decode import UndecodableError, decode_color_label, decode_label, read_file
 from flaxseg.data.raw.label_map import count_ids
-from flaxseg.data.stream.decode import UndecodableError, decode_color_label, decode_label, read_file
 
 _MAX_MASKS = 100  # looked at
 _MAX_VALUES = 60  # more are no classes

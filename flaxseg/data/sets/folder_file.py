@@ -1,7 +1,6 @@
 """`dataset.toml`: what a folder of one's own pictures and masks says about itself."""
 
 import dataclasses
-import difflib
 import pathlib
 import re
 import tomllib
@@ -9,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flaxseg.classes import IGNORE_LABEL
-from flaxseg.errors import DataError
+from flaxseg.errors import DataError, near
 
 FILE_NAME = "dataset.toml"
 
@@ -144,8 +143,7 @@ class _Reader:
         for key in table:
             if key in known:
                 continue
-            near = difflib.get_close_matches(key, list(known), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+            hint = near(key, known) or f" Known: {', '.join(known)}."
             if where and key in _KEYS:
                 hint = " It belongs above the first [[classes]], outside of any table."
             self._wrong(f"{where}there is no key {key!r}.{hint}")

@@ -15,9 +15,10 @@ import dataclasses
 import pathlib
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from flaxseg.classes import IGNORE_LABEL, voc_colors
+from flaxseg.data.raw.dataset_info import DatasetInfo
+from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.file_tree import (
     FileTree,
     check_folder,
@@ -29,9 +30,6 @@ from flaxseg.data.raw.file_tree import (
 from flaxseg.data.raw.label_map import count_ids
 from flaxseg.data.raw.mat_file import read_mat_array
 from flaxseg.data.raw.pairs import Pair
-from flaxseg.data.sets.info import DatasetInfo
-from flaxseg.data.sets.segmentation import SegmentationBuilder
-from flaxseg.data.stream.decode import UndecodableError
 
 VOC_ARCHIVE = "VOCtrainval_03-May-2010.tar"
 LABEL_ARCHIVE = "trainval.tar.gz"
@@ -141,20 +139,6 @@ INFO_60 = dataclasses.replace(
     class_colors=voc_colors(60),
     label_map={i: i for i in range(60)},
 )
-
-
-class PascalContext(SegmentationBuilder):
-    """TFDS builder of `pascal_context`."""
-
-    INFO = INFO
-    VERSION = tfds.core.Version(INFO.version)
-
-
-class PascalContext60(SegmentationBuilder):
-    """TFDS builder of `pascal_context_60`."""
-
-    INFO = INFO_60
-    VERSION = tfds.core.Version(INFO_60.version)
 
 
 def find_pairs(

@@ -13,16 +13,14 @@ label a picture it has VOC's label, which unlike SBD's marks the borders of obje
 import pathlib
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from flaxseg.classes import IGNORE_LABEL, VOC_CLASSES, voc_colors
+from flaxseg.data.raw.dataset_info import DatasetInfo
+from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.file_tree import FileTree, check_folder, nothing_found, open_tree, read_ids
 from flaxseg.data.raw.mat_file import read_mat_array
 from flaxseg.data.raw.pairs import Pair
-from flaxseg.data.sets.info import DatasetInfo
-from flaxseg.data.sets.segmentation import SegmentationBuilder
 from flaxseg.data.sets.voc_seg11valid import SEG11VALID
-from flaxseg.data.stream.decode import UndecodableError
 
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 VOC_URL = f"https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/{VOC_ARCHIVE}"
@@ -66,13 +64,6 @@ INFO = DatasetInfo(
     repeated={"seg11valid": "val"},
     optional={"sbd": _NEEDS_SBD, "train_aug": _NEEDS_SBD},
 )
-
-
-class VocSegmentation(SegmentationBuilder):
-    """TFDS builder of `voc_segmentation`."""
-
-    INFO = INFO
-    VERSION = tfds.core.Version(INFO.version)
 
 
 def find_pairs(

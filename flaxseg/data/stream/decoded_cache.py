@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flaxseg.data.raw.preparation import PathLike
-from flaxseg.data.stream.records import Record, Records
+from flaxseg.data.prepared.records import Record, Records
 from flaxseg.errors import DataError
+from flaxseg.files import PathLike
 
 # The folder's name has it: what another version wrote is not found, instead of read wrongly.
 _FORMAT = 1

@@ -18,11 +18,11 @@ import grain
 import numpy as np
 from absl import flags
 
-from flaxseg.data.raw.preparation import PathLike
+from flaxseg.data.prepared.records import Records, open_split
 from flaxseg.data.stream.augmentation import Augmentation, augment
 from flaxseg.data.stream.decoded_cache import CachedRecords
-from flaxseg.data.stream.records import Records, open_split
 from flaxseg.errors import CheckpointError, ConfigError, DataError
+from flaxseg.files import PathLike
 from flaxseg.host_memory import keep_freed_memory
 
 _MAX_THREADS = 16

@@ -1,23 +1,21 @@
-"""The check of a data set by its name: of its files, or of what was prepared from them."""
+"""Checks a data set by its name: its files, or what was prepared from them."""
 
 import functools
 import pathlib
 
 import numpy as np
 
-from flaxseg.data.raw.preparation import (
-    PathLike,
-    as_data_dir,
-    check_pairs,
-    find_damage,
-    read_manifest,
-)
+from flaxseg.data.prepared.manifest import as_data_dir, find_damage, read_manifest
+from flaxseg.data.prepared.records import Records, open_split
+from flaxseg.data.raw.decode import UndecodableError, decode_label
+from flaxseg.data.raw.findings import Report
 from flaxseg.data.raw.problems import Problem
-from flaxseg.data.raw.report import Report
+from flaxseg.data.raw.verification import examine
 from flaxseg.data.sets import catalog
-from flaxseg.data.stream.decode import UndecodableError, decode_label
-from flaxseg.data.stream.records import Records, open_split
+from flaxseg.data.sets.sources import Generated, OwnFolder, Published
 from flaxseg.errors import DataError, NotPreparedError
+from flaxseg.files import PathLike
+from flaxseg.progress import Progress
 
 
 def verify_data(
@@ -28,12 +26,12 @@ def verify_data(
     progress: bool = True,
     num_threads: int | None = None,
 ) -> Report:
-    """Reads a whole data set and says everything that is wrong with it, and what it holds.
+    """Reads a whole data set and reports everything that is wrong with it, and what it holds.
 
     Args:
-      name: of the data set, see `list_datasets`; `"folder:PATH"` for one's own pictures.
-      manual_dir: the folder with the published files, of which nothing needs to be prepared;
-        without it the prepared records in `data_dir` are checked.
+      name: of the data set, see `list_datasets`; `"folder:PATH"` for one's own images.
+      manual_dir: the folder with the published files, which need not be prepared; without it the
+        prepared records in `data_dir` are checked.
       data_dir: the folder of all prepared data sets; `default_data_dir()` if None or "".
       progress: show progress on stderr.
       num_threads: decode in so many threads; as many as there are cores (at most 32) if None.
@@ -45,28 +43,37 @@ def verify_data(
       ConfigError: there is no such data set.
       DataError: nothing of it can be found.
     """
-    entry = catalog.find_entry(catalog.full_name(name, manual_dir))
-    folder = entry.source or (pathlib.Path(manual_dir).expanduser() if manual_dir else None)
-    if folder is not None and entry.find_pairs is not None:
-        pairs, known = entry.find_pairs(folder)
-        return check_pairs(entry, pairs, known, str(folder.resolve()), progress, num_threads)
-    if manual_dir and entry.find_pairs is None and entry.info.prepared is None:
+    source = catalog.find_source(catalog.full_name(name, manual_dir))
+    if isinstance(source, OwnFolder):
+        return source.files().check(progress, num_threads)
+    if manual_dir and isinstance(source, Published):
+        return source.files(pathlib.Path(manual_dir).expanduser()).check(progress, num_threads)
+    if manual_dir and isinstance(source, Generated):
         raise DataError(f"data set {name!r} is not made of files; leave manual_dir out")
     try:
         damage = find_damage(name, data_dir)
     except NotPreparedError as error:
         raise NotPreparedError(f"{error}\nOr check its files: --manual_dir=FOLDER") from None
-    known = [Problem("files", damage)] if damage else []
+    splits = read_manifest(name, data_dir).splits
     stored = {}
-    for split in read_manifest(name, data_dir).splits:
+    for split in splits:
         records = open_split(name, split, data_dir)
         stored[split] = [_StoredPair(records, number) for number in range(len(records))]
-    source = str(entry.info.prepared or as_data_dir(data_dir).resolve() / entry.info.name)
-    return check_pairs(entry, stored, known, source, progress, num_threads)
+    with Progress(f"checking {source.info.name}", sum(splits.values()), enabled=progress) as shown:
+        return examine(
+            stored,
+            source.info,
+            source=str(source.info.prepared or as_data_dir(data_dir).resolve() / source.info.name),
+            known=[Problem("files", damage)] if damage else [],
+            advance=shown.advance,
+            num_threads=num_threads,
+        )
 
 
 class _StoredPair:
-    """A picture and its label in a prepared data set."""
+    """An image and its label in a prepared data set."""
+
+    as_stored = True
 
     def __init__(self, records: Records, number: int):
         self._records = records
@@ -81,7 +88,7 @@ class _StoredPair:
 
     @property
     def image(self) -> str:
-        return f"picture of record {self.id!r}"
+        return f"image of record {self.id!r}"
 
     @property
     def label(self) -> str:

@@ -78,21 +78,25 @@ def read_file(path: pathlib.Path) -> bytes:
         os.close(handle)
 
 
-def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(
+    encoded: bytes, max_pixels: int = MAX_PIXELS, *, as_stored: bool = False
+) -> np.ndarray:
     """Decodes a JPEG or PNG picture to RGB.
 
     Grey, palette and CMYK pictures are converted and an alpha channel is dropped.
 
     Args:
       encoded: the bytes of the file.
-      max_pixels: refuse a picture of more pixels, before decoding it.
+      max_pixels: refuse an image of more pixels before decoding it.
+      as_stored: return the pixels as they are stored even where EXIF says that they are turned.
+        Published label sets were drawn on the stored pixels, by programs that do not turn them.
 
     Returns:
       uint8 `[H, W, 3]`.
 
     Raises:
-      UndecodableError: not a JPEG or PNG, damaged, too large, of more than 8 bits, or stored turned
-        (EXIF).
+      UndecodableError: it is no JPEG or PNG, damaged, too large, of more than 8 bits, or stored
+        turned (EXIF) unless `as_stored`.
     """
     with _open(encoded, ("JPEG", "PNG"), max_pixels) as picture:
         if picture.mode not in _IMAGE_MODES:
@@ -105,7 +109,7 @@ def decode_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         loaded = _load(picture) if pixels is None else None
         # Pillow decodes a whole PNG to look for EXIF behind its pixels; a plain one has none.
         plain_png = pixels is not None and picture.format == "PNG"
-        orientation = 1 if plain_png else _orientation(picture)
+        orientation = 1 if as_stored or plain_png else _orientation(picture)
         if orientation not in (0, 1):
             raise UndecodableError(
                 f"EXIF orientation {orientation}: the picture is stored turned or mirrored, so it "

@@ -1,67 +1,53 @@
-"""What the TFDS builders of all data sets share: the features, and encoded bytes in, so that
-TensorFlow is never needed.
-"""
+"""Writes encoded examples as ArrayRecord files by a TFDS builder, without TensorFlow."""
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from flaxseg.data.sets.info import DatasetInfo
+from flaxseg.data.raw.dataset_info import DatasetInfo
+from flaxseg.data.raw.pairs import EncodedExample
 
 SHARD_BYTES = 256 * 2**20
-"""A file of records is ended when it has so many bytes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedExample:
-    """One picture and its label as the bytes of their files.
-
-    Attributes:
-      id: unique within the data set.
-      image: bytes of a JPEG or PNG.
-      label: bytes of a PNG that holds raw label ids.
-      image_file, label_file: where the bytes come from, for messages, as a place in the folder of
-        the data set; "" when generated.
-    """
-
-    id: str
-    image: bytes
-    label: bytes
-    image_file: str = ""
-    label_file: str = ""
+"""The size in bytes from which on a further file of records is begun."""
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes pictures and labels in ArrayRecord form.
+    """Writes the examples of one data set.
 
-    A subclass states `INFO` and is registered with TFDS under its own class name.
+    Args:
+      info: the facts of the data set.
+      examples: for each split, a function that yields its examples.
+      data_dir: the folder to write to.
+      name: begins the names of the files; letters, digits and "_".
     """
 
-    INFO: DatasetInfo
-    VERSION = tfds.core.Version("1.0.0")
     # TFDS would look beside the code for files of checksums and tags, with a package that it does
     # not require.
     code_path = None
 
     def __init__(
         self,
-        *,
-        examples: dict[str, Callable[[], Iterator[EncodedExample]]] | None = None,
-        **kwargs,
+        info: DatasetInfo,
+        examples: Mapping[str, Callable[[], Iterator[EncodedExample]]],
+        data_dir: pathlib.Path,
+        name: str,
     ):
-        """Takes per split what yields its examples (only to prepare); the rest goes to TFDS."""
+        self.name = name
+        self.VERSION = tfds.core.Version(info.version)
+        self._facts = info
         self._examples = examples
-        super().__init__(file_format="array_record", **kwargs)
+        super().__init__(file_format="array_record", data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self.INFO.description,
+            description=self._facts.description,
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3), dtype=np.uint8),
@@ -73,9 +59,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                     "label_file": tfds.features.Text(),
                 }
             ),
-            homepage=self.INFO.homepage,
-            citation=self.INFO.citation,
-            license=self.INFO.license,
+            homepage=self._facts.homepage,
+            citation=self._facts.citation,
+            license=self._facts.license,
             disable_shuffling=True,  # records keep the order of the published lists
         )
 
@@ -86,7 +72,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         has more than 1000 MiB.
         """
         del dl_manager, download_config
-        assert self._examples is not None, "the examples are given to prepare only"
         written = [self._write_split(split, make) for split, make in self._examples.items()]
         self.info.set_splits(tfds.core.splits.SplitDict(written))
 

@@ -7,12 +7,13 @@ from typing import SupportsIndex, TypedDict, overload
 import numpy as np
 import tensorflow_datasets as tfds
 
+from flaxseg.data.prepared.manifest import as_data_dir, prepared_dir, read_manifest
+from flaxseg.data.raw.dataset_info import DatasetInfo
+from flaxseg.data.raw.decode import UndecodableError, decode_image, decode_label
 from flaxseg.data.raw.label_map import LabelMap
-from flaxseg.data.raw.preparation import PathLike, as_data_dir, prepared_dir, read_manifest
 from flaxseg.data.sets import catalog
-from flaxseg.data.sets.info import DatasetInfo
-from flaxseg.data.stream.decode import UndecodableError, decode_image, decode_label
 from flaxseg.errors import ConfigError, DataError, near
+from flaxseg.files import PathLike
 
 
 class Record(TypedDict):
@@ -108,7 +109,8 @@ class Records(Sequence):
     def _decode(self, encoded: dict[str, bytes]) -> Record:
         name = encoded["id"].decode()
         try:
-            image = decode_image(encoded["image"])
+            # An orientation that the label does not follow was refused before it was stored.
+            image = decode_image(encoded["image"], as_stored=True)
         except UndecodableError as error:
             raise self._bad(name, encoded["image_file"], "picture", str(error)) from None
         try:

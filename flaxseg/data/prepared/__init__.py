@@ -1,0 +1,1 @@
+"""Prepares data sets as records, once, and reads them."""
