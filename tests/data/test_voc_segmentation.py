@@ -19,7 +19,7 @@ from published_archives import (
 import flaxseg.data
 from flaxseg.data.sets import voc_segmentation
 from flaxseg.data.sets.voc_seg11valid import SEG11VALID
-from flaxseg.errors import DataError
+from flaxseg.errors import ConfigError, DataError
 
 INFO = flaxseg.data.dataset_info("voc_segmentation")
 TRAIN = ["2007_000032", "2008_000008", "2009_000100"]
@@ -96,7 +96,7 @@ def test_parts_of_combined_splits(prepared):
     assert len(records) == 3
     assert records[-1]["id"] == together[3]
     for wrong in ("train_aug[9:]", "train_aug[3:3]", "train_aug[x:]"):
-        with pytest.raises(DataError, match=r"no part of a split: .*train \(3 rec"):
+        with pytest.raises(ConfigError, match=r"no part of a split: .*train \(3 rec"):
             names(wrong, prepared)
 
 
