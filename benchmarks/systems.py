@@ -154,12 +154,13 @@ def flaxseg_program(system: System, work: Workload):
     )
     tx = make_optimizer(shapes["params"], head_lr_multiplier=1.0)
     parallel = make_parallel("jit", jax.devices()[:1])
-    state = [parallel.put_state(create_state(model, tx, 0, size))]
+    fresh = create_state(model, tx, 0, size)
+    state = [parallel.put_state(fresh)]
     schedule = make_schedule("poly", 0.001, 600)
     step = parallel.compile_train_step(make_train_step(model, tx, schedule=schedule))
     image, label = batch(system, work)
     predict = jax.jit(make_predict_step(model))
-    variables = create_state(model, tx, 0, size).variables()
+    variables = fresh.variables()
 
     def forward(variables, pixels):
         return model.apply(variables, normalize(pixels, model.normalization)).logits

@@ -1,6 +1,7 @@
 """The pages and docstrings whose examples are code: they run as they stand."""
 
 import doctest
+import functools
 import importlib
 import re
 import subprocess
@@ -59,12 +60,12 @@ def test_import_brings_no_more_than_it_needs(module, unwanted):
 def test_the_names_of_the_package_cost_nothing_and_layers_only_what_flax_costs():
     """So that `benchmarks/import_time.py` finds 0.02 and 1.0 times the time of Flax itself."""
     assert not [name for name in _loaded_by("flaxseg") if name.split(".")[0] in ("jax", "flax")]
-    on_top = _loaded_by("flaxseg.layers", before="flax.linen")
-    # Other names of what JAX has loaded already.
-    on_top -= {"jax.ad_checkpoint"}
+    # Other names of what JAX has loaded already are left out.
+    on_top = _loaded_by("flaxseg.layers", before="flax.linen") - {"jax.ad_checkpoint"}
     assert {name.split(".")[0] for name in on_top} == {"flaxseg"}
 
 
+@functools.cache
 def _loaded_by(module: str, before: str = "sys") -> set[str]:
     """The modules that an import brings into a fresh process, on top of those of another one."""
     code = (

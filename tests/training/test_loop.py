@@ -34,6 +34,7 @@ def config(shapes_dir):
     config.model.name = "tiny"
     config.model.backbone = "resnet18"  # not used by the tiny model
     config.data.dir = str(shapes_dir)
+    config.data.eval_split = "val[:20]"
     config.data.crop_size = (24, 32)
     config.batch_size = 8
     config.steps = STEPS
@@ -42,7 +43,7 @@ def config(shapes_dir):
     config.log.tensorboard = False
     config.checkpoint.every_steps = 2
     config.eval.every_steps = 3
-    config.eval.batch_size = 50
+    config.eval.batch_size = 16
     config.eval.num_pictures = 2
     return config
 
@@ -91,7 +92,7 @@ def test_a_run_from_start_to_end(config, tmp_path, capsys):
     model, variables = flaxseg.load_model(tmp_path)
     metrics = flaxseg.evaluate(
         flaxseg.inference.make_predict_fn(model, variables),
-        flaxseg.data.open_split("shapes", "val", config.data.dir),
+        flaxseg.data.open_split("shapes", config.data.eval_split, config.data.dir),
         9,
         batch_size=10,
     )

@@ -51,11 +51,12 @@ def tiny_arguments(shapes_dir):
     settings = {
         "model.name": "tiny",
         "data.dir": shapes_dir,
+        "data.eval_split": "val[:20]",
         "data.crop_size": "16,16",
         "batch_size": 2,
         "steps": 60,
         "eval.every_steps": 30,
-        "eval.batch_size": 50,
+        "eval.batch_size": 16,
         "eval.num_pictures": 1,
         "checkpoint.every_steps": 3,
         "log.every_steps": 10,
@@ -128,7 +129,9 @@ def test_killed_at_any_moment_the_run_ends_as_if_it_had_not_been(
     assert (workdir / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_exits_75(
     tmp_path, repository, environment, train, tiny_arguments, number
 ):
@@ -158,57 +161,62 @@ def test_two_programs_can_not_share_a_run(tmp_path, repository, environment, tra
         process.communicate()
 
 
+MISTAKES = [
+    (
+        "configs/deeplab.py:data=cityscapes",
+        ["--config.data.dir=DIR/data"],
+        1,
+        ["can not be downloaded by a program", "--config.data.manual_dir"],
+    ),
+    ("configs/deeplab.py:data=shapess", [], 2, ['Did you mean "shapes"?']),
+    (
+        "configs/deeplab.py:data=shapes",
+        ["--config.optimizer.learnin_rate=1"],
+        2,
+        ["no field 'optimizer.learnin_rate'", 'Did you mean "optimizer.learning_rate"?'],
+    ),
+    (None, ["--coordinator=localhost:1"], 2, ["--coordinator needs --num_processes and"]),
+    ("configs/deeplab.py:data=shapes", ["--config.steps=many"], 2, ["steps", "many"]),
+    (
+        "configs/deeplab.py:data=shapes",
+        [
+            "--config.steps=0",
+            "--config.data.crop_size=0,9",
+            "--config.loss.outputs.logits.kind=cross_entropy + 0.5 * dise",
+        ],
+        2,
+        ["steps is 0", "data.crop_size is (0, 9)", "loss.outputs.logits", 'mean "dice"?'],
+    ),
+]
+MORE_MISTAKES = [
+    ("configs/deeplab.py:varant=v3", [], 2, ['Did you mean "variant"?']),
+    ("configs/nope.py", [], 2, ["configs/nope.py can not be read"]),
+    (
+        "configs/deeplab.py:data=shapes",
+        ["--config.optimzer.learning_rate=1"],
+        2,
+        ['Did you mean "optimizer.learning_rate"?'],
+    ),
+    (
+        "configs/deeplab.py:data=shapes",
+        ["--config.model.options.rates=1,2", "--config.model.options.featurs=9"],
+        2,
+        ["no field 'model.options.featurs'", 'Did you mean "model.options.features"?'],
+    ),
+    (None, ["--config.stepz=1"], 2, ['Did you mean "steps"?']),
+    ("configs/deeplab.py:data=shapes", ["--wrkdir=x"], 2, ["wrkdir", "workdir"]),
+    (
+        "configs/deeplab.py:data=camvid",
+        ["--config.data.dir=DIR/data", "--config.data.manual_dir=/does/not/exist"],
+        1,
+        ["/does/not/exist"],
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("config", "arguments", "code", "parts"),
-    [
-        (
-            "configs/deeplab.py:data=cityscapes",
-            ["--config.data.dir=DIR/data"],
-            1,
-            ["can not be downloaded by a program", "--config.data.manual_dir"],
-        ),
-        ("configs/deeplab.py:data=shapess", [], 2, ['Did you mean "shapes"?']),
-        ("configs/deeplab.py:varant=v3", [], 2, ['Did you mean "variant"?']),
-        ("configs/nope.py", [], 2, ["configs/nope.py can not be read"]),
-        (
-            "configs/deeplab.py:data=shapes",
-            ["--config.optimizer.learnin_rate=1"],
-            2,
-            ["no field 'optimizer.learnin_rate'", 'Did you mean "optimizer.learning_rate"?'],
-        ),
-        (
-            "configs/deeplab.py:data=shapes",
-            ["--config.optimzer.learning_rate=1"],
-            2,
-            ['Did you mean "optimizer.learning_rate"?'],
-        ),
-        (
-            "configs/deeplab.py:data=shapes",
-            ["--config.model.options.rates=1,2", "--config.model.options.featurs=9"],
-            2,
-            ["no field 'model.options.featurs'", 'Did you mean "model.options.features"?'],
-        ),
-        (None, ["--config.stepz=1"], 2, ['Did you mean "steps"?']),
-        (None, ["--coordinator=localhost:1"], 2, ["--coordinator needs --num_processes and"]),
-        ("configs/deeplab.py:data=shapes", ["--config.steps=many"], 2, ["steps", "many"]),
-        ("configs/deeplab.py:data=shapes", ["--wrkdir=x"], 2, ["wrkdir", "workdir"]),
-        (
-            "configs/deeplab.py:data=shapes",
-            [
-                "--config.steps=0",
-                "--config.data.crop_size=0,9",
-                "--config.loss.outputs.logits.kind=cross_entropy + 0.5 * dise",
-            ],
-            2,
-            ["steps is 0", "data.crop_size is (0, 9)", "loss.outputs.logits", 'mean "dice"?'],
-        ),
-        (
-            "configs/deeplab.py:data=camvid",
-            ["--config.data.dir=DIR/data", "--config.data.manual_dir=/does/not/exist"],
-            1,
-            ["/does/not/exist"],
-        ),
-    ],
+    [*MISTAKES, *(pytest.param(*mistake, marks=pytest.mark.slow) for mistake in MORE_MISTAKES)],
 )
 def test_mistakes_have_a_message_and_a_code(train, tmp_path, config, arguments, code, parts):
     arguments = [argument.replace("DIR", str(tmp_path)) for argument in arguments]
