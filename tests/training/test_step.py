@@ -380,7 +380,9 @@ def test_outputs_have_weights_by_name_or_that_of_all_auxiliary_ones():
     assert abs(whole - main[0]) > 0.1
 
 
-@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("pmap", 2)])
+@pytest.mark.parametrize(
+    ("kind", "devices"), [("jit", 1), pytest.param("pmap", 2, marks=pytest.mark.slow)]
+)
 def test_a_summed_loss_is_the_mean_at_an_equivalent_rate_and_decay(kind, devices):
     batch = tiny_batch(0)
     share = float((batch["label"] != 255).sum() / len(batch["label"]))  # valid pixels of an image
@@ -401,7 +403,9 @@ def test_a_summed_loss_is_the_mean_at_an_equivalent_rate_and_decay(kind, devices
         np.testing.assert_allclose(other["grad_norm"], share * one["grad_norm"], rtol=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("pmap", 2)])
+@pytest.mark.parametrize(
+    ("kind", "devices"), [("jit", 1), pytest.param("pmap", 2, marks=pytest.mark.slow)]
+)
 def test_sampling_keeps_a_share_of_the_pixels_and_trains_on_these_alone(kind, devices):
     batch = tiny_batch(0, hw=(33, 33))
     batch["label"] = np.where(batch["label"] == 255, 0, batch["label"]).astype(np.uint8)
