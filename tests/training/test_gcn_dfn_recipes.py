@@ -86,7 +86,9 @@ def test_dfn_has_a_loss_for_every_output(variant):
             assert (loss.weight, loss.kind, loss.target) == (1.0, "cross_entropy", "label")
 
 
-@pytest.mark.parametrize(("system", "variant"), [("gcn", "gcn"), ("dfn", "dfn")])
+@pytest.mark.parametrize(
+    ("system", "variant"), [("gcn", "gcn"), pytest.param("dfn", "dfn", marks=pytest.mark.slow)]
+)
 def test_a_training_step_takes_the_losses_of_the_recipe(system, variant):
     """As it is traced, a step refuses outputs without a loss, and losses without an output."""
     config = load_recipe(system)(f"data=shapes,variant={variant}")
