@@ -72,7 +72,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
         rates=config_dict.placeholder(tuple),  # None: those of the papers at the output stride
         features=512 if chosen["variant"] == "cascade" else 256,
         dropout=0.0 if chosen["variant"] == "cascade" else 0.1,
-        align_corners=config_dict.placeholder(bool),  # None: features stay where they are
+        align_corners=config_dict.FieldReference("cells", field_type=object),  # or a bool
     )
     if config.model.name != "deeplabv3_cascade":
         recipes.set_options(config, image_pooling=True)

@@ -121,7 +121,7 @@ def _camvid(config: config_dict.ConfigDict, variant: str) -> None:
     config.model.output_stride = 16
     config.optimizer.head_lr_multiplier = 0.1  # no BatchNorm in the head
     recipes.set_options(config, rates=(1, 1, 1, 2, 4, 8, 1))
-    config.loss.outputs.scores.align_corners = None  # as the model does without a margin
+    config.loss.outputs.scores.align_corners = "cells"  # as the model does without a margin
 
 
 def _shapes(config: config_dict.ConfigDict, variant: str) -> None:
@@ -129,7 +129,7 @@ def _shapes(config: config_dict.ConfigDict, variant: str) -> None:
     recipes.shapes(config, crop=97)
     config.model.output_stride = 16
     recipes.set_options(config, rates=(1, 1, 1, 2, 4, 1))
-    config.loss.outputs.scores.align_corners = None  # as the model does without a margin
+    config.loss.outputs.scores.align_corners = "cells"  # as the model does without a margin
 
 
 _DATA = {

@@ -54,7 +54,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
         features=512,
         dropout=0.1,
         channel_dropout=True,
-        align_corners=True,
+        align_corners=config_dict.FieldReference("cells", field_type=object),  # or a bool
     )
     config.loss.outputs.auxiliary.weight = 0.4
     config.optimizer.decay_bn_and_bias = True

@@ -74,8 +74,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
         features=256,
         pooling_blocks=4,
         dropout=0.5,
-        align_corners=True,
-        final_align_corners=False,
+        align_corners=config_dict.FieldReference(True, field_type=object),  # or "cells"
+        final_align_corners=config_dict.FieldReference(False, field_type=object),
     )
     if variant in _HEAVY:
         config.model.name = "refinenet"
@@ -171,7 +171,7 @@ def _small(config: config_dict.ConfigDict, variant: str, features: int) -> None:
     if variant in _HEAVY:
         options.scales = (1.0,)
     with config.unlocked():
-        options.align_corners = options.final_align_corners = None
+        options.align_corners = options.final_align_corners = "cells"
 
 
 _DATA = {

@@ -45,6 +45,7 @@ class AlexNet(nn.Module):
     dtype: Dtype | None = None
 
     normalization: ClassVar[ImageNormalization] = CAFFE
+    call_options: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:

@@ -89,6 +89,8 @@ class _MobileNet(nn.Module):
     remat: bool = False
     dtype: Dtype | None = None
 
+    call_options: ClassVar[tuple[str, ...]] = ("halve_c3", "stage_features")
+
     @nn.compact
     def __call__(
         self,

@@ -184,6 +184,7 @@ class ResNet(nn.Module):
     dtype: Dtype | None = None
 
     normalization: ClassVar[ImageNormalization] = IMAGENET
+    call_options: ClassVar[tuple[str, ...]] = ("halve_c3",)
 
     @nn.compact
     def __call__(

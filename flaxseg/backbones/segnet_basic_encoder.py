@@ -44,6 +44,7 @@ class SegNetBasicEncoder(nn.Module):
     dtype: Dtype | None = None
 
     normalization: ClassVar[ImageNormalization] = _RAW
+    call_options: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:

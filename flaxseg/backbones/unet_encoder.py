@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 from flax.typing import Dtype
 
+from flaxseg.backbones.stages import block_runner
 from flaxseg.layers.atrous import AtrousConv
 from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.image_normalization import SYMMETRIC, ImageNormalization
@@ -34,6 +35,7 @@ class UNetEncoder(nn.Module):
       batch_norm_momentum: see `BatchNorm`.
       batch_norm_axis: mapped axis name, only under `jax.pmap`.
       frozen_batch_norm: whether running statistics are used in training.
+      remat: whether the pairs are recomputed in the backward pass to save memory.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
@@ -47,9 +49,11 @@ class UNetEncoder(nn.Module):
     batch_norm_momentum: float = 0.9
     batch_norm_axis: str | None = None
     frozen_batch_norm: bool = False
+    remat: bool = False
     dtype: Dtype | None = None
 
     normalization: ClassVar[ImageNormalization] = SYMMETRIC
+    call_options: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
@@ -77,12 +81,13 @@ class UNetEncoder(nn.Module):
                 frozen=self.frozen_batch_norm,
             )
         x = image if self.dtype is None else image.astype(self.dtype)
+        run = block_runner(train, self.remat)
         features = {}
         for stage, channels in enumerate(self.features, 1):
             if stage > 1:
                 x = max_pool(x, 2, strides=2, ceil_mode=True)
             pair = ConvPair(channels, self.padding, norm, self.dtype, name=f"pair{stage}")
-            x = features[f"conv{stage}"] = pair(x, train=train)
+            x = features[f"conv{stage}"] = run(pair, x)
         return features
 
 

@@ -82,14 +82,14 @@ class VGG(nn.Module):
     dtype: Dtype | None = None
 
     normalization: ClassVar[ImageNormalization] = CAFFE
+    call_options: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         """Returns features by name.
 
         Args:
-          image: `[N, H, W, C]`, normalised by `normalization`; three colours, or more channels for
-            inputs with depth.
+          image: `[N, H, W, C]`, normalised by `normalization`; any number of channels.
           train: whether dropout is on and BatchNorm uses the statistics of the batch; dropout needs
             the rng `"dropout"`.
 

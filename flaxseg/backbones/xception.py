@@ -106,6 +106,7 @@ class Xception(nn.Module):
     dtype: Dtype | None = None
 
     normalization: ClassVar[ImageNormalization] = SYMMETRIC
+    call_options: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:

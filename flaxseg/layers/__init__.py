@@ -48,23 +48,16 @@ from flaxseg.layers.pooling import (
     max_pool,
 )
 from flaxseg.layers.pyramid_pooling import PyramidPooling
-from flaxseg.layers.receptive_field import (
-    ReceptiveField,
-    Window,
-    crop_offset,
-    receptive_field,
-    shift_and_stitch,
-    without_strides,
-)
 from flaxseg.layers.refinement_residual import RefinementResidual
 from flaxseg.layers.residual_conv_unit import ResidualConvUnit
-from flaxseg.layers.resize import resize, shrink, zoom
+from flaxseg.layers.resize import ALIGN_CORNERS, resize, shrink, zoom
 from flaxseg.layers.separable import SeparableConv
 from flaxseg.layers.transposed_convolution import TransposedConv
 from flaxseg.layers.unpooling import max_pool_with_indices, max_unpool
 from flaxseg.layers.unpooling_decoder import UnpoolingDecoder, mirrored_features
 
 __all__ = [
+    "ALIGN_CORNERS",
     "ASPP",
     "CAFFE",
     "CONTEXT_RATES",
@@ -91,13 +84,11 @@ __all__ = [
     "MultiResolutionFusion",
     "Padding",
     "PyramidPooling",
-    "ReceptiveField",
     "RefinementResidual",
     "ResidualConvUnit",
     "SeparableConv",
     "TransposedConv",
     "UnpoolingDecoder",
-    "Window",
     "adaptive_average_pool",
     "adaptive_max_pool",
     "atrous_conv",
@@ -109,7 +100,6 @@ __all__ = [
     "classifier_init",
     "convolution_form",
     "cosine_bases",
-    "crop_offset",
     "depthwise_conv",
     "explicit_padding",
     "fully_connected",
@@ -129,11 +119,8 @@ __all__ = [
     "normalize",
     "pad_to_grid",
     "preferred_form",
-    "receptive_field",
     "resize",
-    "shift_and_stitch",
     "shrink",
     "transposed_conv",
-    "without_strides",
     "zoom",
 ]

@@ -34,7 +34,7 @@ class MultiResolutionFusion(nn.Module):
     features: int
     kernel_size: int = 3
     convolved: Sequence[int] | None = None
-    align_corners: bool | None = True
+    align_corners: bool | str = True
     kernel_init: Initializer = classifier_init
     dtype: Dtype | None = None
 

@@ -25,7 +25,7 @@ class PyramidPooling(nn.Module):
     put beside the features.
 
     (Zhao et al., "Pyramid Scene Parsing Network", 2017, section 3.2, figure 3; the ablations of
-    table 1 are `method` and `reduce`.)
+    table 1 are `pooling` and `reduce`.)
 
     Parameters are those of one `ConvBlock` a scale, named by its bins, `pool1`, `pool2`, ...,
     whatever their order; without `reduce` there are none.
@@ -34,7 +34,7 @@ class PyramidPooling(nn.Module):
       bins: how many cells each scale has along both axes, in the order of concatenation. The
         author's PyTorch code has (1, 2, 3, 6), the default; the Caffe release has (6, 3, 2, 1),
         the same function with other input channels of the next layer. May be empty.
-      method: `"average"` (the paper's choice) or `"max"`.
+      pooling: `"average"` (the paper's choice) or `"max"`.
       reduce: whether a 1x1 convolution block stands between pooling and resizing.
       features: channels of each reduced scale; by default `C // len(bins)`, so that context and
         features weigh the same.
@@ -54,7 +54,7 @@ class PyramidPooling(nn.Module):
     """
 
     bins: Sequence[int] = (1, 2, 3, 6)
-    method: str = "average"
+    pooling: str = "average"
     reduce: bool = True
     features: int | None = None
     fusion: str = "concat"
@@ -85,13 +85,13 @@ class PyramidPooling(nn.Module):
 
     def _pool(self, x: jax.Array, index: int) -> jax.Array:
         if self.windows is None:
-            adaptive = adaptive_average_pool if self.method == "average" else adaptive_max_pool
+            adaptive = adaptive_average_pool if self.pooling == "average" else adaptive_max_pool
             return adaptive(x, self.bins[index])
         window = pair(self.windows[index], "window")
         strides = window if self.strides is None else self.strides[index]
         # A window larger than the features covers all of them.
         window = tuple(min(side, n) for side, n in zip(window, x.shape[1:3], strict=True))
-        fixed = average_pool if self.method == "average" else max_pool
+        fixed = average_pool if self.pooling == "average" else max_pool
         return fixed(x, window, strides=strides, ceil_mode=True)
 
     def _features(self, channels: int) -> int:
@@ -100,8 +100,8 @@ class PyramidPooling(nn.Module):
     def _check(self, channels: int) -> None:
         if len(set(self.bins)) != len(self.bins) or any(b < 1 for b in self.bins):
             raise ValueError(f"bins is {self.bins}; wanted distinct numbers from 1.")
-        if self.method not in ("average", "max"):
-            raise ValueError(f"method is {self.method!r}; it must be 'average' or 'max'.")
+        if self.pooling not in ("average", "max"):
+            raise ValueError(f"pooling is {self.pooling!r}; it must be 'average' or 'max'.")
         if self.fusion not in ("concat", "sum"):
             raise ValueError(f"fusion is {self.fusion!r}; it must be 'concat' or 'sum'.")
         for name in ("windows", "strides"):

@@ -1,5 +1,5 @@
-"""The one resize: bilinear or nearest, with the conventions of the frameworks as explicit
-arguments."""
+"""Resizes images, features and labels: bilinear or nearest, with the conventions of the frameworks
+as explicit arguments."""
 
 import math
 from functools import partial
@@ -11,6 +11,9 @@ import numpy as np
 from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.split_rows import rows_are_split, split_rows, whole_rows
 
+ALIGN_CORNERS = (True, False, "cells")
+"""The values of `align_corners`, see `resize`."""
+
 # Of a sum that is written term by term; the gradient of enlarging 32 times has 63.
 _MOST_TERMS = 64
 
@@ -20,23 +23,23 @@ def resize(
     size: tuple[int, int],
     *,
     method: str = "bilinear",
-    align_corners: bool | None,
+    align_corners: bool | str,
     antialias: bool = False,
     form: str = "auto",
 ) -> jax.Array:
-    """Resizes pictures or feature maps.
+    """Resizes images or features.
 
-    With `align_corners` the centres of the corner cells coincide, `source = target * (n - 1) / (m
-    - 1)`, as in Caffe's Interp, in TensorFlow's DeepLab and in PyTorch's `align_corners=True`.
-    Without, the borders coincide, `source = (target + 0.5) * n / m - 0.5`, as in PyTorch's
-    default, OpenCV and `jax.image.resize`.
+    `align_corners` says which points of the input and the output coincide:
 
-    None is for features of a network that strides by powers of two, upsampled to the size they were
-    computed from: cell `i` stays over pixel `stride * i`, where a convolution padded on both sides
-    put it, and the last cell reaches to the border. It equals `align_corners=True` for sizes
-    `stride * k + 1`; for others that stretches the features by up to a stride, and `False` shifts
-    them by half of one. Reducing takes pixel `stride * i` for cell `i`, as labels for such features
-    want it.
+    * True: the centres of the corner cells, `source = target * (n - 1) / (m - 1)`, as in PyTorch's
+      `align_corners=True`, Caffe's Interp and TensorFlow's DeepLab.
+    * False: the borders, `source = (target + 0.5) * n / m - 0.5`, as in PyTorch's default, OpenCV
+      and `jax.image.resize`.
+    * "cells": cell `i` and pixel `stride * i`, where a convolution padded on both sides puts the
+      features of a network that strides by powers of two; the last cell is repeated up to the
+      border. For sizes `stride * k + 1` this equals True. For other sizes True would stretch the
+      features by up to a stride, and False shift them by half a stride. Reducing takes pixel
+      `stride * i` for cell `i`, as labels for such features need it.
 
     Args:
       x: `[N, H, W, C]`, any number type.
@@ -65,8 +68,12 @@ def resize(
         raise ValueError(f"x has shape {x.shape}; wanted [N, H, W, C].")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size is {size}; wanted (height, width), both at least 1.")
+    if align_corners not in ALIGN_CORNERS:
+        raise ValueError(f"align_corners is {align_corners!r}; it must be True, False or 'cells'.")
     if antialias and align_corners is not False:
-        raise ValueError(f"antialias needs align_corners=False; align_corners is {align_corners}.")
+        raise ValueError(
+            f"antialias needs align_corners=False; align_corners is {align_corners!r}."
+        )
     if method == "nearest":
         rows, columns = (
             _nearest_index(n, m, align_corners) for n, m in zip(x.shape[1:3], size, strict=True)
@@ -109,7 +116,7 @@ def zoom(x: jax.Array, factor: int) -> jax.Array:
 
 
 def interpolation_matrix(
-    n: int, m: int, align_corners: bool | None, antialias: bool = False
+    n: int, m: int, align_corners: bool | str, antialias: bool = False
 ) -> np.ndarray:
     """Returns `[m, n]` float32 weights of the `n` sources in each of the `m` targets; rows sum to
     one."""
@@ -121,10 +128,10 @@ def interpolation_matrix(
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _source_position(n: int, m: int, align_corners: bool | None) -> np.ndarray:
+def _source_position(n: int, m: int, align_corners: bool | str) -> np.ndarray:
     target = np.arange(m, dtype=np.float64)
-    if align_corners is None:
-        # Of ceil(larger / stride) cells, the only stride.
+    if align_corners == "cells":
+        # The only stride of which there are ceil(larger / stride) cells.
         stride = 2.0 ** math.ceil(math.log2(max(n, m) / min(n, m)))
         return np.minimum(target / stride if m > n else target * stride, n - 1)
     if align_corners:
@@ -132,8 +139,8 @@ def _source_position(n: int, m: int, align_corners: bool | None) -> np.ndarray:
     return (target + 0.5) * (n / m) - 0.5
 
 
-def _nearest_index(n: int, m: int, align_corners: bool | None) -> np.ndarray:
-    if align_corners or align_corners is None:
+def _nearest_index(n: int, m: int, align_corners: bool | str) -> np.ndarray:
+    if align_corners:
         return np.floor(_source_position(n, m, align_corners) + 0.5).astype(np.int32)
     # In whole numbers, so that no tie depends on rounding.
     return ((2 * np.arange(m, dtype=np.int64) + 1) * n // (2 * m)).astype(np.int32)
@@ -141,7 +148,7 @@ def _nearest_index(n: int, m: int, align_corners: bool | None) -> np.ndarray:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _by_terms(
-    x: jax.Array, before: tuple[int, int], size: tuple[int, int], align_corners: bool | None
+    x: jax.Array, before: tuple[int, int], size: tuple[int, int], align_corners: bool | str
 ) -> jax.Array:
     rows, columns = (
         interpolation_matrix(n, m, align_corners) for n, m in zip(before, size, strict=True)
@@ -183,7 +190,7 @@ def _sum_terms(x: jax.Array, weights: np.ndarray, axis: int) -> jax.Array:
 
 
 def _by_matrices(
-    x: jax.Array, size: tuple[int, int], align_corners: bool | None, antialias: bool = False
+    x: jax.Array, size: tuple[int, int], align_corners: bool | str, antialias: bool = False
 ) -> jax.Array:
     rows, columns = (
         interpolation_matrix(n, m, align_corners, antialias)

@@ -20,7 +20,13 @@ from flaxseg.models.parsenet import ParseNet
 from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
 from flaxseg.models.refinenet import RefineNet, RefineNetLW
-from flaxseg.models.registry import MODELS, at_output_stride, create_model, list_models
+from flaxseg.models.registry import (
+    MODELS,
+    ModelSpec,
+    at_output_stride,
+    create_model,
+    list_models,
+)
 from flaxseg.models.segnet import SegNet, SegNetBasic
 from flaxseg.models.unet import UNet
 
@@ -44,6 +50,7 @@ __all__ = [
     "FCN32s",
     "FCNAlexNet",
     "ICNet",
+    "ModelSpec",
     "PSPNet",
     "ParseNet",
     "Prediction",

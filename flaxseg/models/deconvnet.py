@@ -5,7 +5,6 @@ those of the release.
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -62,9 +61,6 @@ class DeconvNet(nn.Module):
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
 
-    default_backbone: ClassVar[str] = "vgg16_bn"
-    default_output_stride: ClassVar[int] = 32
-
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
         """Segments pictures.
@@ -109,5 +105,5 @@ class DeconvNet(nn.Module):
         x = UnpoolingDecoder(
             convs, norm=self.norm, kernel_init=_INIT, dtype=self.dtype, name="decoder"
         )(x, levels, train=train)
-        logits = resize(classifier(self.num_classes)(x), image.shape[1:3], align_corners=None)
+        logits = resize(classifier(self.num_classes)(x), image.shape[1:3], align_corners="cells")
         return Prediction(logits[:, : size[0], : size[1]], {})

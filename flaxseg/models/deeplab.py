@@ -10,7 +10,6 @@ branches (`rates=()`) and decoder, `mobilenet_v2`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -60,9 +59,9 @@ class DeepLabV3(nn.Module):
       dropout: rate of dropout after the ASPP. 0.1 as in the TensorFlow release; torchvision has
         0.5.
       auxiliary: whether an `AuxiliaryHead` on `"c4"` is trained too, as in torchvision.
-      align_corners: convention of the upsampling, see `resize`: True as in the release, False in
-        torchvision. None, the default, equals the release for sides of `output_stride * k + 1`,
-        which the paper chooses for that, and does not stretch the masks of pictures of other sizes.
+      align_corners: convention of the upsampling, see `resize`: True as in the release, False as in
+        torchvision. "cells", the default, equals the release for sides of `output_stride * k + 1`,
+        which the paper chooses for that, and does not stretch the masks of images of other sizes.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
       dtype: dtype of the head's computation; the logits are float32.
@@ -77,15 +76,10 @@ class DeepLabV3(nn.Module):
     head_conv: bool = False
     dropout: float = 0.1
     auxiliary: bool = False
-    align_corners: bool | None = None
+    align_corners: bool | str = "cells"
     normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "resnet50"
-    default_output_stride: ClassVar[int] = 16
-    cell_options: ClassVar[tuple[str, ...]] = ("rates",)
-    default_rates = staticmethod(aspp_rates)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
@@ -147,15 +141,10 @@ class DeepLabV3Cascade(nn.Module):
     multi_grid: Sequence[int] = (1, 2, 1)
     features: int = 512
     dropout: float = 0.0
-    align_corners: bool | None = None
+    align_corners: bool | str = "cells"
     normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "resnet50"
-    default_output_stride: ClassVar[int] = 16
-    cell_options: ClassVar[tuple[str, ...]] = ("rates",)
-    default_rates = staticmethod(cascade_rates)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
@@ -223,15 +212,10 @@ class DeepLabV3Plus(nn.Module):
     image_pooling: bool = True
     dropout: float = 0.1
     auxiliary: bool = False
-    align_corners: bool | None = None
+    align_corners: bool | str = "cells"
     normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "resnet50"
-    default_output_stride: ClassVar[int] = 16
-    cell_options: ClassVar[tuple[str, ...]] = ("rates",)
-    default_rates = staticmethod(aspp_rates)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:

@@ -5,7 +5,7 @@ Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -77,11 +77,6 @@ class DeepLabV1(nn.Module):
     auxiliary: bool = True
     normalization: ImageNormalization = CAFFE
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "vgg16"
-    default_output_stride: ClassVar[int] = 8
-    cell_options: ClassVar[tuple[str, ...]] = ("rate",)
-    default_backbone_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {"vgg16": VGG_OPTIONS}
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:

@@ -7,7 +7,6 @@ and Fully Connected CRFs", 2016.
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -23,7 +22,6 @@ from flaxseg.layers import (
     pad_to_grid,
     resize,
 )
-from flaxseg.models.deeplab_v1 import VGG_OPTIONS
 from flaxseg.models.prediction import Prediction
 
 # The rates of section 4.1: one large field of view, and ASPP with small and large rates.
@@ -71,16 +69,6 @@ class DeepLabV2(nn.Module):
     auxiliary: bool = True
     normalization: ImageNormalization = CAFFE
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "resnet101"
-    default_output_stride: ClassVar[int] = 8
-    cell_options: ClassVar[tuple[str, ...]] = ("rates",)
-    default_backbone_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "vgg16": VGG_OPTIONS,
-        "resnet50": RESNET_OPTIONS,
-        "resnet101": RESNET_OPTIONS,
-        "resnet152": RESNET_OPTIONS,
-    }
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:

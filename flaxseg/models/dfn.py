@@ -6,7 +6,6 @@ PyTorch code (TorchSeg).
 """
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,7 +28,7 @@ from flaxseg.models.prediction import Prediction
 LEVELS = ("c2", "c3", "c4", "c5")
 
 # The "v1c" of the author's code: three 3x3 convolutions in place of the 7x7.
-_RESNET = {"deep_stem": (64, 64, 128)}
+RESNET_OPTIONS = {"deep_stem": (64, 64, 128)}
 
 
 class DFN(nn.Module):
@@ -74,12 +73,6 @@ class DFN(nn.Module):
     normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "resnet101"
-    default_output_stride: ClassVar[int] = 32
-    default_backbone_options: ClassVar[Mapping[str, Mapping]] = dict.fromkeys(
-        ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _RESNET
-    )
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:

@@ -3,9 +3,7 @@
 Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2016.
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -27,6 +25,15 @@ MARGIN = 186
 """Pixels a side that the front end's convolutions without padding take off a picture."""
 
 CONTEXTS = ("none", "basic", "large")
+
+VGG_OPTIONS = {
+    "first_padding": 0,
+    "conv_padding": "valid",
+    "late_pools": False,
+    "fc_features": (4096, 4096),
+    "fc_padding": "valid",
+}
+"""The front end's VGG16: no padding, no pools beyond stride 8, fc6 and fc7."""
 
 
 class DilatedNet(nn.Module):
@@ -71,21 +78,6 @@ class DilatedNet(nn.Module):
     auxiliary: bool = True
     normalization: ImageNormalization = CAFFE
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "vgg16"
-    default_output_stride: ClassVar[int] = 8
-    cell_options: ClassVar[tuple[str, ...]] = ("rates",)
-    default_backbone_options: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-        {
-            "vgg16": {
-                "first_padding": 0,
-                "conv_padding": "valid",
-                "late_pools": False,
-                "fc_features": (4096, 4096),
-                "fc_padding": "valid",
-            }
-        }
-    )
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
@@ -146,6 +138,6 @@ class DilatedNet(nn.Module):
         if self.upsampling == "deconv":
             return bilinear_deconv(scores, 2 * stride, stride, offset=stride // 2, size=size)
         if not mirrored:
-            return resize(scores, size, align_corners=None)
+            return resize(scores, size, align_corners="cells")
         grid = tuple(n * stride for n in scores.shape[1:3])
         return resize(scores, grid, align_corners=False)[:, : size[0], : size[1]]

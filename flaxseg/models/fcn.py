@@ -5,9 +5,7 @@ and Shelhamer, Long and Darrell, the same title, PAMI 2017. Geometry and initial
 the released nets.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import ClassVar
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -28,7 +26,8 @@ from flaxseg.models.prediction import Prediction
 PADDING = 100
 """Pixels around the picture in the released nets, so that fc6, which pads nothing, fits."""
 
-FUSIONS = ("none", "early", "late")
+VGG_OPTIONS = {"first_padding": PADDING, "fc_features": (4096, 4096), "fc_padding": "valid"}
+ALEXNET_OPTIONS = {"first_padding": PADDING, "fc_features": (4096, 4096)}
 
 
 class FCN(nn.Module):
@@ -57,13 +56,7 @@ class FCN(nn.Module):
         accuracy, which is the default.
       learned_last_upsampling: whether the last one is learned in that form too; the papers fix it,
         some ports learn it.
-      fusion: how depth comes in (PAMI 2017, section 5.2). `"none"`: pictures have 3 channels.
-        `"early"`: 4, colours and log-depth, or 6, colours and HHA, into one backbone. `"late"`: 6,
-        with a second backbone (`backbone_hha`) and second scores for the HHA, the two scores
-        averaged. The released nets subtract the training set's means, on NYUDv2 (92.318, 97.203,
-        116.190) from red, green, blue, 7.844 from log-depth and (132.431, 94.076, 118.477) from
-        HHA. The programs read colours only; other pictures are normalised by the caller.
-      normalization: what the backbone expects of colours.
+      normalization: what the backbone expects of its input.
       dtype: dtype of the backbone's computation; scores and logits are float32.
     """
 
@@ -75,29 +68,15 @@ class FCN(nn.Module):
     kernel_size: int = 64
     learned_upsampling: str = "none"
     learned_last_upsampling: bool = False
-    fusion: str = "none"
     normalization: ImageNormalization = CAFFE
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "vgg16"
-    default_output_stride: ClassVar[int] = 32
-    default_backbone_options: ClassVar[Mapping[str, Mapping]] = MappingProxyType(
-        {
-            "vgg16": {
-                "first_padding": PADDING,
-                "fc_features": (4096, 4096),
-                "fc_padding": "valid",
-            }
-        }
-    )
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
         """Segments pictures.
 
         Args:
-          image: `[N, H, W, 3]`, or with depth (`fusion`) 4 or 6 channels; any H and W from 1;
-            normalised by `normalization`.
+          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
           train: whether the backbone's dropout and batch statistics are in use; needs the rng
             `"dropout"`.
 
@@ -105,19 +84,17 @@ class FCN(nn.Module):
           A `Prediction` without auxiliary outputs.
 
         Raises:
-          ValueError: `fusion` is unknown or the picture has other channels than it asks for; there
-            is not one scale or offset for each skip; or an option of the released nets is set for
-            another backbone.
+          ValueError: there is not one scale or offset for each skip, or an option of the released
+            nets is set for another backbone.
         """
         padded = self._is_padded()
         scales = tuple(self.skip_scales) or (1.0,) * len(self.skips)
         self._check_lengths(scales, padded)
-        streams = self._streams(image, train)
-        score = self._score(streams, "fc7" if "fc7" in streams[0] else "c5", "score_fr")
+        features = self.backbone(image, train=train)
+        score = self._score(features["fc7" if "fc7" in features else "c5"], "score_fr")
         stride = 32
         for index, (level, scale) in enumerate(zip(self.skips, scales, strict=True)):
-            scaled = [{level: stream[level] * scale} for stream in streams]
-            skip = self._score(scaled, level, f"score_{level}")
+            skip = self._score(features[level] * scale, f"score_{level}")
             if padded:
                 up = BilinearDeconv(4, 2, self.learned_upsampling, name=f"upscore_{level}")
                 score = up(score)
@@ -127,13 +104,13 @@ class FCN(nn.Module):
                 score += skip[:, rows, columns]
                 stride //= 2
             else:
-                score = resize(score, skip.shape[1:3], align_corners=None) + skip
+                score = resize(score, skip.shape[1:3], align_corners="cells") + skip
         if padded:
             form = self.learned_upsampling if self.learned_last_upsampling else "none"
             up = BilinearDeconv(self.kernel_size, stride, form, name="upscore")
             score = up(score, offset=self.offsets[-1], size=image.shape[1:3])
         else:
-            score = resize(score, image.shape[1:3], align_corners=None)
+            score = resize(score, image.shape[1:3], align_corners="cells")
         return Prediction(score, {})
 
     def _is_padded(self) -> bool:
@@ -165,38 +142,11 @@ class FCN(nn.Module):
         if padded and len(self.offsets) != len(self.skips) + 1:
             raise ValueError(
                 f"offsets {self.offsets} must have one for each of the skips {self.skips} and one "
-                "for the upsampled scores; `flaxseg.layers.crop_offset` computes them."
+                "for the upsampled scores, such as (5, 27) for FCN-16s."
             )
 
-    def _streams(self, image: jax.Array, train: bool) -> list[dict[str, jax.Array]]:
-        """The features of colours and, with late fusion, of HHA."""
-        channels = {"none": (3,), "early": (4, 6), "late": (6,)}
-        if self.fusion not in channels:
-            raise ValueError(f"fusion is {self.fusion!r}; it must be one of {FUSIONS}.")
-        if image.shape[-1] not in channels[self.fusion]:
-            raise ValueError(
-                f"image has shape {image.shape}; with fusion={self.fusion!r} it must be [N, H, W, "
-                f"{' or '.join(map(str, channels[self.fusion]))}]."
-            )
-        if self.fusion != "late":
-            return [self.backbone(image, train=train)]
-        hha = self.backbone.clone(parent=self, name="backbone_hha")
-        return [
-            self.backbone(image[..., :3], train=train),
-            hha(image[..., 3:], train=train),
-        ]
-
-    def _score(
-        self, streams: Sequence[Mapping[str, jax.Array]], feature: str, name: str
-    ) -> jax.Array:
-        """The scores of a feature, the mean over the streams."""
-        scores = [
-            classifier(self.num_classes, kernel_init=nn.initializers.zeros, name=name + suffix)(
-                stream[feature]
-            )
-            for stream, suffix in zip(streams, ("", "_hha"), strict=False)
-        ]
-        return sum(scores) / len(scores)
+    def _score(self, feature: jax.Array, name: str) -> jax.Array:
+        return classifier(self.num_classes, kernel_init=nn.initializers.zeros, name=name)(feature)
 
 
 class FCN32s(FCN):
@@ -231,11 +181,6 @@ class FCNAlexNet(FCN):
     offsets: Sequence[int] = (18,)
     kernel_size: int = 63
 
-    default_backbone: ClassVar[str] = "alexnet"
-    default_backbone_options: ClassVar[Mapping[str, Mapping]] = MappingProxyType(
-        {"alexnet": {"first_padding": PADDING, "fc_features": (4096, 4096)}}
-    )
-
 
 class DilatedFCN(nn.Module):
     """What libraries call FCN today: one convolution block and a classifier on dilated features.
@@ -259,9 +204,6 @@ class DilatedFCN(nn.Module):
     normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "resnet50"
-    default_output_stride: ClassVar[int] = 8
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:

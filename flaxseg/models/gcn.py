@@ -5,7 +5,6 @@ Convolutional Network", CVPR 2017.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -66,11 +65,6 @@ class GCN(nn.Module):
     upsampling: str = "dense"
     normalization: ImageNormalization = IMAGENET
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "resnet152"
-    default_output_stride: ClassVar[int] = 32
-    # Kernels count cells, and every grid has a deconvolution to the next.
-    one_output_stride: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:

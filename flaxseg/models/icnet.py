@@ -3,14 +3,13 @@
 Zhao et al., "ICNet for Real-Time Semantic Segmentation on High-Resolution Images", 2018.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 from flax.typing import Dtype
 
+from flaxseg.backbones import check_call_option
 from flaxseg.layers import (
     IMAGENET,
     BatchNorm,
@@ -31,11 +30,10 @@ _SIZE_UNIT = 32
 # the rows, of the columns), by the size of the features and the number of bins.
 _RELEASED_WINDOWS = {((33, 65), 3): ((13, 10), (25, 20))}
 # The released ResNet: PSPNet's with the stride of a stage on the first 1x1 convolution.
-_RESNET = {
+RESNET_OPTIONS = {
     "deep_stem": (64, 64, 128),
     "stride_on": "1x1",
     "dilate_first_unit": True,
-    "width": 0.5,
 }
 
 
@@ -83,13 +81,6 @@ class ICNet(nn.Module):
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
 
-    default_backbone: ClassVar[str] = "resnet50"
-    # Counted on the half picture and without the shrinking: of the whole picture it is 32.
-    default_output_stride: ClassVar[int] = 8
-    default_backbone_options: ClassVar[Mapping[str, Mapping]] = dict.fromkeys(
-        ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _RESNET
-    )
-
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
         """Segments pictures.
@@ -112,7 +103,7 @@ class ICNet(nn.Module):
             raise ValueError(f"width is {self.width}; it must be more than 0.")
         if self.strict_sizes:
             check_size(image.shape[1:3])
-        _check_backbone(self.backbone)
+        check_call_option(self.backbone, "halve_c3", "ICNet, which runs two branches on it")
         common = {"norm": self.norm, "dtype": self.dtype}
         guide = self.num_classes if self.auxiliary else None
 
@@ -207,11 +198,3 @@ def check_size(size: tuple[int, int]) -> None:
         f"must be {_SIZE_UNIT} k + 1; resize or pad it to height {heights} and width {widths}, or "
         "leave strict_sizes off."
     )
-
-
-def _check_backbone(backbone: nn.Module) -> None:
-    if "halve_c3" not in inspect.signature(type(backbone).__call__).parameters:
-        raise ValueError(
-            f"{type(backbone).__name__} has no argument halve_c3, so it can not serve two branches "
-            "of ICNet; use a ResNet, MobileNetV2 or EfficientNet-Lite0, or see their __call__."
-        )

@@ -5,8 +5,6 @@ Ghiasi and Fowlkes, "Laplacian Pyramid Reconstruction and Refinement for Semanti
 """
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,6 +27,9 @@ from flaxseg.models.prediction import Prediction
 _TAPS = {32: ("fc7", "c5"), 16: ("conv5", "c4"), 8: ("conv4", "c3"), 4: ("conv3", "c2")}
 
 _UPSAMPLING = 4
+
+# fc6 and fc7, whose features the coarsest level reads.
+VGG_OPTIONS = {"fc_features": (4096, 4096)}
 
 
 class LRR(nn.Module):
@@ -81,12 +82,6 @@ class LRR(nn.Module):
     background_class: int | None = 0
     normalization: ImageNormalization = CAFFE
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "vgg16"
-    default_output_stride: ClassVar[int] = 32
-    default_backbone_options: ClassVar[Mapping[str, Mapping]] = MappingProxyType(
-        {name: {"fc_features": (4096, 4096)} for name in ("vgg16", "vgg16_bn")}
-    )
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:

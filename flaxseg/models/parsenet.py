@@ -3,8 +3,7 @@
 Liu, Rabinovich and Berg, "ParseNet: Looking Wider to See Better", 2016 (ICLR workshop).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -20,7 +19,6 @@ from flaxseg.layers import (
     global_average_pool,
     resize,
 )
-from flaxseg.models.deeplab_v1 import VGG_OPTIONS
 from flaxseg.models.prediction import Prediction
 
 
@@ -62,11 +60,6 @@ class ParseNet(nn.Module):
     normalization: ImageNormalization = CAFFE
     dtype: Dtype | None = None
 
-    default_backbone: ClassVar[str] = "vgg16"
-    default_output_stride: ClassVar[int] = 8
-    cell_options: ClassVar[tuple[str, ...]] = ("rate",)
-    default_backbone_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {"vgg16": VGG_OPTIONS}
-
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
         """Segments pictures.
@@ -100,12 +93,12 @@ class ParseNet(nn.Module):
         parts = []
         for level in self.levels:
             x = self._normalized(features[level], level)
-            parts.append(resize(x, last.shape[1:3], align_corners=None))
+            parts.append(resize(x, last.shape[1:3], align_corners="cells"))
         if self.global_context:
             whole = self._normalized(global_average_pool(last), "global")
             parts.append(jnp.broadcast_to(whole, last.shape))
         logits = classifier(self.num_classes)(jnp.concatenate(parts, -1))
-        return Prediction(resize(logits, image.shape[1:3], align_corners=None), {})
+        return Prediction(resize(logits, image.shape[1:3], align_corners="cells"), {})
 
     def _normalized(self, x: jax.Array, name: str) -> jax.Array:
         if self.initial_scale is None:

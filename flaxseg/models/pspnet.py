@@ -3,8 +3,7 @@
 Zhao et al., "Pyramid Scene Parsing Network", 2017 (CVPR).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -24,7 +23,7 @@ from flaxseg.models.prediction import Prediction
 
 # The ResNet of both releases: three 3x3 convolutions for a stem, every unit of a dilated stage at
 # the rate of the stage.
-_RESNET = {"deep_stem": (64, 64, 128), "dilate_first_unit": True}
+RESNET_OPTIONS = {"deep_stem": (64, 64, 128), "dilate_first_unit": True}
 
 
 class PSPNet(nn.Module):
@@ -57,9 +56,10 @@ class PSPNet(nn.Module):
         elements, as in the Caffe release.
       auxiliary: whether an `AuxiliaryHead` on `"c4"`, the fourth stage, is trained too (section
         3.3; the paper's weight of its loss is 0.4).
-      align_corners: convention of all upsamplings; False as in mmsegmentation, True as in both
-        releases, which demand sides of `8 k + 1`; at other sizes True keeps the logits over the
-        pixels they were computed at, as None of `resize` does.
+      align_corners: convention of the upsampling, see `resize`; False as in mmsegmentation, True as
+        in both releases, which demand sides of `8 k + 1`. "cells", the default, equals the releases
+        at those sizes and keeps the logits over their pixels at others; the pyramid, whose bins are
+        no cells of a stride, then has True.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
       dtype: dtype of the head's computation; the logits are float32.
@@ -75,17 +75,10 @@ class PSPNet(nn.Module):
     dropout: float = 0.1
     channel_dropout: bool = True
     auxiliary: bool = False
-    align_corners: bool = True
+    align_corners: bool | str = "cells"
     normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "resnet50"
-    default_output_stride: ClassVar[int] = 8
-    cell_options: ClassVar[tuple[str, ...]] = ("windows",)
-    default_backbone_options: ClassVar[Mapping[str, Mapping[str, Any]]] = dict.fromkeys(
-        ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _RESNET
-    )
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
@@ -106,10 +99,10 @@ class PSPNet(nn.Module):
         features = self.backbone(image, train=train)
         x = PyramidPooling(
             self.bins,
-            self.pooling,
-            self.reduce,
+            pooling=self.pooling,
+            reduce=self.reduce,
             windows=self.windows,
-            align_corners=self.align_corners,
+            align_corners=True if self.align_corners == "cells" else self.align_corners,
             **common,
             name="pyramid_pooling",
         )(features["c5"], train=train)
@@ -127,7 +120,5 @@ class PSPNet(nn.Module):
                 name="auxiliary_head",
             )
             auxiliary["c4"] = head(features["c4"], train=train)
-        # None is True for the sizes of the releases, and right for others too.
-        convention = None if self.align_corners else False
-        logits = resize(logits, image.shape[1:3], align_corners=convention)
+        logits = resize(logits, image.shape[1:3], align_corners=self.align_corners)
         return Prediction(logits, auxiliary if train else {})

@@ -5,17 +5,16 @@ Segmentation", 2017 (CVPR), and Nekrasov, Shen and Reid, "Light-Weight RefineNet
 Semantic Segmentation", 2018 (BMVC).
 """
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 from flax.typing import Dtype, Initializer
 
-from flaxseg.backbones import MobileNetV2
+from flaxseg.backbones import MobileNetV2, check_call_option
 from flaxseg.layers import (
     IMAGENET,
     AtrousConv,
@@ -69,7 +68,7 @@ class RefineNetBlock(nn.Module):
     kernel_size: int = 3
     fuse_all: bool = True
     activation: Callable[[jax.Array], jax.Array] = nn.relu
-    align_corners: bool | None = True
+    align_corners: bool | str = True
     kernel_init: Initializer = classifier_init
     dtype: Dtype | None = None
 
@@ -163,13 +162,10 @@ class RefineNet(nn.Module):
     pooling_blocks: int = 4
     pool_first: bool = True
     dropout: float = 0.5
-    align_corners: bool | None = True
-    final_align_corners: bool | None = False
+    align_corners: bool | str = True
+    final_align_corners: bool | str = False
     normalization: ImageNormalization = IMAGENET
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "resnet101"
-    default_output_stride: ClassVar[int] = 32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
@@ -238,12 +234,12 @@ class RefineNet(nn.Module):
                 f"scales is {tuple(self.scales)}; it must have at least one, all positive, such as "
                 "(1.0,) or (1.2, 0.6)."
             )
-        unaligned = None in (self.align_corners, self.final_align_corners)
-        if unaligned and any(scale != 1 for scale in self.scales):
+        by_cells = "cells" in (self.align_corners, self.final_align_corners)
+        if by_cells and any(scale != 1 for scale in self.scales):
             raise ValueError(
-                f"align_corners is {self.align_corners} and final_align_corners is "
-                f"{self.final_align_corners} with scales {tuple(self.scales)}; both must be True "
-                "or False there, None is for features at powers of two of the picture."
+                f"align_corners is {self.align_corners!r} and final_align_corners is "
+                f"{self.final_align_corners!r} with scales {tuple(self.scales)}; both must be True "
+                "or False there, 'cells' needs features that the image is a power of two of."
             )
 
 
@@ -313,14 +309,11 @@ class RefineNetLW(nn.Module):
     features: int = 256
     pooling_blocks: int = 4
     dropout: float = 0.5
-    align_corners: bool | None = True
-    final_align_corners: bool | None = False
+    align_corners: bool | str = True
+    final_align_corners: bool | str = False
     kernel_init: Initializer = _torch_init
     normalization: ImageNormalization = IMAGENET
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "resnet50"
-    default_output_stride: ClassVar[int] = 32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
@@ -383,12 +376,9 @@ class RefineNetLW(nn.Module):
             name = "mobilenet" if isinstance(self.backbone, MobileNetV2) else "resnet"
         if name not in _FORMS:
             raise ValueError(f"form is {name!r}; it must be one of {', '.join(_FORMS)}.")
-        call = inspect.signature(type(self.backbone).__call__).parameters
-        if name == "mobilenet" and "stage_features" not in call:
-            raise ValueError(
-                f"{type(self.backbone).__name__} has no argument stage_features, so the form "
-                "'mobilenet' can not read its stages; use MobileNetV2 or EfficientNet-Lite0, or "
-                "form='resnet'."
+        if name == "mobilenet":
+            check_call_option(
+                self.backbone, "stage_features", "the form 'mobilenet', which reads its stages"
             )
         return _FORMS[name]
 

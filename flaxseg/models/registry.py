@@ -1,6 +1,7 @@
-"""Builds the systems by name."""
+"""Builds the systems by name, each by the record of what its paper fixes."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,51 +12,143 @@ from flax.typing import Dtype
 from flaxseg.backbones import create_backbone
 from flaxseg.errors import ConfigError, near
 from flaxseg.layers import BatchNorm, ImageNormalization
+from flaxseg.models import (
+    deeplab_v1,
+    deeplab_v2,
+    dfn,
+    dilatednet,
+    fcn,
+    icnet,
+    lrr,
+    pspnet,
+)
 from flaxseg.models.deconvnet import DeconvNet
 from flaxseg.models.deeplab import (
     DeepLabV3,
     DeepLabV3Cascade,
     DeepLabV3Plus,
+    aspp_rates,
+    cascade_rates,
 )
-from flaxseg.models.deeplab_v1 import DeepLabV1
-from flaxseg.models.deeplab_v2 import DeepLabV2
-from flaxseg.models.dfn import DFN
-from flaxseg.models.dilatednet import DilatedNet
-from flaxseg.models.fcn import DilatedFCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet
 from flaxseg.models.gcn import GCN
-from flaxseg.models.icnet import ICNet
-from flaxseg.models.lrr import LRR
 from flaxseg.models.parsenet import ParseNet
-from flaxseg.models.pspnet import PSPNet
 from flaxseg.models.refinenet import RefineNet, RefineNetLW
 from flaxseg.models.segnet import SegNet, SegNetBasic
 from flaxseg.models.unet import UNet
 
-MODELS = {
-    "deeplabv1": DeepLabV1,
-    "deeplabv2": DeepLabV2,
-    "deeplabv3": DeepLabV3,
-    "deeplabv3plus": DeepLabV3Plus,
-    "deeplabv3_cascade": DeepLabV3Cascade,
-    "fcn32s": FCN32s,
-    "fcn16s": FCN16s,
-    "fcn8s": FCN8s,
-    "fcn8s_atonce": FCN8sAtOnce,
-    "fcn_alexnet": FCNAlexNet,
-    "fcn": DilatedFCN,
-    "pspnet": PSPNet,
-    "icnet": ICNet,
-    "gcn": GCN,
-    "dfn": DFN,
-    "lrr": LRR,
-    "refinenet": RefineNet,
-    "refinenet_lw": RefineNetLW,
-    "unet": UNet,
-    "segnet": SegNet,
-    "segnet_basic": SegNetBasic,
-    "deconvnet": DeconvNet,
-    "dilatednet": DilatedNet,
-    "parsenet": ParseNet,
+_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What `create_model` knows of a model besides the attributes of its class.
+
+    Attributes:
+      module: the class.
+      backbone: the paper's, one of `list_backbones()`.
+      output_stride: the paper's.
+      backbone_options: the form that the paper's release gives to a backbone, by its name.
+      shared_options: options of the model that the backbones in `backbone_options` have too, with
+        the same value.
+      rates: the default of the option `rates` by output stride, where it depends on it.
+      options_in_cells: options that count cells of the features: rates of dilation, windows.
+      fixed_output_stride: whether the network has other parameters at another output stride.
+    """
+
+    module: type[nn.Module]
+    backbone: str
+    output_stride: int
+    backbone_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    shared_options: tuple[str, ...] = ()
+    rates: Callable[[int], tuple[int, ...]] | None = None
+    options_in_cells: tuple[str, ...] = ()
+    fixed_output_stride: bool = False
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The options of `create_model` that the class has."""
+        return frozenset(self.module.__dataclass_fields__) - {"parent", "name"}
+
+
+_deeplab_v3 = partial(
+    ModelSpec,
+    backbone="resnet50",
+    output_stride=16,
+    rates=aspp_rates,
+    options_in_cells=("rates",),
+)
+_fcn = partial(
+    ModelSpec, backbone="vgg16", output_stride=32, backbone_options={"vgg16": fcn.VGG_OPTIONS}
+)
+
+MODELS: dict[str, ModelSpec] = {
+    "deeplabv1": ModelSpec(
+        deeplab_v1.DeepLabV1,
+        "vgg16",
+        8,
+        {"vgg16": deeplab_v1.VGG_OPTIONS},
+        options_in_cells=("rate",),
+    ),
+    "deeplabv2": ModelSpec(
+        deeplab_v2.DeepLabV2,
+        "resnet101",
+        8,
+        {
+            "vgg16": deeplab_v1.VGG_OPTIONS,
+            "resnet50": deeplab_v2.RESNET_OPTIONS,
+            "resnet101": deeplab_v2.RESNET_OPTIONS,
+            "resnet152": deeplab_v2.RESNET_OPTIONS,
+        },
+        options_in_cells=("rates",),
+    ),
+    "deeplabv3": _deeplab_v3(DeepLabV3),
+    "deeplabv3plus": _deeplab_v3(DeepLabV3Plus),
+    "deeplabv3_cascade": _deeplab_v3(DeepLabV3Cascade, rates=cascade_rates),
+    "fcn32s": _fcn(fcn.FCN32s),
+    "fcn16s": _fcn(fcn.FCN16s),
+    "fcn8s": _fcn(fcn.FCN8s),
+    "fcn8s_atonce": _fcn(fcn.FCN8sAtOnce),
+    "fcn_alexnet": ModelSpec(fcn.FCNAlexNet, "alexnet", 32, {"alexnet": fcn.ALEXNET_OPTIONS}),
+    "fcn": ModelSpec(fcn.DilatedFCN, "resnet50", 8),
+    "pspnet": ModelSpec(
+        pspnet.PSPNet,
+        "resnet50",
+        8,
+        dict.fromkeys(_RESNETS, pspnet.RESNET_OPTIONS),
+        options_in_cells=("windows",),
+    ),
+    # Of the half image, before it shrinks; 32 of the whole image.
+    "icnet": ModelSpec(
+        icnet.ICNet,
+        "resnet50",
+        8,
+        dict.fromkeys(_RESNETS, icnet.RESNET_OPTIONS),
+        shared_options=("width",),
+    ),
+    # Kernels count cells, and every grid has a deconvolution to the next.
+    "gcn": ModelSpec(GCN, "resnet152", 32, fixed_output_stride=True),
+    "dfn": ModelSpec(dfn.DFN, "resnet101", 32, dict.fromkeys(_RESNETS, dfn.RESNET_OPTIONS)),
+    "lrr": ModelSpec(lrr.LRR, "vgg16", 32, dict.fromkeys(("vgg16", "vgg16_bn"), lrr.VGG_OPTIONS)),
+    "refinenet": ModelSpec(RefineNet, "resnet101", 32),
+    "refinenet_lw": ModelSpec(RefineNetLW, "resnet50", 32),
+    "unet": ModelSpec(UNet, "unet_encoder", 32),
+    "segnet": ModelSpec(SegNet, "vgg16_bn", 32),
+    "segnet_basic": ModelSpec(SegNetBasic, "segnet_basic_encoder", 32),
+    "deconvnet": ModelSpec(DeconvNet, "vgg16_bn", 32),
+    "dilatednet": ModelSpec(
+        dilatednet.DilatedNet,
+        "vgg16",
+        8,
+        {"vgg16": dilatednet.VGG_OPTIONS},
+        options_in_cells=("rates",),
+    ),
+    "parsenet": ModelSpec(
+        ParseNet,
+        "vgg16",
+        8,
+        {"vgg16": deeplab_v1.VGG_OPTIONS},
+        options_in_cells=("rate",),
+    ),
 }
 
 
@@ -90,7 +183,7 @@ def create_model(
       name: one of `list_models()`.
       num_classes: channels of the logits, at least 2; a binary task has 2.
       backbone: one of `list_backbones()`, or a module of your own that returns named features; the
-        paper's by default (the class's `default_backbone`).
+        paper's by default.
       output_stride: of the backbone, 8, 16 or 32; by default the paper's. It may change between
         training and evaluation: the parameters are the same, but for models with a learned
         deconvolution for each doubling (`gcn`). A module of your own has its own, and must say so
@@ -105,39 +198,33 @@ def create_model(
         ..., "std": ...}`; that of the backbone by default.
       backbone_options: further attributes of a backbone given by name, such as
         `{"padding": "torch"}` for MobileNetV2 weights that were trained in PyTorch's layout. They
-        are added to those of the model's paper (the class's `default_backbone_options`).
+        are added to those of the model's release (`ModelSpec.backbone_options`).
       **options: attributes of the model, such as `rates` or `dropout`; see its class.
 
     Raises:
-      ConfigError: the model or the backbone is unknown.
+      ConfigError: the model or the backbone is unknown, or the backbone cannot do what is asked.
       ValueError: num_classes or output_stride is impossible.
       TypeError: the model has no such option.
     """
-    if name not in MODELS:
-        raise ConfigError(
-            f"there is no model {name!r}.{near(name, MODELS)} Models: {', '.join(MODELS)}."
-        )
+    spec = _spec(name)
     if num_classes < 2:
         raise ValueError(
             f"num_classes is {num_classes}; it must be at least 2 (background is a class)."
         )
-    model = MODELS[name]
-    backbone = model.default_backbone if backbone is None else backbone
-    output_stride = model.default_output_stride if output_stride is None else output_stride
-    fields = set(model.__dataclass_fields__) - {"parent", "name"}
-    unknown = sorted(set(options) - fields)
+    unknown = sorted(set(options) - spec.options)
     if unknown:
-        known = sorted(fields)
-        raise TypeError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
-    shared = {
-        "frozen": frozen_batch_norm,
-        "momentum": batch_norm_momentum,
-        "axis_name": batch_norm_axis,
-    }
+        raise TypeError(
+            f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(spec.options))}."
+        )
+    backbone = spec.backbone if backbone is None else backbone
+    output_stride = spec.output_stride if output_stride is None else output_stride
     if isinstance(backbone, str):
-        defaults = dict(getattr(model, "default_backbone_options", {}).get(backbone, {}))
-        if "width" in defaults:  # that of the head and of the backbone are one
-            defaults["width"] = options.get("width", model.width)
+        form = dict(spec.backbone_options.get(backbone, {}))
+        if form:
+            form |= {
+                option: options.get(option, getattr(spec.module, option))
+                for option in spec.shared_options
+            }
         backbone = create_backbone(
             backbone,
             output_stride=output_stride,
@@ -146,7 +233,7 @@ def create_model(
             frozen_batch_norm=frozen_batch_norm,
             remat=remat,
             dtype=dtype,
-            **{**defaults, **(backbone_options or {})},
+            **{**form, **(backbone_options or {})},
         )
     elif getattr(backbone, "output_stride", output_stride) != output_stride:
         raise ValueError(
@@ -154,23 +241,37 @@ def create_model(
             f"{output_stride}; pass output_stride={backbone.output_stride}."
         )
     if normalization is None:
-        normalization = getattr(backbone, "normalization", model.normalization)
+        normalization = getattr(backbone, "normalization", spec.module.normalization)
     elif isinstance(normalization, dict):
         normalization = ImageNormalization(
             tuple(normalization["mean"]), tuple(normalization["std"])
         )
-    if hasattr(model, "default_rates"):
+    if spec.rates is not None:
         rates = options.get("rates")
-        options["rates"] = model.default_rates(output_stride) if rates is None else tuple(rates)
-    if "norm" in fields:
-        options.setdefault("norm", partial(BatchNorm, **shared))
-    return model(
+        options["rates"] = spec.rates(output_stride) if rates is None else tuple(rates)
+    if "norm" in spec.options:
+        norm = partial(
+            BatchNorm,
+            frozen=frozen_batch_norm,
+            momentum=batch_norm_momentum,
+            axis_name=batch_norm_axis,
+        )
+        options.setdefault("norm", norm)
+    return spec.module(
         num_classes=num_classes,
         backbone=backbone,
         normalization=normalization,
         dtype=dtype,
         **options,
     )
+
+
+def _spec(name: str) -> ModelSpec:
+    if name not in MODELS:
+        raise ConfigError(
+            f"there is no model {name!r}.{near(name, MODELS)} Models: {', '.join(MODELS)}."
+        )
+    return MODELS[name]
 
 
 def at_output_stride(name: str, options: Mapping[str, Any], output_stride: int) -> dict[str, Any]:
@@ -195,18 +296,19 @@ def at_output_stride(name: str, options: Mapping[str, Any], output_stride: int) 
       ValueError: a rate or window would not be a whole number of cells, or the network has other
         parameters there.
     """
-    model = MODELS[name]
-    before = options.get("output_stride") or model.default_output_stride
-    if getattr(model, "one_output_stride", False) and output_stride != before:
+    spec = _spec(name)
+    before = options.get("output_stride") or spec.output_stride
+    if spec.fixed_output_stride and output_stride != before:
         raise ValueError(
             f"{name} is another network at output stride {output_stride} than at {before}, where "
             f"it was made; leave output_stride out, or train it at {output_stride}."
         )
     changed = {"output_stride": output_stride}
-    for option in getattr(model, "cell_options", ()):
-        # A default that goes by the output stride by itself is None or absent.
-        value = options.get(option, getattr(model, option, None))
-        if value is None or (option not in options and hasattr(model, "default_rates")):
+    for option in spec.options_in_cells:
+        if option not in options and spec.rates is not None:
+            continue  # the default follows the output stride by itself
+        value = options.get(option, getattr(spec.module, option, None))
+        if value is None:
             continue
         cells = value if isinstance(value, Sequence) else (value,)
         if any(cell * before % output_stride for cell in cells):

@@ -5,7 +5,6 @@ Image Segmentation", 2017 (PAMI). Layers are those of the authors' tutorial.
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -57,9 +56,6 @@ class SegNet(nn.Module):
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
 
-    default_backbone: ClassVar[str] = "vgg16_bn"
-    default_output_stride: ClassVar[int] = 32
-
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
         """Segments pictures.
@@ -90,7 +86,7 @@ class SegNet(nn.Module):
             kernel_size=self.classifier_kernel_size,
             kernel_init=nn.initializers.he_normal(),
         )(x)
-        return Prediction(resize(logits, image.shape[1:3], align_corners=None), {})
+        return Prediction(resize(logits, image.shape[1:3], align_corners="cells"), {})
 
 
 class SegNetBasic(SegNet):
@@ -101,5 +97,3 @@ class SegNetBasic(SegNet):
     kernel_size: int = 7
     relu: bool = False
     classifier_kernel_size: int = 1
-
-    default_backbone: ClassVar[str] = "segnet_basic_encoder"

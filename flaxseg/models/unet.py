@@ -4,7 +4,6 @@ Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmenta
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -70,9 +69,6 @@ class UNet(nn.Module):
     normalization: ImageNormalization = SYMMETRIC
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Dtype | None = None
-
-    default_backbone: ClassVar[str] = "unet_encoder"
-    default_output_stride: ClassVar[int] = 32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:

@@ -161,8 +161,8 @@ def _section(**fields: Any) -> config_dict.ConfigDict:
 def output_loss_section(loss: OutputLoss) -> config_dict.ConfigDict:
     """The loss of one output of the model, as a section of `config.loss.outputs`."""
     fields = dataclasses.asdict(loss)
-    # So that it remains a bool or None, whichever it is now.
-    fields["align_corners"] = config_dict.FieldReference(loss.align_corners, field_type=bool)
+    # A bool or "cells", whichever it is now.
+    fields["align_corners"] = config_dict.FieldReference(loss.align_corners, field_type=object)
     return _section(**fields)
 
 

@@ -67,8 +67,8 @@ def _structure_problems(config: config_dict.ConfigDict) -> list[str]:
     for name, default in expected.items():
         if name not in given:
             problems.append(f"the field {name!r} is missing; its default is {default!r}")
-        elif given[name] is None and name.endswith(".align_corners"):
-            pass  # a third convention of `flaxseg.layers.resize`
+        elif name.endswith(".align_corners"):
+            pass  # a bool or a text; `OutputLoss` checks it
         elif not _has_type_of(given[name], default):
             problems.append(
                 f"{name} is {given[name]!r}; it must be a {_kind(default)}, such as {default!r}"

@@ -138,7 +138,7 @@ def model_options(config: config_dict.ConfigDict) -> dict[str, Any]:
     outputs = config.loss.outputs
     wanted = outputs.auxiliary.weight or set(outputs) - {"logits", "auxiliary"}
     # Some systems always have their auxiliary outputs, and no such option.
-    if wanted and "auxiliary" in MODELS[config.model.name].__dataclass_fields__:
+    if wanted and "auxiliary" in MODELS[config.model.name].options:
         options["auxiliary"] = True
     return options
 

@@ -5,7 +5,6 @@ take whole segmentation networks, `load_into` starts from another model that fla
 """
 
 from flaxseg.classes import VOC_CLASSES
-from flaxseg.weights.depth import with_depth
 from flaxseg.weights.files import read_tensors
 from flaxseg.weights.label_bases import load_bases, read_bases
 from flaxseg.weights.load import load_backbone, load_into, load_weights
@@ -44,5 +43,4 @@ __all__ = [
     "read_pretrained",
     "read_tensors",
     "read_torch_file",
-    "with_depth",
 ]

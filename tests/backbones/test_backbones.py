@@ -12,6 +12,7 @@ from flaxseg.backbones import (
     VGG,
     MobileNetV2,
     ResNet,
+    UNetEncoder,
     Xception,
     create_backbone,
     list_backbones,
@@ -180,6 +181,7 @@ SMALL = {
     "resnet": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock),
     "mobile": functools.partial(MobileNetV2, stages=(Stage(1, 8, 1, 1), Stage(2, 8, 2, 2))),
     "vgg": functools.partial(VGG, features=(8,) * 5, batch_norm=True),
+    "unet": functools.partial(UNetEncoder, features=(8,) * 5, padding="torch", batch_norm=True),
 }
 
 
@@ -196,12 +198,20 @@ def test_remat_changes_neither_value_nor_gradient_nor_statistics(name):
             features, updates = backbone.apply(
                 {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
             )
-            return (features["c2"] ** 2).mean(), updates
+            level = "conv2" if name == "unet" else "c2"
+            return (features[level] ** 2).mean(), updates
 
         results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"]))
     scale = max(float(np.abs(g).max()) for g in jax.tree.leaves(results[0][1]))
     for x, y in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-4 * max(scale, 1.0))
+
+
+def test_a_backbone_that_cannot_recompute_its_blocks_says_which_can():
+    for name in ("alexnet", "segnet_basic_encoder"):
+        assert create_backbone(name, remat=False)
+        with pytest.raises(ValueError, match=f"{name} cannot recompute.*: resnet18, .*vgg16"):
+            create_backbone(name, remat=True)
 
 
 def test_all_of_xception_is_trained_with_remat_too():

@@ -194,7 +194,7 @@ def test_overlapping_windows_are_those_of_the_released_icnet():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (5, 33)])
-@pytest.mark.parametrize("options", [{}, {"method": "max"}, {"windows": (60, 30, 20, 10)}])
+@pytest.mark.parametrize("options", [{}, {"pooling": "max"}, {"windows": (60, 30, 20, 10)}])
 def test_pyramid_of_any_size(size, options):
     x = random(1, *size, 16)
     module = PyramidPooling(**options)
@@ -214,7 +214,7 @@ def test_parameters_are_those_of_the_paper():
     [
         ({"bins": (1, 1)}, "distinct"),
         ({"bins": (0, 1)}, "from 1"),
-        ({"method": "median"}, "'average' or 'max'"),
+        ({"pooling": "median"}, "'average' or 'max'"),
         ({"fusion": "product"}, "'concat' or 'sum'"),
         ({"fusion": "sum"}, "set features=8 or reduce=False"),
         ({"windows": (4, 2)}, "one for each"),

@@ -78,7 +78,7 @@ def test_gradient_of_resize_equals_torch(align_corners):
         np.testing.assert_allclose(gradient, peers.from_torch(their_x.grad), atol=1e-5)
 
 
-@pytest.mark.parametrize("align_corners", [True, False, None])
+@pytest.mark.parametrize("align_corners", [True, False, "cells"])
 @pytest.mark.parametrize(
     ("source", "target"), [((5, 7), (17, 25)), ((33, 2), (65, 3)), ((1, 2), (70, 140)), *SIZES[3:5]]
 )
@@ -129,21 +129,21 @@ def test_features_stay_where_a_strided_convolution_took_them(size, stride):
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     ramp = np.stack([y, x], -1)[None]
     cells = ramp[:, ::stride, ::stride]
-    back = resize(cells, size, align_corners=None)
+    back = resize(cells, size, align_corners="cells")
     last = [(n - 1) // stride * stride for n in size]
     wanted = np.stack([np.minimum(y, last[0]), np.minimum(x, last[1])], -1)[None]
     np.testing.assert_allclose(back, wanted, atol=1e-4)
-    nearest = resize(cells, size, method="nearest", align_corners=None)
+    nearest = resize(cells, size, method="nearest", align_corners="cells")
     assert np.abs(nearest - wanted).max() <= stride / 2
     for method in ("nearest", "bilinear"):  # and the other way: the pixel below each cell
-        reduced = resize(ramp, cells.shape[1:3], method=method, align_corners=None)
+        reduced = resize(ramp, cells.shape[1:3], method=method, align_corners="cells")
         np.testing.assert_array_equal(reduced, cells)
 
 
 def test_resize_by_stride_is_aligned_where_corners_coincide():
     x = random(1, 5, 9, 2)
     np.testing.assert_array_equal(
-        resize(x, (65, 129), align_corners=None), resize(x, (65, 129), align_corners=True)
+        resize(x, (65, 129), align_corners="cells"), resize(x, (65, 129), align_corners=True)
     )
 
 

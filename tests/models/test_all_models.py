@@ -73,7 +73,7 @@ NAMES = [
 
 def has(name, option):
     """Whether a model has that attribute."""
-    return option in flaxseg.models.MODELS[name].__dataclass_fields__
+    return option in flaxseg.models.MODELS[name].options
 
 
 CASES = [
@@ -86,7 +86,7 @@ CASES = [
         ("mobile", {}),
         *(("mobile", other) for other in OTHER_FORMS.get(name, ())),
     )
-    if options.keys() <= flaxseg.models.MODELS[name].__dataclass_fields__.keys()
+    if options.keys() <= flaxseg.models.MODELS[name].options
 ]
 
 

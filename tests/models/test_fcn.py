@@ -14,7 +14,7 @@ from random_weights import picture, relative_difference, shapes_of, torch_tensor
 
 import flaxseg
 from flaxseg.backbones import VGG, AlexNet
-from flaxseg.weights import load_weights, with_depth
+from flaxseg.weights import load_weights
 from flaxseg.weights.layouts.fcn import TORCHVISION_FCN, caffe_fcn_map
 
 TOLERANCE = 1e-4
@@ -204,55 +204,6 @@ def test_every_parameter_is_trained(name, learned):
         assert bool(np.any(value != 0)), jax.tree_util.keystr(path)
 
 
-def test_late_fusion_averages_the_scores_of_two_networks():
-    single, late = small("fcn32s"), small("fcn32s", fusion="late")
-    colour, hha = variables_of(single, seed=0), variables_of(single, seed=1)
-    params = {
-        **colour["params"],
-        "backbone_hha": hha["params"]["backbone"],
-        "score_fr_hha": hha["params"]["score_fr"],
-    }
-    image = picture(1, 33, 20, seed=0)
-    other = picture(1, 33, 20, seed=1)
-    both = np.concatenate([image, other], -1)
-    assert jax.tree.structure(variables_of(late, (1, 33, 33, 6))["params"]) == (
-        jax.tree.structure(params)
-    )
-    logits = late.apply({"params": params}, both).logits
-    wanted = (single.apply(colour, image).logits + single.apply(hha, other).logits) / 2
-    np.testing.assert_allclose(logits, wanted, atol=1e-5)
-
-
-@pytest.mark.parametrize("channels", [4, 6])
-def test_early_fusion_reads_depth_in_the_first_convolution(channels):
-    model = small("fcn32s", fusion="early")
-    variables = variables_of(model, (1, 33, 33, channels))
-    assert variables["params"]["backbone"]["conv1_1"]["kernel"].shape == (3, 3, channels, 4)
-    image = np.random.default_rng(0).normal(size=(1, 33, 33, channels)).astype(np.float32)
-    apply = jax.jit(model.apply)
-    logits = apply(variables, image).logits
-    deeper = image + np.eye(channels, dtype=np.float32)[-1]
-    assert bool(np.any(apply(variables, deeper).logits != logits))
-
-
-def test_depth_begins_as_the_mean_of_the_colours():
-    colours, depth = small("fcn32s"), small("fcn32s", fusion="early")
-    variables = variables_of(colours)
-    params = jax.tree.map(np.array, variables["params"])
-    first = params["backbone"]["conv1_1"]
-    first["kernel"] = with_depth(first["kernel"], 4)
-    image = picture(1, 33, 20)
-    apply = jax.jit(depth.apply)
-    blind = apply({"params": params}, np.pad(image, ((0, 0),) * 3 + ((0, 1),))).logits
-    np.testing.assert_allclose(blind, colours.apply(variables, image).logits, atol=1e-4)
-    grey = picture(1, 33, 20)[..., :1]
-    seen = apply({"params": params}, np.concatenate([image, grey], -1)).logits
-    wanted = colours.apply(variables, image + grey / 3).logits
-    np.testing.assert_allclose(seen, wanted, atol=1e-3 * float(np.abs(wanted).max()))
-    with pytest.raises(ValueError, match="at least 3"):
-        with_depth(first["kernel"], 4)
-
-
 def test_other_backbones_need_no_border():
     model = flaxseg.create_model("fcn8s", 3, backbone="resnet18")
     params = shapes_of(model)["params"]
@@ -278,8 +229,6 @@ def test_mistakes_are_named():
     image = picture(1, 33, 33)
     init = functools.partial(jax.eval_shape, image=image)
     for options, message in (
-        ({"fusion": "middle"}, "must be one of"),
-        ({"fusion": "early"}, "4 or 6"),
         ({"skip_scales": (0.1,)}, "one factor for each"),
         ({"offsets": (5, 9)}, "one for each of the skips"),
         ({"learned_last_upsampling": True}, "must be 'depthwise' or 'dense'"),

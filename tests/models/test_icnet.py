@@ -274,8 +274,12 @@ def test_strict_sizes_change_nothing_where_the_sizes_fit():
 
 def test_a_backbone_that_can_not_be_split_is_refused():
     class Plain(EfficientNetLite0):
+        call_options = ()
+
         def __call__(self, image, *, train=False):
             return {}
 
-    with pytest.raises(ValueError, match=r"Plain has no argument halve_c3.*use a ResNet"):
+    with pytest.raises(
+        ValueError, match=r"Plain does not declare halve_c3.*ICNet.*use one of resnet18"
+    ):
         shapes_of(small(backbone=Plain(output_stride=8)))

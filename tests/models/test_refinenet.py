@@ -373,9 +373,9 @@ def test_any_backbone_with_named_features_is_one_call():
     assert shapes_of(form)["params"]["reduce_stage4"]["kernel"].shape == (1, 1, 80, 256)
 
 
-def test_alignment_can_be_chosen_and_none_needs_the_picture_at_its_size():
+def test_alignment_can_be_chosen_and_cells_need_the_picture_at_its_size():
     image, logits = picture(1, 37, 50), []
-    for aligned, finally_aligned in ((True, False), (False, False), (True, None)):
+    for aligned, finally_aligned in ((True, False), (False, False), (True, "cells")):
         model = flaxseg.create_model(
             "refinenet_lw",
             3,
@@ -393,7 +393,7 @@ def test_alignment_can_be_chosen_and_none_needs_the_picture_at_its_size():
     assert relative_difference(logits[1], logits[0]) > 1e-3
     assert relative_difference(logits[2], logits[0]) > 1e-3
     scaled = flaxseg.create_model(
-        "refinenet", 3, backbone=Subsampled(), scales=(1.2,), final_align_corners=None
+        "refinenet", 3, backbone=Subsampled(), scales=(1.2,), final_align_corners="cells"
     )
     with pytest.raises(ValueError, match="both must be True or False"):
         shapes_of(scaled)
@@ -437,7 +437,7 @@ def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, opt
         ("refinenet", {"scales": ()}, "must have at least one, all positive"),
         ("refinenet", {"scales": (1.0, -0.5)}, r"scales is \(1.0, -0.5\)"),
         ("refinenet_lw", {"form": "mobile"}, "must be one of resnet, mobilenet"),
-        ("refinenet_lw", {"form": "mobilenet"}, "ResNet has no argument stage_features"),
+        ("refinenet_lw", {"form": "mobilenet"}, "ResNet does not declare stage_features"),
         (
             "refinenet_lw",
             {"backbone": MobileNetV2(stages=MobileNetV2().stages[:5])},

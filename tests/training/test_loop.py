@@ -24,7 +24,7 @@ STEPS = 6
 
 @pytest.fixture(autouse=True)
 def _tiny_model(monkeypatch):
-    monkeypatch.setitem(flaxseg.models.MODELS, "tiny", tiny_program.Tiny)
+    monkeypatch.setitem(flaxseg.models.MODELS, "tiny", tiny_program.TINY)
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ def test_depthwise_convolution_of_split_rows(rate):
     "layer",
     [
         partial(resize, size=(38, 14), align_corners=True),
-        partial(resize, size=(16, 20), align_corners=None),
+        partial(resize, size=(16, 20), align_corners="cells"),
         partial(resize, size=(3, 20), align_corners=False, antialias=True),
         partial(bilinear_deconv, kernel_size=4, strides=2),
         partial(adaptive_average_pool, bins=3),

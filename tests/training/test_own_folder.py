@@ -17,7 +17,7 @@ from flaxseg.training.config_check import validate_config
 
 @pytest.fixture(autouse=True)
 def _tiny_model(monkeypatch):
-    monkeypatch.setitem(flaxseg.models.MODELS, "tiny", tiny_program.Tiny)
+    monkeypatch.setitem(flaxseg.models.MODELS, "tiny", tiny_program.TINY)
 
 
 @pytest.fixture

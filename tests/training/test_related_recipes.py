@@ -72,7 +72,7 @@ def test_every_recipe_is_valid_and_makes_a_model(name, variant, data):
         # Labels are resized onto the scores: cells lie in the middle of their pixels without
         # padding, else on the first.
         padded = data in ("camvid", "shapes")
-        assert config.loss.outputs.scores.align_corners is (None if padded else False)
+        assert config.loss.outputs.scores.align_corners == ("cells" if padded else False)
         assert all(side % 8 == padded for side in config.data.crop_size)
 
 

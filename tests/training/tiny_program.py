@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 import flaxseg.models
 from flaxseg.layers import ImageNormalization
-from flaxseg.models import Prediction
+from flaxseg.models import ModelSpec, Prediction
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -42,9 +42,12 @@ class Tiny(nn.Module):
         return Prediction(x.astype(jnp.float32), {})
 
 
+TINY = ModelSpec(Tiny, backbone="resnet18", output_stride=16)
+
+
 def register() -> None:
     """Let `create_model` and the config know the model "tiny"."""
-    flaxseg.models.MODELS["tiny"] = Tiny
+    flaxseg.models.MODELS["tiny"] = TINY
 
 
 if __name__ == "__main__":

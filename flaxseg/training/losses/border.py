@@ -61,7 +61,7 @@ def boundary_loss(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
     ignore_label: int = 255,
-    align_corners: bool | None = False,
+    align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""Cross entropy with larger weights near the borders between classes.
 

@@ -19,7 +19,7 @@ def segmentation_loss(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
     ignore_label: int = 255,
-    align_corners: bool | None = False,
+    align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""Softmax cross entropy, summed over the valid pixels, and the sum of their weights.
 
@@ -98,7 +98,7 @@ def pixel_cross_entropy(
     label_smoothing: float,
     class_weights: Sequence[float] | None,
     ignore_label: int,
-    align_corners: bool | None,
+    align_corners: bool | str,
 ) -> PixelCrossEntropy:
     """The summands of `segmentation_loss`, whose arguments it has."""
     num_classes = logits.shape[-1]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxseg.errors import ConfigError
-from flaxseg.layers import resize
+from flaxseg.layers import ALIGN_CORNERS, resize
 from flaxseg.training.losses.border import border_target, boundary_loss
 from flaxseg.training.losses.cross_entropy import segmentation_loss
 from flaxseg.training.losses.dice import dice_loss
@@ -97,11 +97,15 @@ class OutputLoss:
     kind: str = "cross_entropy"
     target: str = "label"
     resize_labels: bool = False
-    align_corners: bool | None = False
+    align_corners: bool | str = False
 
     def __post_init__(self):
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ConfigError(f"weight {self.weight} must be a number of at least 0.")
+        if self.align_corners not in ALIGN_CORNERS:
+            raise ConfigError(
+                f"align_corners is {self.align_corners!r}; it must be True, False or 'cells'."
+            )
         # Their own checks of the arguments, on a label of two pixels; nothing is computed.
         label = jax.ShapeDtypeStruct((1, 1, 2), jnp.uint8)
         logits = jax.ShapeDtypeStruct((1, 1, 2, 2), jnp.float32)

@@ -12,7 +12,7 @@ def dice_loss(
     *,
     squared: bool = True,
     ignore_label: int = 255,
-    align_corners: bool | None = False,
+    align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""One minus the overlap of each class with its prediction, per image.
 

@@ -19,7 +19,7 @@ def focal_loss(
     alpha: float | None = None,
     class_weights: Sequence[float] | None = None,
     ignore_label: int = 255,
-    align_corners: bool | None = False,
+    align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""Cross entropy that leaves out what is already right, so that hard pixels count more.
 

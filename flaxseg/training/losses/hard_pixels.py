@@ -19,7 +19,7 @@ def top_k_loss(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
     ignore_label: int = 255,
-    align_corners: bool | None = False,
+    align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""Cross entropy over a share of each image's pixels, those with the least :math:`p_y`.
 
@@ -72,7 +72,7 @@ def ohem_loss(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
     ignore_label: int = 255,
-    align_corners: bool | None = False,
+    align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""Cross entropy over the pixels that are not right with some certainty.
 

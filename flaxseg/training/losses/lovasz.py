@@ -13,7 +13,7 @@ def lovasz_loss(
     label: jax.Array,
     *,
     ignore_label: int = 255,
-    align_corners: bool | None = False,
+    align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""The Lovász extension of one minus the intersection over union, per image.
 

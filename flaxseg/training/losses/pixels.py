@@ -77,7 +77,7 @@ def count(valid: jax.Array) -> jax.Array:
 
 
 def masked_logits(
-    logits: jax.Array, label: jax.Array, ignore_label: int, align_corners: bool | None
+    logits: jax.Array, label: jax.Array, ignore_label: int, align_corners: bool | str
 ) -> tuple[jax.Array, jax.Array]:
     """What every loss begins with: logits of the label's size, at valid pixels.
 

@@ -18,7 +18,7 @@ def dilated_masks(
     radius: int = 32,
     void_is_background: bool = False,
     ignore_label: int = 255,
-    align_corners: bool | None = False,
+    align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""Logistic loss of each class against its mask, dilated by a disk.
 
@@ -59,7 +59,7 @@ def eroded_masks(
     radius: int = 32,
     void_is_background: bool = False,
     ignore_label: int = 255,
-    align_corners: bool | None = False,
+    align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
     """As `dilated_masks`, with masks eroded: 1 where all pixels within `radius` are of the class.
 
