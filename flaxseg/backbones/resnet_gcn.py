@@ -12,7 +12,7 @@ from flax.typing import Dtype
 
 from flaxseg.backbones.resnet import ResNet
 from flaxseg.layers.atrous import AtrousConv
-from flaxseg.layers.large_kernel import LineConv
+from flaxseg.layers.line_conv import LineConv
 
 
 class GlobalBottleneck(nn.Module):

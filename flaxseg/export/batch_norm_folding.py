@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from flaxseg.layers.atrous import AtrousConv
 from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.depthwise import DepthwiseConv
-from flaxseg.layers.large_kernel import LineConv
+from flaxseg.layers.line_conv import LineConv
 from flaxseg.layers.transposed_convolution import TransposedConv
 
 # Layers that are linear in their `kernel`, whose last axis is that of the output's channels.

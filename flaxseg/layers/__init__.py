@@ -29,14 +29,10 @@ from flaxseg.layers.image_normalization import (
     normalize,
 )
 from flaxseg.layers.l2_norm import L2Norm
-from flaxseg.layers.large_kernel import (
-    BoundaryRefinement,
-    GlobalConvolution,
-    LineConv,
-    line_conv,
-)
+from flaxseg.layers.large_kernel import BoundaryRefinement, GlobalConvolution
 from flaxseg.layers.largest import largest_class
 from flaxseg.layers.learned_basis import LearnedBasisDeconv, cosine_bases, learned_basis_deconv
+from flaxseg.layers.line_conv import LineConv, line_conv
 from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.multi_resolution_fusion import MultiResolutionFusion
 from flaxseg.layers.padding import Padding, explicit_padding, mirror_pad, pad_to_grid

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxseg.layers.atrous import Pads, output_size, place, taps
 from flaxseg.layers.padding import Padding, explicit_padding, pair
+from flaxseg.layers.taps import Pads, check_fits, place, taps
 
 
 def max_pool(
@@ -51,11 +51,7 @@ def max_pool(
             _ceil_padding(n, r * (k - 1) + 1, s, p)
             for n, k, s, r, p in zip(x.shape[1:3], window, strides, rate, pads, strict=True)
         )
-    if min(output_size(x.shape[1:3], window, strides, rate, pads)) < 1:
-        raise ValueError(
-            f"an input of {x.shape[1:3]} cells with padding {pads} is smaller than "
-            f"the window {window} at rate {rate}; enlarge the input or the padding."
-        )
+    check_fits(x.shape[1:3], window, strides, rate, pads)
     return _max_pool(x, window, strides, rate, pads)
 
 
