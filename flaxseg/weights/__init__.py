@@ -5,10 +5,11 @@ take whole segmentation networks, `load_into` starts from another model that fla
 """
 
 from flaxseg.classes import VOC_CLASSES
-from flaxseg.weights.files import read_tensors
-from flaxseg.weights.label_bases import load_bases, read_bases
+from flaxseg.weights.backbone_names.families import NAME_MAPS
+from flaxseg.weights.bases_file import load_bases, read_bases
 from flaxseg.weights.load import load_backbone, load_into, load_weights
-from flaxseg.weights.name_maps import NAME_MAPS, NameMap
+from flaxseg.weights.load_report import LoadReport
+from flaxseg.weights.name_map import NameMap
 from flaxseg.weights.pretrained import (
     Pretrained,
     import_model,
@@ -16,8 +17,8 @@ from flaxseg.weights.pretrained import (
     read_pretrained,
 )
 from flaxseg.weights.pruning import Channels, icnet_channels, prune_channels, prune_model
-from flaxseg.weights.report import LoadReport
 from flaxseg.weights.sources import HUB_WEIGHTS, find_source, list_hub_weights
+from flaxseg.weights.tensor_files import read_tensors
 from flaxseg.weights.torch_file import read_torch_file
 
 __all__ = [

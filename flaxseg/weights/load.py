@@ -6,32 +6,28 @@ import re
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxseg.errors import WeightsError
+from flaxseg.errors import WeightsError, listed
 from flaxseg.layers.image_normalization import ImageNormalization
+from flaxseg.saved_model import load_model
+from flaxseg.weights.backbone_names.families import NAME_MAPS, family_of
 from flaxseg.weights.caffe_tensors import caffe_tensors
-from flaxseg.weights.files import read_tensors
-from flaxseg.weights.fully_connected import load_fully_connected
-from flaxseg.weights.name_maps import FLAXSEG, NAME_MAPS, NameMap, family_of
-from flaxseg.weights.report import LoadReport, describe_mismatch, listed
+from flaxseg.weights.fc_subsampling import load_fully_connected
+from flaxseg.weights.load_report import LoadReport, describe_mismatch, item_lines
+from flaxseg.weights.name_map import FLAXSEG, NameMap
+from flaxseg.weights.recognition import UnknownNamesError, in_body, maps_of, names_of, recognise
 from flaxseg.weights.sources import Source, find_source
+from flaxseg.weights.variable_paths import flatten, unflatten
 
 # Means may differ by so much, in 0..255, and deviations by so large a share, before two
 # normalisations count as different: the (127, 128) and (127.5, 127.5) of EfficientNet-Lite do not.
 _MEAN_TOLERANCE = 2.0
 _STD_TOLERANCE = 0.02
-# A layout is taken to be recognised when the file has this share of the names that it expects.
-_RECOGNISED = 0.5
 # PyTorch's count of training steps; of no use here.
 _BOOKKEEPING = "num_batches_tracked"
-
-
-class _UnknownNamesError(WeightsError):
-    """No naming scheme fits."""
 
 
 def load_backbone(
@@ -63,20 +59,20 @@ def load_backbone(
     Returns:
       New variables and a report. Tensors of the file that the backbone has no place for, such as a
       classifier, are listed there as unused. A head with fc6 and fc7 takes those of VGG16, see
-      `fully_connected.load_fully_connected`.
+      `load_fully_connected`.
 
     Raises:
       WeightsError: the source can not be had or read; its names are not recognised; a tensor of the
         backbone is missing or has another shape; or its network was trained on pictures normalised
         in another way than this model's.
     """
-    name_maps = None if backbone_name is None else _maps_of(backbone_name)
+    name_maps = None if backbone_name is None else maps_of(backbone_name)
     found = find_source(source)
     if "backbone" not in variables.get("params", {}):
         raise WeightsError("the variables have no 'backbone' among their params to load into.")
     part = {key: value["backbone"] for key, value in variables.items() if "backbone" in value}
     notes = _check_preprocessing(model, found)
-    tensors = read_tensors(found.path)
+    tensors = found.read()
     load = functools.partial(
         load_weights,
         part,
@@ -88,7 +84,7 @@ def load_backbone(
     )
     try:
         part, report = load(tensors)
-    except _UnknownNamesError:
+    except UnknownNamesError:
         given, tensors = tensors, caffe_tensors(tensors)
         if tensors.keys() == given.keys():
             raise
@@ -134,20 +130,20 @@ def load_weights(
     """
     if not isinstance(tensors, Mapping):
         found = find_source(tensors)
-        tensors, source = read_tensors(found.path), found.name
+        tensors, source = found.read(), found.name
     flat = flatten(variables)
     if name_maps is None:
         family = family_of(flat)
         if family is None:
             raise WeightsError(
                 "the modules to load into are not named as those of a known backbone "
-                f"({', '.join(NAME_MAPS)}); pass name_maps. They hold {_some(flat)}."
+                f"({', '.join(NAME_MAPS)}); pass name_maps. They hold {listed(flat)}."
             )
         name_maps = NAME_MAPS[family]
     tensors = {k: v for k, v in tensors.items() if not k.endswith(_BOOKKEEPING)}
-    name_map, prefix = _recognise(flat, tensors, name_maps, prefix, source)
+    name_map, prefix = recognise(flat, tensors, name_maps, prefix, source)
     _check_normalization(name_map.normalization, normalization, f"{source} ({name_map.name})")
-    names = {path: prefix + name for path, name in _names(name_map, flat).items()}
+    names = {path: prefix + name for path, name in names_of(name_map, flat).items()}
     result, loaded, missing, mismatched = dict(flat), [], [], []
     for path, value in flat.items():
         if names.get(path) not in tensors:
@@ -170,19 +166,19 @@ def load_weights(
         notes=tuple(notes),
     )
     if missing or mismatched:
-        lines = listed("of another shape", [describe_mismatch(*m) for m in mismatched])
-        lines += listed("missing", [f"{p} (as {names.get(p, 'no name')})" for p in missing])
-        raise WeightsError(
-            f"{source} ({name_map.name}) does not fit the network: of {len(flat)} tensors, "
-            f"{len(mismatched)} have another shape and {len(missing)} are missing.\n"
-            + "\n".join(lines)
-            + "\nChoose the weights of this very network, or the network of these weights."
+        named = [f"{p} (as {names.get(p, 'no name')})" for p in missing]
+        raise _misfit(
+            f"{source} ({name_map.name}) does not fit the network",
+            len(flat),
+            mismatched,
+            named,
+            "Choose the weights of this very network, or the network of these weights.",
         )
-    left = [name for name in report.unused if _in_body(name, name_map, prefix)]
+    left = [name for name in report.unused if in_body(name, name_map, prefix)]
     if left:
         raise WeightsError(
             f"{source} ({name_map.name}) is of a larger network: {len(left)} of its tensors have "
-            f"no place in this one, such as {_some(left)}. Choose the weights of this very network."
+            f"no place in this one, such as {listed(left)}. Choose the weights of this network."
         )
     return unflatten(result), report
 
@@ -205,8 +201,6 @@ def load_into(
       WeightsError: there is no sound saved model; or variables are missing in it or have another
         shape, and they are in the backbone or `reinit_head` is off.
     """
-    from flaxseg.saved_model import load_model
-
     _, saved = load_model(directory)
     theirs, ours = flatten(saved), flatten(variables)
     loaded = [path for path in ours if path in theirs and theirs[path].shape == ours[path].shape]
@@ -233,99 +227,26 @@ def load_into(
             else "To start with a fresh head where it differs, set reinit_head "
             "(--config.init.reinit_head)."
         )
-        lines = listed("of another shape", [describe_mismatch(*m) for m in mismatched])
-        lines += listed("missing", missing)
-        raise WeightsError(
-            f"the model in {os.fspath(directory)} does not fit: of {len(ours)} tensors, "
-            f"{len(mismatched)} have another shape and {len(missing)} are missing.\n"
-            + "\n".join(lines)
-            + f"\n{way_out}"
+        raise _misfit(
+            f"the model in {os.fspath(directory)} does not fit",
+            len(ours),
+            mismatched,
+            missing,
+            way_out,
         )
     return unflatten({**ours, **{path: theirs[path] for path in loaded}}), report
 
 
-def flatten(variables: Mapping) -> dict[str, jnp.ndarray]:
-    """Returns arrays by path, such as `"params/conv1/kernel"`."""
-    return flax.traverse_util.flatten_dict(flax.core.unfreeze(dict(variables)), sep="/")
-
-
-def unflatten(flat: Mapping) -> dict:
-    """The inverse of `flatten`."""
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _maps_of(backbone_name: str) -> tuple[NameMap, ...]:
-    family = "resnet" if backbone_name.startswith("resnet") else backbone_name
-    if family not in NAME_MAPS:
-        raise WeightsError(
-            f"there are no name maps for backbone {backbone_name!r}; there are for "
-            f"{', '.join(NAME_MAPS)}."
-        )
-    return NAME_MAPS[family]
-
-
-def _names(name_map: NameMap, flat: Mapping) -> dict[str, str]:
-    """Their name of each of our variables that the scheme knows."""
-    names = {}
-    for path in flat:
-        try:
-            names[path] = name_map.tensor_name(path)
-        except KeyError:
-            continue
-    return names
-
-
-def _in_body(name: str, name_map: NameMap, prefix: str) -> bool:
-    """Whether a tensor belongs to the part of the network that has no optional tensors."""
-    if not name_map.body or not name.startswith(prefix):
-        return False
-    return re.match(name_map.body, name.removeprefix(prefix)) is not None
-
-
-def _recognise(
-    flat: Mapping,
-    tensors: Mapping,
-    name_maps: Sequence[NameMap],
-    prefix: str | None,
-    source: str,
-) -> tuple[NameMap, str]:
-    """The scheme and prefix under which most of our variables are found."""
-    candidates = []
-    for name_map in name_maps:
-        expected = list(_names(name_map, flat).values())
-        if not expected:
-            continue
-        prefixes = {
-            name.removesuffix(anchor)
-            for anchor in (expected[0], expected[len(expected) // 2], expected[-1])
-            for name in tensors
-            if name == anchor or name.endswith((f".{anchor}", f"/{anchor}"))
-        }
-        for p in sorted(prefixes) if prefix is None else [prefix]:
-            hits = sum(p + name in tensors for name in expected)
-            candidates.append((hits / len(flat), name_map, p))
-    best = max((share for share, _, _ in candidates), default=0.0)
-    chosen = [(name_map, p) for share, name_map, p in candidates if share == best]
-    if best < _RECOGNISED:
-        expected = "; or ".join(
-            f"{m.name}: {_some(sorted(_names(m, flat).values()))}" for m in name_maps
-        )
-        behind = "" if prefix is None else f" behind the prefix {prefix!r}"
-        raise _UnknownNamesError(
-            f"the names in {source} are not recognised{behind}. It holds {len(tensors)} tensors, "
-            f"such as {_some(sorted(tensors))}. Expected were names as in {expected}."
-        )
-    # Schemes that differ only in parts that the network at hand has not are one.
-    different = {}
-    for name_map, p in chosen:
-        different.setdefault((p, *_names(name_map, flat).values()), (name_map, p))
-    chosen = list(different.values())
-    if len(chosen) > 1:
-        raise WeightsError(
-            f"{source} holds {len(chosen)} networks of this kind, behind the prefixes "
-            f"{[p for _, p in chosen]}; pass prefix to choose one."
-        )
-    return chosen[0]
+def _misfit(
+    what: str, count: int, mismatched: Sequence[tuple], missing: Sequence[str], way_out: str
+) -> WeightsError:
+    """Returns the error for weights that do not fit `count` variables."""
+    lines = item_lines("of another shape", [describe_mismatch(*m) for m in mismatched])
+    lines += item_lines("missing", missing)
+    return WeightsError(
+        f"{what}: of {count} tensors, {len(mismatched)} have another shape and {len(missing)} are "
+        "missing.\n" + "\n".join(lines) + f"\n{way_out}"
+    )
 
 
 def _float32(path: str, tensor: np.ndarray, source: str) -> jnp.ndarray:
@@ -370,8 +291,3 @@ def _alike(a: ImageNormalization, b: ImageNormalization) -> bool:
     means = all(abs(x - y) <= _MEAN_TOLERANCE for x, y in zip(a.mean, b.mean, strict=True))
     stds = all(abs(x / y - 1) <= _STD_TOLERANCE for x, y in zip(a.std, b.std, strict=True))
     return means and stds
-
-
-def _some(names) -> str:
-    names = list(names)
-    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")

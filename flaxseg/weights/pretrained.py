@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from flaxseg.classes import VOC_CLASSES
-from flaxseg.errors import WeightsError
-from flaxseg.weights.files import SUFFIXES, read_tensors
-from flaxseg.weights.layouts import LAYOUTS, Network, read_network
+from flaxseg.errors import WeightsError, listed
+from flaxseg.models import create_model
+from flaxseg.saved_model import CARD_FILE, load_model, save_model
+from flaxseg.weights.layouts import LAYOUTS
+from flaxseg.weights.layouts.network import Network
 from flaxseg.weights.load import load_weights
-from flaxseg.weights.report import LoadReport
+from flaxseg.weights.load_report import LoadReport
+from flaxseg.weights.recognition import read_network
 from flaxseg.weights.sources import find_source
 
 
@@ -40,8 +43,6 @@ class Pretrained:
 
     def create_model(self, **overrides: Any) -> nn.Module:
         """Returns the model; `overrides` replace options, such as `dtype`."""
-        from flaxseg.models import create_model
-
         return create_model(self.name, self.num_classes, **(self.options | overrides))
 
 
@@ -59,8 +60,6 @@ def load_pretrained(source: str | os.PathLike, **overrides: Any) -> tuple[nn.Mod
     Raises:
       WeightsError: as `read_pretrained`.
     """
-    from flaxseg.saved_model import CARD_FILE, load_model
-
     if (pathlib.Path(source) / CARD_FILE).is_file():
         return load_model(source, **overrides)
     pretrained = read_pretrained(source)
@@ -81,8 +80,6 @@ def import_model(source: str | os.PathLike, out_dir: str | os.PathLike) -> pathl
       WeightsError: as `read_pretrained`.
       CheckpointError: the folder can not be written.
     """
-    from flaxseg.saved_model import save_model
-
     pretrained = read_pretrained(source)
     return save_model(
         out_dir,
@@ -137,35 +134,39 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     the paper at output stride 16 without multi-grid.
 
     Args:
-      source: a file, a folder with one, or `"hf:owner/repository[/file]"`.
+      source: a file, a folder with one, or `"hf:owner/repository[/file]"`; see `find_source`.
 
     Raises:
-      WeightsError: the source can not be had or read, its layout is not known, or a tensor is
-        missing, left over or has another shape.
+      WeightsError: the source cannot be found or read; it is a backbone, or a model that flaxseg
+        saved; its layout is not known; or a tensor is missing, left over or has another shape.
     """
-    text = os.fspath(source)
-    if not os.path.exists(text) and not text.startswith("hf:"):
+    found = find_source(source)
+    if found.hub is not None:
         raise WeightsError(
-            f"{text!r} is no file or folder. Give the path of a network's weights file "
-            f"({', '.join(SUFFIXES)}), a folder with one, or hf:owner/repository[/file]."
+            f"{found.name} holds the ImageNet weights of a {found.hub.family} backbone, which is "
+            "no segmentation network. Train a network from it with "
+            f"--config.init.backbone={found.name} (load_backbone in Python), or give a file of a "
+            "whole network."
         )
-    found = find_source(text)
-    tensors = read_tensors(found.path)
+    if (pathlib.Path(source) / CARD_FILE).is_file():
+        raise WeightsError(
+            f"{found.name} is a model that flaxseg saved, which needs no import: predict and "
+            "evaluate take the folder as it is (load_model in Python)."
+        )
+    tensors = found.read()
     network = read_network(tensors, found.name)
     if network is None:
         known = ", ".join(layout.title for layout in LAYOUTS)
         raise WeightsError(
             f"{found.name} is not a segmentation network of a known layout ({known}): it holds "
-            f"{len(tensors)} tensors, such as {', '.join(sorted(tensors)[:6])}. The weights of a "
-            "backbone alone are loaded by load_backbone."
+            f"{len(tensors)} tensors, such as {listed(sorted(tensors))}. The weights of a "
+            "backbone alone are loaded by --config.init.backbone (load_backbone in Python)."
         )
     return _assemble(network, found.name)
 
 
 def _assemble(network: Network, source: str) -> Pretrained:
-    """The network with its tensors in the variables of our model."""
-    from flaxseg.models import create_model
-
+    """Returns the network with its tensors in the variables of our model."""
     model = create_model(network.name, network.num_classes, **network.options)
     image = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -175,7 +176,7 @@ def _assemble(network: Network, source: str) -> Pretrained:
     if report.unused and not network.allow_unused:
         raise WeightsError(
             f"{source} has {len(report.unused)} tensors that the network has no place for, such "
-            f"as {', '.join(report.unused[:6])}; it is another network than its names suggest."
+            f"as {listed(report.unused)}; it is another network than its names suggest."
         )
     class_names = VOC_CLASSES if network.num_classes == len(VOC_CLASSES) else None
     return Pretrained(

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from flaxseg.errors import ConfigError, WeightsError
-from flaxseg.weights.load import flatten, unflatten
+from flaxseg.saved_model import from_json, load_model, read_model_card, save_model
+from flaxseg.weights.variable_paths import flatten, unflatten
 
 # `keep` is taken as a fraction with at most this denominator, so that 0.6667 is two thirds.
 _LARGEST_DENOMINATOR = 64
@@ -198,8 +199,6 @@ def prune_model(
       ConfigError: keep is impossible.
       CheckpointError: the folder can not be written.
     """
-    from flaxseg.saved_model import from_json, load_model, read_model_card, save_model
-
     card = read_model_card(directory)
     if card["model"] != "icnet":
         raise WeightsError(

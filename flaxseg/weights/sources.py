@@ -1,18 +1,19 @@
-"""Weights by name: which file of the Hugging Face hub a name means, and how its network was
-made."""
+"""Finds the weights file that a path or a name means, here or on the Hugging Face hub."""
 
 import dataclasses
 import os
 import pathlib
 
-from flaxseg.errors import WeightsError
+import numpy as np
+
+from flaxseg.errors import WeightsError, near
 from flaxseg.layers.image_normalization import (
     EFFICIENTNET_LITE,
     IMAGENET,
     SYMMETRIC,
     ImageNormalization,
 )
-from flaxseg.weights.files import SUFFIXES, find_file
+from flaxseg.weights.tensor_files import SUFFIXES, find_file, read_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,8 @@ class HubWeights:
 
     Attributes:
       repository: `owner/name`.
-      family: key of `name_maps.NAME_MAPS`.
-      normalization: of the pictures that the network was trained on.
+      family: key of `NAME_MAPS`.
+      normalization: of the images that the network was trained on.
       padding: of the network's convolutions, where ours can differ.
       filename: in the repository.
     """
@@ -67,17 +68,29 @@ HUB_WEIGHTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A weights file that is on this machine.
+    """A weights file, on this machine or on the Hugging Face hub.
 
     Attributes:
-      path: the file.
       name: what the user called it.
-      hub: what is known of it if it was named, else None.
+      path: the file on this machine; None for a file on the hub.
+      repository: `owner/name` on the hub, for a file there.
+      filename: in the repository.
+      hub: what is known about it if it is one of `list_hub_weights()`, else None.
     """
 
-    path: pathlib.Path
     name: str
+    path: pathlib.Path | None = None
+    repository: str = ""
+    filename: str = "model.safetensors"
     hub: HubWeights | None = None
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Returns its tensors by name, downloading the file first where it is on the hub.
+
+        Raises:
+          WeightsError: it could not be downloaded, or as `read_tensors`.
+        """
+        return read_tensors(_download(self) if self.path is None else self.path)
 
 
 def list_hub_weights() -> list[str]:
@@ -86,50 +99,52 @@ def list_hub_weights() -> list[str]:
 
 
 def find_source(source: str | os.PathLike) -> Source:
-    """Returns the file that a path or a name means, downloading it if need be.
+    """Returns the file that a path or a name means; nothing is read or downloaded yet.
+
+    Whatever loads weights takes the same sources, and refuses those that it cannot use.
 
     Args:
       source: a file, a folder with one weights file, one of `list_hub_weights()`, or
-        `"hf:owner/repository"` or `"hf:owner/repository/file"` for any other of the hub.
+        `"hf:owner/repository"` or `"hf:owner/repository/file"` for any other file on the hub.
 
     Raises:
-      WeightsError: there is no such file or name, or it could not be downloaded.
+      WeightsError: there is no such file or name.
     """
     text = os.fspath(source)
     if os.path.exists(text):
-        return Source(find_file(text), text)
+        return Source(text, path=find_file(text))
     if text in HUB_WEIGHTS:
         hub = HUB_WEIGHTS[text]
-        return Source(_download(hub.repository, hub.filename, text), text, hub)
+        return Source(text, repository=hub.repository, filename=hub.filename, hub=hub)
     if text.startswith("hf:"):
         owner, _, rest = text.removeprefix("hf:").partition("/")
         repository, _, filename = rest.partition("/")
         if not owner or not repository:
             raise WeightsError(f"{text!r} must have the form hf:owner/repository[/file].")
-        path = _download(f"{owner}/{repository}", filename or "model.safetensors", text)
-        return Source(path, text)
-    names = ", ".join(HUB_WEIGHTS)
+        found = Source(text, repository=f"{owner}/{repository}")
+        return dataclasses.replace(found, filename=filename) if filename else found
     raise WeightsError(
-        f"{text!r} is neither a file or folder nor a known name. Give a local file "
-        f"({', '.join(SUFFIXES)}), a folder with one, hf:owner/repository, or one of: {names}."
+        f"{text!r} is neither a file or folder nor a known name.{near(text, HUB_WEIGHTS)} Give a "
+        f"local file ({', '.join(SUFFIXES)}), a folder with one, hf:owner/repository[/file], or, "
+        f"for a backbone, one of: {', '.join(HUB_WEIGHTS)}."
     )
 
 
-def _download(repository: str, filename: str, name: str) -> pathlib.Path:
+def _download(source: Source) -> pathlib.Path:
     try:
         import huggingface_hub
         from huggingface_hub.errors import EntryNotFoundError
     except ImportError as error:
         raise WeightsError(
-            f"{name}: downloading needs the package huggingface_hub, which is not installed."
+            f"{source.name}: downloading needs the package huggingface_hub, which is not installed."
         ) from error
     try:
-        return pathlib.Path(huggingface_hub.hf_hub_download(repository, filename))
+        return pathlib.Path(huggingface_hub.hf_hub_download(source.repository, source.filename))
     except (OSError, ValueError, EntryNotFoundError) as error:
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(
-            f"{name} could not be taken from the Hugging Face hub ({repository}, {filename}): "
-            f"{type(error).__name__}: {reason} "
-            f"Without internet, fetch that file on another machine and give its path "
+            f"{source.name} could not be downloaded from the Hugging Face hub "
+            f"({source.repository}, {source.filename}): {type(error).__name__}: {reason} "
+            "Without internet, fetch that file on another machine and give its path "
             f"({', '.join(SUFFIXES)}) in place of the name."
         ) from error

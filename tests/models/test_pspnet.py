@@ -31,7 +31,7 @@ from flaxseg.weights import (
     load_weights,
 )
 from flaxseg.weights.layouts.pspnet import SEMSEG_PSPNET
-from flaxseg.weights.load import flatten
+from flaxseg.weights.variable_paths import flatten
 
 TOLERANCE = 1e-4
 

@@ -36,7 +36,7 @@ from flaxseg.weights.layouts.refinenet import (
     REFINENET_LW,
     refinenet_module,
 )
-from flaxseg.weights.load import flatten
+from flaxseg.weights.variable_paths import flatten
 
 TOLERANCE = 1e-4
 RELEASED_MOBILENET = {"padding": "torch", "expand_first": True}

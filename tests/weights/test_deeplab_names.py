@@ -14,6 +14,7 @@ from random_weights import picture, relative_difference, shapes_of, torch_tensor
 import flaxseg
 from flaxseg.errors import WeightsError
 from flaxseg.weights import NAME_MAPS, NameMap, load_backbone, load_pretrained, read_pretrained
+from flaxseg.weights.backbone_names.resnet_names import CaffeResNetNames, caffe_resnet_module
 from flaxseg.weights.caffe_tensors import caffe_tensors
 from flaxseg.weights.layouts.deeplab_v1_v2 import (
     MEAN,
@@ -21,8 +22,7 @@ from flaxseg.weights.layouts.deeplab_v1_v2 import (
     deeplab_vgg_module,
     kazuto_module,
 )
-from flaxseg.weights.load import flatten
-from flaxseg.weights.name_maps import CaffeResNetNames, caffe_resnet_module
+from flaxseg.weights.variable_paths import flatten
 
 TOLERANCE = 1e-4
 BGR = ("backbone/conv1", "backbone/conv1_1", "image_mlp/conv1")

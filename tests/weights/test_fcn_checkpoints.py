@@ -26,7 +26,7 @@ from flaxseg.weights import (
     read_pretrained,
 )
 from flaxseg.weights.layouts.fcn import TORCHVISION_FCN, caffe_fcn_map
-from flaxseg.weights.load import flatten
+from flaxseg.weights.variable_paths import flatten
 
 CLASSES, WIDTH = 4, 16
 

@@ -30,7 +30,7 @@ from flaxseg.weights import (
     load_weights,
     read_tensors,
 )
-from flaxseg.weights.load import flatten
+from flaxseg.weights.variable_paths import flatten
 
 RESNET = NAME_MAPS["resnet"][0]
 

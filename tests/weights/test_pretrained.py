@@ -15,6 +15,7 @@ from flaxseg.weights import (
     VOC_CLASSES,
     NameMap,
     import_model,
+    list_hub_weights,
     load_pretrained,
     load_weights,
     read_pretrained,
@@ -147,11 +148,24 @@ def test_tensors_too_many_or_too_few_are_refused(tmp_path):
         read_pretrained(path)
 
 
+def test_what_needs_no_import_is_refused_with_the_way_to_use_it(tmp_path):
+    """No name that a backbone is loaded from is unknown here; nothing is downloaded to say so."""
+    for name in list_hub_weights():
+        with pytest.raises(WeightsError, match=rf"ImageNet.*--config\.init\.backbone={name}"):
+            import_model(name, tmp_path / "out")
+    np.savez(tmp_path / "model.npz", x=np.zeros(3))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WeightsError, match="flaxseg saved, which needs no import"):
+        read_pretrained(tmp_path)
+
+
 def test_other_layouts_are_refused(tmp_path, weights_dir):
     with pytest.raises(WeightsError, match="load_backbone"):
         read_pretrained(weights_dir / "mobilenet_v2_imagenet.safetensors")
-    with pytest.raises(WeightsError, match="Give the path of a network's weights file"):
+    with pytest.raises(WeightsError, match=r"neither a file or folder.* Give a local file"):
         load_pretrained("deeplabv3_mobilenet_v2_voc21")
+    with pytest.raises(WeightsError, match=r"Did you mean 'timm/resnet50\.tv_in1k'\?"):
+        load_pretrained("timm/resnet50.tv_in1l")
     tensors = {
         "classifier.0.convs.0.0.weight": np.zeros((1, 1, 1, 1), np.float32),
         "backbone.features.0.0.weight": np.zeros(3, np.float32),

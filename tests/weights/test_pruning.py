@@ -13,7 +13,7 @@ from flaxseg import cli
 from flaxseg.backbones import MobileNetV2
 from flaxseg.errors import ConfigError, WeightsError
 from flaxseg.weights import icnet_channels, prune_channels, prune_model
-from flaxseg.weights.load import flatten, unflatten
+from flaxseg.weights.variable_paths import flatten, unflatten
 
 WIDTH = 0.125
 OPTIONS = {

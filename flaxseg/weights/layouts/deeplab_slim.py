@@ -9,14 +9,11 @@ import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import SYMMETRIC, ImageNormalization
+from flaxseg.weights.backbone_names.mobile_names import slim_mobilenet_v2_module
+from flaxseg.weights.backbone_names.resnet_names import slim_resnet_module
+from flaxseg.weights.backbone_names.xception_names import slim_xception_module
 from flaxseg.weights.layouts.network import Layout, Network
-from flaxseg.weights.name_maps import SLIM_SLOTS, SlimNames
-from flaxseg.weights.name_maps_slim import (
-    slim_mobilenet_v2_module,
-    slim_resnet_module,
-    slim_scope,
-    slim_xception_module,
-)
+from flaxseg.weights.slim_names import SLIM_SLOTS, SlimNames, slim_scope
 
 # Of TF-slim's ResNets with a 7x7 convolution: the mean only.
 _SLIM_RESNET = ImageNormalization((123.15, 115.90, 103.06), (1.0, 1.0, 1.0))

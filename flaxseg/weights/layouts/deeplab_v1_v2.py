@@ -20,14 +20,12 @@ import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import CAFFE
+from flaxseg.models.deeplab_v2 import RATES
+from flaxseg.weights.backbone_names.families import NAME_MAPS
+from flaxseg.weights.backbone_names.resnet_names import CaffeResNetNames, caffe_resnet_module
+from flaxseg.weights.backbone_names.vgg_names import caffe_vgg_module
 from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
-from flaxseg.weights.name_maps import (
-    NAME_MAPS,
-    CaffeResNetNames,
-    NameMap,
-    caffe_resnet_module,
-    caffe_vgg_module,
-)
+from flaxseg.weights.name_map import NameMap
 
 MEAN = (122.675, 116.669, 104.008)
 
@@ -129,8 +127,6 @@ def _word(tensors: Mapping[str, np.ndarray], pattern: str) -> str:
 
 
 def _rates(branches: int, source: str) -> tuple[int, ...]:
-    from flaxseg.models.deeplab_v2 import RATES
-
     rates = {1: RATES["large_fov"], 4: RATES["aspp_l"]}
     if branches not in rates:
         raise WeightsError(

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
+from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
-from flaxseg.weights.name_maps import NAME_MAPS, NameMap
+from flaxseg.weights.name_map import NameMap
 
 # Of TensorFlow Lite's DeepLab models: to about [-1, 1].
 _TFLITE = ImageNormalization((128.0, 128.0, 128.0), (128.0, 128.0, 128.0))

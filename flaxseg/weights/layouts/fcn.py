@@ -10,15 +10,15 @@ import numpy as np
 
 from flaxseg.layers.bilinear_deconv import bilinear_kernel
 from flaxseg.layers.image_normalization import CAFFE, IMAGENET
-from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
-from flaxseg.weights.name_maps import (
+from flaxseg.weights.backbone_names.families import NAME_MAPS
+from flaxseg.weights.backbone_names.vgg_names import (
     CAFFE_ALEXNET,
     CAFFE_VGG16,
-    NAME_MAPS,
-    NameMap,
     caffe_alexnet_module,
     caffe_vgg_module,
 )
+from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
+from flaxseg.weights.name_map import NameMap
 
 # The last deconvolution is called by its factor where there are skips.
 _LAST = {

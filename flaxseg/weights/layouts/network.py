@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flaxseg.errors import WeightsError
-from flaxseg.weights.name_maps import NameMap
+from flaxseg.weights.name_map import NameMap
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
+from flaxseg.weights.backbone_names.resnet_names import DEEP_STEM, deep_stem_resnet_module
 from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
-from flaxseg.weights.name_maps import DEEP_STEM, NameMap, deep_stem_resnet_module
+from flaxseg.weights.name_map import NameMap
 
 # Of all published networks.
 _BINS = (1, 2, 3, 6)

@@ -9,13 +9,14 @@ import numpy as np
 
 from flaxseg.backbones.mobile import MOBILENET_V2_STAGES
 from flaxseg.layers.image_normalization import IMAGENET
+from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.layouts.network import (
     Layout,
     Network,
     bottleneck_resnet,
     count_classes,
 )
-from flaxseg.weights.name_maps import NAME_MAPS, NameMap
+from flaxseg.weights.name_map import NameMap
 
 # Our features by their path, which counts from coarse to fine.
 _PATHS = {"c5": 1, "c4": 2, "c3": 3, "c2": 4}

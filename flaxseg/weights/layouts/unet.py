@@ -8,8 +8,9 @@ import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import IMAGENET
+from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.layouts.network import Layout, Network, count_classes
-from flaxseg.weights.name_maps import NAME_MAPS, NameMap
+from flaxseg.weights.name_map import NameMap
 
 
 def smp_unet_module(path: str) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import ImageNormalization
+from flaxseg.weights.backbone_names.vgg_names import caffe_vgg_module
 from flaxseg.weights.layouts.network import Layout, Network, count_classes
-from flaxseg.weights.name_maps import NameMap, caffe_vgg_module
+from flaxseg.weights.name_map import NameMap
 
 # Of VGG16, and so of the decoders' stages.
 _STAGES = {"1": 2, "2": 2, "3": 3, "4": 3, "5": 3}

@@ -1,13 +1,14 @@
-"""What a loader did, in numbers and names."""
+"""Reports what a loader did, in numbers and names."""
 
 import dataclasses
+from collections.abc import Iterable
 
 _MAX_LISTED = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """The outcome of loading weights.
+    """Holds the outcome of loading weights.
 
     Attributes:
       source: where they came from.
@@ -35,20 +36,20 @@ class LoadReport:
             f"{len(self.mismatched)} of another shape, {len(self.missing)} missing, "
             f"{len(self.unused)} of the source unused"
         ]
-        lines += listed("of another shape", [describe_mismatch(*m) for m in self.mismatched])
-        lines += listed("missing", self.missing)
-        lines += listed("unused", self.unused)
+        lines += item_lines("of another shape", [describe_mismatch(*m) for m in self.mismatched])
+        lines += item_lines("missing", self.missing)
+        lines += item_lines("unused", self.unused)
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
 def describe_mismatch(path: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    """One line on a variable whose shapes differ."""
+    """Returns one line on a variable whose shapes differ."""
     return f"{path}: the source has {list(found)}, the model has {list(wanted)}"
 
 
-def listed(title: str, items) -> list[str]:
-    """The first few items as indented lines, and how many more there are."""
+def item_lines(title: str, items: Iterable[str]) -> list[str]:
+    """Returns the first few items as indented lines, and how many more there are."""
     items = list(items)
     lines = [f"  {title}: {item}" for item in items[:_MAX_LISTED]]
     if len(items) > _MAX_LISTED:

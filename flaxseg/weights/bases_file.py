@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from flaxseg.errors import WeightsError
-from flaxseg.weights.load import flatten, unflatten
+from flaxseg.errors import WeightsError, listed
+from flaxseg.weights.variable_paths import flatten, unflatten
 
 _WAY_OUT = "Learn them with: python -m flaxseg learn-basis NAME --out=DIR"
 
@@ -78,7 +78,7 @@ def load_bases(
         ]
         raise WeightsError(
             f"the bases in {os.fspath(path)} are of {len(names)} classes and the data set has "
-            f"{len(class_names)}; different: {', '.join(different[:6]) or 'their number'}. Learn "
+            f"{len(class_names)}; different: {listed(different) or 'their number'}. Learn "
             "bases of the classes that are trained."
         )
     kernel = _as_kernel(filters)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxseg.errors import WeightsError
-from flaxseg.weights.name_maps import FLAXSEG, NAME_MAPS, NameMap
-from flaxseg.weights.report import LoadReport
+from flaxseg.weights.backbone_names.families import NAME_MAPS
+from flaxseg.weights.load_report import LoadReport
+from flaxseg.weights.name_map import FLAXSEG, NameMap
 
 
 def load_fully_connected(
