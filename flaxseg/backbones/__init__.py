@@ -1,5 +1,5 @@
-"""Networks that turn an image into named features, `"c1"` (stride 2) to `"c5"` (stride 32, or the
-output stride), and `create_backbone`, which builds them by name."""
+"""Holds the networks that turn an image into named features, `"c1"` (stride 2) to `"c5"` (stride
+32, or the output stride), and `create_backbone`, which builds them by name."""
 
 from flaxseg.backbones.alexnet import AlexNet
 from flaxseg.backbones.by_name import (

@@ -19,12 +19,12 @@ from flaxseg.layers.pooling import max_pool
 
 
 class AlexNet(nn.Module):
-    """Five convolutions, three pools, local response normalisation, and optionally fc6 and fc7.
+    """Has five convolutions, three pools, local response normalisation, and optionally fc6 and fc7.
 
     Attributes:
       features: channels of the five convolutions; the second, fourth and fifth have two groups.
       output_stride: 32; the network has no dilated form.
-      first_padding: cells around the picture at the first convolution: 0, or the 100 of FCN.
+      first_padding: cells around the image at the first convolution: 0, or the 100 of FCN.
       fc_features: channels of fc6 (6x6, without padding) and of fc7; () for neither.
       dropout: rate of dropout after fc6 and after fc7, in training.
       num_classes: with a number, `"logits"` of an ImageNet-style classifier, 1x1, are among the
@@ -32,7 +32,7 @@ class AlexNet(nn.Module):
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
-      ValueError: another output stride, or a picture whose padded height or width is below 39
+      ValueError: another output stride, or an image whose padded height or width is below 39
         pixels, with fc6 199, where a kernel would not fit.
     """
 
@@ -58,7 +58,7 @@ class AlexNet(nn.Module):
         Returns:
           `"c2"` (after the first convolution, stride 4), `"c3"` (second pool's input, 8), `"c4"`
           (fifth convolution, 16), `"c5"` (last pool, 32) and, with `fc_features`, `"fc7"`. No
-          convolution before the second pads, so that maps are smaller than the picture over the
+          convolution before the second pads, so that maps are smaller than the image over the
           stride.
         """
         if self.output_stride != 32:
@@ -67,7 +67,7 @@ class AlexNet(nn.Module):
         smallest = (199 if fc_features else 39) - 2 * self.first_padding
         if min(image.shape[1:3]) < smallest:
             raise ValueError(
-                f"a picture of {image.shape[1:3]} is too small for AlexNet with first_padding "
+                f"an image of {image.shape[1:3]} is too small for AlexNet with first_padding "
                 f"{self.first_padding}; height and width must be at least {smallest}."
             )
         widths = self.features

@@ -1,4 +1,4 @@
-"""Builds the backbones by name, and says which of them can do what is asked."""
+"""Builds the backbones by name, and tells which of them can do what is asked."""
 
 import flax.linen as nn
 

@@ -10,8 +10,9 @@ from flaxseg.layers.padding import Padding
 
 
 class InvertedResidual(nn.Module):
-    """1x1 up by `expansion`, depthwise with stride and dilation, 1x1 down without activation; a
-    shortcut where the shapes allow it.
+    """Expands channels by a 1x1 convolution, filters them by a depthwise one with stride and
+    dilation, and projects them by a 1x1 convolution without activation. A shortcut is added where
+    the shapes allow it.
 
     (Sandler et al., "MobileNetV2", 2018, section 3.) With expansion 1 the first convolution is
     left out, unless `always_expand`.

@@ -28,7 +28,7 @@ from flaxseg.layers.resize import shrink
 
 
 class Stage(NamedTuple):
-    """A run of blocks: the first has the stride, all share the rest."""
+    """Describes a run of blocks: the first has the stride, all share the rest."""
 
     expansion: int
     features: int
@@ -58,7 +58,8 @@ EFFICIENTNET_LITE0_STAGES = (
 
 
 class _MobileNet(nn.Module):
-    """Stem, stages of inverted residuals, and an optional classifier; returns named features.
+    """Runs a stem, stages of inverted residuals and an optional classifier, and returns named
+    features.
 
     Attributes:
       stages: what follows the stem's 3x3 convolution of stride 2 to 32 channels.

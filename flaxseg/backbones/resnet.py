@@ -29,7 +29,7 @@ from flaxseg.layers.resize import shrink
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is projected where size or channels change.
+    """Has two 3x3 convolutions and a shortcut, which is projected where size or channels change.
 
     The stride, or what stands for it, lies between the two, so the second has the rate of the
     units after it.
@@ -70,8 +70,8 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 down to `features`, 3x3 with dilation, 1x1 up to `4 * features`, and a shortcut, which is
-    projected where channels change.
+    """Reduces channels to `features` by a 1x1 convolution, convolves 3x3 with dilation, and expands
+    to `4 * features` by a 1x1 convolution. The shortcut is projected where channels change.
 
     Attributes:
       features: channels of the first two convolutions.
@@ -125,7 +125,7 @@ _POOLS = {"torch": ("torch", False), "caffe": ("torch", True), "tf": ("tf", Fals
 
 
 class ResNet(nn.Module):
-    """A residual network that returns named features.
+    """Runs a residual network and returns named features.
 
     Attributes:
       stage_sizes: units in each of the four stages.
@@ -302,10 +302,10 @@ class ResNet(nn.Module):
 
 
 class ResNetBeta(ResNet):
-    """The ResNet of TensorFlow's DeepLab release ("resnet_v1_50_beta", "resnet_v1_101_beta").
+    """Is the ResNet of TensorFlow's DeepLab release ("resnet_v1_50_beta", "resnet_v1_101_beta").
 
     Three 3x3 convolutions in place of the 7x7 (Szegedy et al., "Inception-v4", 2016), the stride in
-    the last unit of a stage, `"c2"` before its addition, pictures from -1 to 1.
+    the last unit of a stage, `"c2"` before its addition, images from -1 to 1.
     """
 
     deep_stem: Sequence[int] = (64, 64, 128)

@@ -16,8 +16,8 @@ from flaxseg.layers.line_conv import LineConv
 
 
 class GlobalBottleneck(nn.Module):
-    """Two separable paths of a large kernel, summed, then 1x1 up to `4 * features`, and a shortcut,
-    which is projected where channels change.
+    """Sums two separable paths of a large kernel, expands the sum to `4 * features` by a 1x1
+    convolution, and adds a shortcut, which is projected where channels change.
 
     Unlike in `flaxseg.layers.GlobalConvolution`, each convolution of a path has a BatchNorm and a
     ReLU. A `k x 1` convolution has the stride of the rows and a `1 x k` one that of the columns,
@@ -77,9 +77,9 @@ class GlobalBottleneck(nn.Module):
 
 
 class ResNetGCN(ResNet):
-    """A ResNet whose last stages are made of `GlobalBottleneck`, with about as many parameters.
+    """Builds the last stages of a ResNet from `GlobalBottleneck`, with about as many parameters.
 
-    It can not take the weights of a ResNet, and none were published: train it on ImageNet first.
+    It cannot take the weights of a ResNet, and none were published: train it on ImageNet first.
     Attributes beyond those of `ResNet`:
 
       global_kernels: kernel sizes in the last stages, the very last at the end.

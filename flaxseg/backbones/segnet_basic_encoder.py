@@ -18,8 +18,8 @@ _RAW = ImageNormalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class SegNetBasicEncoder(nn.Module):
-    """Local response normalisation of the picture, then four 7x7 convolutions with BatchNorm, ReLU
-    and a 2x2 max pool.
+    """Normalises the image by its local response, then has four 7x7 convolutions with BatchNorm,
+    ReLU and a 2x2 max pool.
 
     Trained from random weights. Its last feature is `"c4"`, at stride 16: it serves SegNet-Basic
     alone.

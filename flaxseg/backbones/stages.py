@@ -1,5 +1,5 @@
-"""How output stride is kept: strides turn into dilation once the features are coarse enough; and
-how blocks are run."""
+"""Keeps the output stride, by turning strides into dilation once the features are coarse enough,
+and runs blocks with or without rematerialisation."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 
 class StrideBudget:
-    """Walks down a network and says, unit by unit, which stride and which rate to use.
+    """Walks down a network and tells, unit by unit, which stride and which rate to use.
 
     A unit that would exceed the output stride keeps stride 1 and the rate of the units before it;
     the units after it are dilated by what it did not subsample. So every tap sees what it saw in

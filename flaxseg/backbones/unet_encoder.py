@@ -20,7 +20,7 @@ he_normal_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class UNetEncoder(nn.Module):
-    """Pairs of 3x3 convolutions with ReLU, a 2x2 max pool between them.
+    """Has pairs of 3x3 convolutions with ReLU, and a 2x2 max pool between pairs.
 
     Trained from random weights, with deviation `sqrt(2 / (9 C))`; none were published for
     classification. Its last feature has stride 16 and it has no `"c5"`: it serves U-Net alone.
@@ -92,7 +92,7 @@ class UNetEncoder(nn.Module):
 
 
 class ConvPair(nn.Module):
-    """Two 3x3 convolutions, each with bias and ReLU, and maybe BatchNorm between the two.
+    """Has two 3x3 convolutions, each with bias, optional BatchNorm, and ReLU.
 
     Parameters are `conv1`, `conv2` and, with BatchNorm, `bn1`, `bn2`.
 

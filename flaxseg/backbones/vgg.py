@@ -23,7 +23,7 @@ from flaxseg.layers.pooling import max_pool
 
 
 class VGG(nn.Module):
-    """Stages of 3x3 convolutions, a max pool after each, and optionally fc6 and fc7.
+    """Has stages of 3x3 convolutions, a max pool after each, and optionally fc6 and fc7.
 
     Beyond `output_stride` pools do not subsample and what follows is dilated. The pools' own
     windows are dilated with the rest (`dilated_pools`), so that a finer output stride computes the
@@ -33,10 +33,10 @@ class VGG(nn.Module):
       stage_sizes: convolutions in each of the five stages.
       features: channels of each stage.
       output_stride: 8, 16 or 32; dilation replaces the strides beyond it.
-      first_padding: cells around the picture at the first convolution: 1, or the 100 of FCN, whose
+      first_padding: cells around the image at the first convolution: 1, or the 100 of FCN, whose
         fc6 pads nothing (`fc_padding="valid"`).
       conv_padding: of the other convolutions, see `explicit_padding`: "torch" keeps the size,
-        "valid" is Dilated-Net's, whose pictures come with a margin (and `first_padding=0`).
+        "valid" is Dilated-Net's, whose images come with a margin (and `first_padding=0`).
       pool_window: 2, or the 3 of DeepLab, which is padded by 1.
       dilated_pools: whether the windows of pools beyond the output stride are dilated.
       late_pools: whether there are pools beyond the output stride, where they do not subsample;
@@ -138,7 +138,7 @@ class VGG(nn.Module):
         return features
 
     def _convolution(self, x: jax.Array, place: str, rate: int, train: bool) -> jax.Array:
-        """`conv1_1` and its like: 3x3, BatchNorm if there is any, ReLU."""
+        """Runs `conv1_1` or one like it: 3x3, BatchNorm if there is any, ReLU."""
         stage = int(place[0])
         x = AtrousConv(
             self.features[stage - 1],

@@ -26,7 +26,7 @@ from flaxseg.layers.separable import SeparableConv
 
 
 class XceptionBlock(nn.Module):
-    """Three separable convolutions, the last with the stride, and a shortcut.
+    """Has three separable convolutions, the last with the stride, and a shortcut.
 
     Attributes:
       features: channels of the three.
@@ -77,7 +77,7 @@ class XceptionBlock(nn.Module):
 
 
 class Xception(nn.Module):
-    """A modified aligned Xception that returns named features.
+    """Runs a modified aligned Xception and returns named features.
 
     Attributes:
       entry: channels and stride of each block of the entry flow.

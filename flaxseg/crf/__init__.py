@@ -1,4 +1,4 @@
-"""The dense CRF: mean-field inference between all pairs of pixels of a picture.
+"""The dense CRF: mean-field inference between all pairs of pixels of an image.
 
 Usable alone: JAX and Flax, nothing else of the package.
 """

@@ -62,8 +62,8 @@ class CrfRnn(nn.Module):
 
     @nn.compact
     def __call__(self, logits: jax.Array, image: jax.Array, *, train: bool = False) -> jax.Array:
-        """Refined logits, float32 `[N, H, W, C]`, of `logits` of that shape and the picture, uint8
-        `[N, H, W, 3]`."""
+        """Returns refined logits, float32 `[N, H, W, C]`, given `logits` of that shape and the
+        uint8 image `[N, H, W, 3]`."""
         check_unary_and_image(logits, image, "logits")
         if logits.ndim != 4 or logits.shape[-1] != self.num_classes:
             raise ValueError(
@@ -97,5 +97,5 @@ class CrfRnn(nn.Module):
 
 
 def _product(values: jax.Array, matrix: jax.Array) -> jax.Array:
-    """`matrix v` for each row v of `[N, C]`."""
+    """Returns `matrix v` for each row v of `[N, C]`."""
     return jnp.matmul(values, matrix.T, precision=lax.Precision.HIGHEST)

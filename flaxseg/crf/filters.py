@@ -1,4 +1,4 @@
-"""Filtering with a kernel between all pixels of a picture: on the lattice, or exactly."""
+"""Filters with a kernel between all pixels of an image, on the lattice or exactly."""
 
 import functools
 
@@ -20,16 +20,16 @@ _NOTHING = 1e-5
 
 @flax.struct.dataclass
 class LatticeFilter:
-    """The approximation by `lattice_filter`."""
+    """Applies the approximation by `lattice_filter`."""
 
     lattice: Lattice
 
     def __call__(self, values: jax.Array) -> jax.Array:
-        """K values, `[N, C]`."""
+        """Returns K values, `[N, C]`."""
         return lattice_filter(self.lattice, values)
 
     def self_weight(self) -> jax.Array:
-        """`[N]`, how much of a pixel comes back to itself.
+        """Returns `[N]`: how much of a pixel comes back to itself.
 
         From one vertex of a simplex to another one, k remainders on, lead k steps forth along as
         many axes, or d + 1 - k back along the others; and once along all axes, forth or back, leads
@@ -55,12 +55,12 @@ class LatticeFilter:
 
 @flax.struct.dataclass
 class ExactFilter:
-    """The sum over all pairs of pixels, in blocks: time grows with the square of N."""
+    """Sums over all pairs of pixels, in blocks: time grows with the square of N."""
 
     features: jax.Array  # [N, d]
 
     def __call__(self, values: jax.Array) -> jax.Array:
-        """K values, `[N, C]`."""
+        """Returns K values, `[N, C]`."""
         features = self.features
         n = len(features)
         rows = max(1, min(n, _PAIRS // n))
@@ -90,13 +90,13 @@ class ExactFilter:
 
 @flax.struct.dataclass
 class GridFilter:
-    """The Gaussian of places alone, exactly: one sum along columns, one along rows."""
+    """Applies the Gaussian of positions alone, exactly: one sum along columns, one along rows."""
 
     sigma: jax.Array  # [2], along x and y
     size: tuple[int, int] = flax.struct.field(pytree_node=False)
 
     def __call__(self, values: jax.Array) -> jax.Array:
-        """K values, `[N, C]`."""
+        """Returns K values, `[N, C]`."""
         height, width = self.size
         columns, rows = (
             _line_kernel(length, self.sigma[k]) for k, length in ((1, height), (0, width))
@@ -120,7 +120,7 @@ Filter = LatticeFilter | ExactFilter | GridFilter
 
 @flax.struct.dataclass
 class NormalizedFilter:
-    """`scale_out * (K - diag(self)) (scale_in * values)`."""
+    """Computes `scale_out * (K - diag(self)) (scale_in * values)`."""
 
     filter: Filter
     own: jax.Array | None
@@ -128,7 +128,7 @@ class NormalizedFilter:
     scale_out: jax.Array | None
 
     def __call__(self, values: jax.Array) -> jax.Array:
-        """`[N, C]` of `[N, C]`."""
+        """Returns `[N, C]` of `[N, C]`."""
         if self.scale_in is not None:
             values = values * self.scale_in
         result = self.filter(values)
@@ -146,8 +146,8 @@ def make_filter(
     self_term: bool = True,
     capacity: float | None = None,
 ) -> NormalizedFilter:
-    """The normalised filter of a kernel over a picture. It depends on the size of the picture alone
-    for a `GaussianKernel`.
+    """Returns the normalised filter of a kernel over an image. For a `GaussianKernel` it depends on
+    the size of the image alone.
 
     Args:
       kernel: which.
@@ -200,7 +200,7 @@ def _make(kernel: Kernel, image: jax.Array, backend: str, capacity: float | None
 
 
 def bilateral_features(kernel: BilateralKernel, image: jax.Array) -> jax.Array:
-    """`[H * W, 5]`: x, y and the channels of a picture over their standard deviations."""
+    """Returns `[H * W, 5]`: x, y and the channels of an image over their standard deviations."""
     sigma = jnp.broadcast_to(jnp.asarray(kernel.sigma_xy, jnp.float32), (2,))
     sigma_rgb = jnp.broadcast_to(jnp.asarray(kernel.sigma_rgb, jnp.float32), (3,))
     colors = image.astype(jnp.float32).reshape(-1, 3) / sigma_rgb
@@ -208,7 +208,7 @@ def bilateral_features(kernel: BilateralKernel, image: jax.Array) -> jax.Array:
 
 
 def _places(height: int, width: int, sigma: jax.Array) -> jax.Array:
-    """`[H * W, 2]`: x and y over their standard deviations."""
+    """Returns `[H * W, 2]`: x and y over their standard deviations."""
     y, x = jnp.mgrid[:height, :width].astype(jnp.float32)
     return jnp.stack([x.ravel() / sigma[0], y.ravel() / sigma[1]], -1)
 

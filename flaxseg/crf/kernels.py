@@ -1,4 +1,4 @@
-"""The pairwise terms of a dense CRF, and published sets of them by name."""
+"""Defines the pairwise terms of a dense CRF, and published sets of them by name."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,8 @@ Number = float | jax.Array | np.ndarray
 
 @flax.struct.dataclass
 class GaussianKernel:
-    """Smoothness: `k(i, j) = exp(-|p_i - p_j|^2 / (2 sigma^2))` of the places of two pixels.
+    """Describes smoothness: `k(i, j) = exp(-|p_i - p_j|^2 / (2 sigma^2))` of the positions of two
+    pixels.
 
     Attributes:
       sigma: standard deviation in pixels, or (along x, along y).
@@ -33,8 +34,8 @@ class GaussianKernel:
 
 @flax.struct.dataclass
 class BilateralKernel:
-    """Appearance: `exp(-|p_i - p_j|^2 / (2 sigma_xy^2) - |I_i - I_j|^2 / (2 sigma_rgb^2))` of the
-    places and colours of two pixels.
+    """Describes appearance: `exp(-|p_i - p_j|^2 / (2 sigma_xy^2) - |I_i - I_j|^2 / (2
+    sigma_rgb^2))` of the positions and colours of two pixels.
 
     Attributes:
       sigma_xy: standard deviation in pixels, or (along x, along y).
@@ -53,7 +54,7 @@ Kernel = GaussianKernel | BilateralKernel
 
 
 class CrfPreset(NamedTuple):
-    """Kernels and the number of iterations they are used with."""
+    """Holds kernels and the number of iterations that they are used with."""
 
     kernels: tuple[Kernel, ...]
     iterations: int
@@ -84,7 +85,7 @@ PRESETS = {
 
 
 def crf_preset(name: str) -> CrfPreset:
-    """The published parameters of that name; `PRESETS` lists them.
+    """Returns the published parameters of that name; `PRESETS` lists them.
 
     >>> crf_preset("deeplab_v2_vgg16").kernels[1].sigma_xy
     49.0
@@ -98,8 +99,8 @@ def crf_preset(name: str) -> CrfPreset:
 
 
 def check_kernel(kernel: Kernel, num_classes: int) -> None:
-    """Raises ValueError or TypeError, naming the argument, unless the kernel can be used with so
-    many classes. Values that are traced are not looked at."""
+    """Raises ValueError or TypeError, naming the argument, unless the kernel can be used with that
+    many classes. Traced values are not checked."""
     if not isinstance(kernel, Kernel):
         raise TypeError(
             f"kernels holds a {type(kernel).__name__}; give GaussianKernel or BilateralKernel."
@@ -128,10 +129,10 @@ def check_kernel(kernel: Kernel, num_classes: int) -> None:
 
 
 def is_traced(values: object) -> bool:
-    """Whether there is a leaf whose numbers can not be looked at."""
+    """Returns whether there is a leaf whose numbers cannot be read because it is traced."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def concrete(value: object) -> np.ndarray | None:
-    """The numbers of a value, or None where it is traced."""
+    """Returns the numbers of a value, or None where it is traced."""
     return None if is_traced(value) else np.asarray(value)

@@ -15,7 +15,7 @@ every step is a sort, a search or a gather:
   vertices, and a blur reads memory from front to back.
 * Points of a vertex are neighbours in the sorted order. They are gathered in parts of a few, and
   the parts are added up.
-* Arrays have the size of the largest possible number of vertices, `d + 1` a point, and a picture
+* Arrays have the size of the largest possible number of vertices, `d + 1` a point, and an image
   has far fewer: the filter is compiled for some shares of it, and the smallest one that is large
   enough is run.
 """
@@ -41,7 +41,7 @@ _SMALLEST = 4096
 
 
 class Lattice(NamedTuple):
-    """The vertices around N points of dimension d; row 0 of all tables of rows is "none".
+    """Holds the vertices around N points of dimension d; row 0 of all tables of rows means "none".
 
     Attributes:
       vertex: int32 `[d + 1, N]`, the rows of the vertices around each point.
@@ -68,12 +68,12 @@ class Lattice(NamedTuple):
 
 
 def build_lattice(features: jax.Array, capacity: float | None = None) -> Lattice:
-    """The lattice of points, for `lattice_filter`. Gradients do not go through it.
+    """Returns the lattice of points, for `lattice_filter`. Gradients do not go through it.
 
     Args:
       features: float32 `[N, d]`, divided by the standard deviations of the kernel.
       capacity: vertices that there is room for, per point. By default `d + 1`, which is always
-        enough; less saves memory. Pictures need 0.1 to 4.
+        enough; less saves memory. Images need 0.1 to 4.
 
     Returns:
       The lattice; look at its `fits` where a capacity was given.
@@ -123,7 +123,7 @@ def _build(features: jax.Array, rows: int) -> Lattice:
 
 
 def scale_lattice(lattice: Lattice, before: jax.Array, after: jax.Array) -> Lattice:
-    """The lattice of `diag(after) K diag(before)`, of factors above 0, float32 `[N]`."""
+    """Returns the lattice of `diag(after) K diag(before)` for factors above 0, float32 `[N]`."""
     return lattice._replace(
         weight=lattice.weight * after,
         part_weight=lattice.part_weight * before[lattice.part_point],
@@ -133,7 +133,7 @@ def scale_lattice(lattice: Lattice, before: jax.Array, after: jax.Array) -> Latt
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def lattice_filter(lattice: Lattice, values: jax.Array, transpose: bool = False) -> jax.Array:
-    """`sum_j k(f_i, f_j) values_j` with a unit Gaussian k, the point itself included, about.
+    """Approximates `sum_j k(f_i, f_j) values_j` with a unit Gaussian k, the point itself included.
 
     The operator K is linear, and nearly but not quite symmetric, as the axes are blurred one after
     the other and where vertices are missing their order matters. Its sums are lower than those of
@@ -176,7 +176,7 @@ def _filter(lattice: Lattice, values: jax.Array, transpose: bool) -> jax.Array:
 
 
 def _filter_rows(lattice: Lattice, values: jax.Array, *, rows: int, transpose: bool) -> jax.Array:
-    """The filter where at most `rows` rows are in use."""
+    """Returns the filter's result where at most `rows` rows are in use."""
     axes, n = lattice.vertex.shape
     parts = rows + axes * n // _FAN_IN
     point, weight = lattice.part_point[:, :parts], lattice.part_weight[:, :parts]
@@ -198,7 +198,8 @@ def _take(array: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _sizes(rows: int, fine: bool) -> list[int]:
-    """Numbers of rows that something is compiled for, in rising order; the last is all."""
+    """Returns the numbers of rows that something is compiled for, in rising order; the last is all
+    rows."""
     exponents = range(1 - _SIZES, 1) if fine else range(2 - _SIZES, 1, 2)
     sizes = [int(rows * 2 ** (k / 2)) for k in exponents]
     return [size for size in sizes[:-1] if size >= _SMALLEST] + [rows]
@@ -209,7 +210,7 @@ def _size_index(sizes: list[int], num_vertices: jax.Array) -> jax.Array:
 
 
 def _simplex(f: jax.Array) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
-    """The simplex around each of the points `[d, N]`.
+    """Returns the simplex around each of the points `[d, N]`.
 
     Returns:
       The quotients by `d + 1` of the coordinates of its vertex of remainder 0 (int32 `[N]`, d of
@@ -266,7 +267,7 @@ def _no_simplex(f: jax.Array) -> tuple[list[jax.Array], list[jax.Array], jax.Arr
 def _codes(
     base: list[jax.Array], rank: list[jax.Array]
 ) -> tuple[jax.Array, tuple[list[jax.Array], jax.Array], jax.Array]:
-    """The codes of all vertices `[(d + 1) N]`, those of remainder 0 first.
+    """Returns the codes of all vertices `[(d + 1) N]`, those of remainder 0 first.
 
     Returns:
       The codes; the strides of the d digits and of the remainder; and whether all is below 2^63.
@@ -292,7 +293,8 @@ def _codes(
 
 
 def _sort(code: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
-    """The codes in rising order, and their places before (int32); equal ones keep their order."""
+    """Returns the codes in rising order, and their places before (int32); equal codes keep their
+    order."""
     bits = max(slots - 1, 1).bit_length()
     place = jnp.arange(slots, dtype=jnp.int32)
 
@@ -310,7 +312,8 @@ def _sort(code: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
 def _neighbors(
     row_code: jax.Array, strides: tuple[list[jax.Array], jax.Array], num_vertices: jax.Array
 ) -> jax.Array:
-    """`[d + 1, 2, rows + 1]` of the codes of the rows, in rising order from row 1 on."""
+    """Returns `[d + 1, 2, rows + 1]` neighbours, given the codes of the rows in rising order from
+    row 1 on."""
     digits, remainder = strides
     rows = len(row_code) - 1
     steps = jnp.stack([*digits, jnp.uint64(0)])[:, None]
@@ -336,8 +339,8 @@ def _neighbors(
 
 
 def _number_below(rising: jax.Array, targets: jax.Array) -> jax.Array:
-    """How many numbers are below each target: `jnp.searchsorted`, which takes three times as long,
-    as it keeps both ends of what is left."""
+    """Returns how many numbers are below each target, like `jnp.searchsorted`, which takes three
+    times as long because it keeps both ends of what is left."""
     size = len(rising)
     bits = size.bit_length()
 
@@ -353,8 +356,8 @@ def _number_below(rising: jax.Array, targets: jax.Array) -> jax.Array:
 def _parts(
     row: jax.Array, first: jax.Array, point: jax.Array, weight: jax.Array, rows: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Points, weights `[8, P]` and rows `[P]` of the parts, from those of all slots in the order of
-    their rows, and whether a row begins there."""
+    """Returns points, weights `[8, P]` and rows `[P]` of the parts, from those of all slots in the
+    order of their rows, and whether a row begins there."""
     slots = len(row)
     size = rows + slots // _FAN_IN
     place = jnp.arange(slots, dtype=jnp.int32)

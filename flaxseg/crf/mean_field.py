@@ -24,7 +24,7 @@ from flaxseg.crf.kernels import (
 )
 
 _ITERATIONS = 10
-# Vertices per pixel that are tried first for pictures of so many pixels: photos need fewer with all
+# Vertices per pixel that are tried first for images of so many pixels: photos need fewer with all
 # published parameters, and a third of the time to build a lattice with all room goes to memory that
 # it does not use.
 _ROOM = 3.0
@@ -41,21 +41,22 @@ def dense_crf(
     self_term: bool = True,
     capacity: float | None = None,
 ) -> jax.Array:
-    """Label probabilities of pixels that look at each other: the mean field of a dense CRF.
+    """Returns the label probabilities of pixels that look at each other: the mean field of a dense
+    CRF.
 
     From `Q = softmax(-U)`, each iteration computes `Q = softmax(-U + sum_m w_m K_m Q)`; with
     compatibilities by class or pair, their products take the place of w.
 
-    Example, for the logits of a model, on its picture:
+    Example, for the logits of a model, on its image:
 
         marginals = dense_crf(-prediction.logits, image, "deeplab_v2_vgg16")
         pred = jnp.argmax(marginals, -1)
 
-    Compiled once for each shape; other sigmas and weights use the same program. The pictures of a
+    Compiled once for each shape; other sigmas and weights use the same program. The images of a
     batch are treated one after the other. It can be called inside `jax.jit` and differentiated by
     the unary and the compatibilities; the kernels themselves, so image and sigmas, are constants to
-    the gradient. Inside `jit` the values of the arguments can not be looked at: there a capacity
-    that is too small makes the picture nan, and nan in the unary comes back as nan.
+    the gradient. Inside `jit` the values of the arguments cannot be looked at: there a capacity
+    that is too small makes the image nan, and nan in the unary comes back as nan.
 
     Args:
       unary: energies U, `[H, W, C]` or `[N, H, W, C]`: minus the logits or log-probabilities.
@@ -115,8 +116,8 @@ def dense_crf(
 
 
 def check_unary_and_image(unary: jax.Array, image: jax.Array, name: str) -> None:
-    """Raises TypeError or ValueError, naming the argument, unless they fit together; `name` is what
-    the first one is called."""
+    """Raises TypeError or ValueError, naming the argument, unless the two fit together; `name` is
+    what the first one is called."""
     if not jnp.issubdtype(unary.dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {unary.dtype}; give floats.")
     if unary.ndim not in (3, 4) or 0 in unary.shape:
@@ -144,11 +145,11 @@ def check_unary_and_image(unary: jax.Array, image: jax.Array, name: str) -> None
 def _too_large(capacity: float | None, needed: float) -> str:
     if capacity is not None and needed > capacity:
         return (
-            f"capacity is {capacity} and the picture needs {needed:.2f} vertices per pixel; set "
+            f"capacity is {capacity} and the image needs {needed:.2f} vertices per pixel; set "
             "capacity above it, or to None for no limit."
         )
     return (
-        "sigma is too small for the size of the picture: the lattice has more cells than 63 bits "
+        "sigma is too small for the size of the image: the lattice has more cells than 63 bits "
         "can number; use larger standard deviations."
     )
 
@@ -163,10 +164,10 @@ def _marginals(
     self_term: bool,
     capacity: float | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The marginals `[N, H, W, C]`, whether all lattices fit, and the vertices per pixel that the
-    largest one needs."""
+    """Returns the marginals `[N, H, W, C]`, whether all lattices fit, and the vertices per pixel
+    that the largest lattice needs."""
     make = functools.partial(make_filter, backend=backend, self_term=self_term, capacity=capacity)
-    # Those of places are the same for all pictures.
+    # Those of places are the same for all images.
     shared = {
         index: make(kernel, image[0])
         for index, kernel in enumerate(kernels)
@@ -195,7 +196,7 @@ def mean_field(
     compats: Sequence[float | jax.Array],
     iterations: int,
 ) -> jax.Array:
-    """The marginals of one picture.
+    """Returns the marginals of one image.
 
     Args:
       unary: energies, float32 `[N, C]`.

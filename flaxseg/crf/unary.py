@@ -1,4 +1,4 @@
-"""Energies of single pixels, from probabilities or from labels."""
+"""Computes energies of single pixels, from probabilities or from labels."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ _SUM_TOLERANCE = 2e-2
 def unary_from_probabilities(
     probs: jax.Array | np.ndarray, *, scale: float = 1.0, clip: float = 1e-5
 ) -> jax.Array:
-    """`-log p`, where p is at least `clip`.
+    """Returns `-log p`, where p is at least `clip`.
 
     >>> np.asarray(unary_from_probabilities(np.array([[0.5, 0.5]], np.float32))).round(3)
     array([[0.693, 0.693]], dtype=float32)
@@ -61,7 +61,8 @@ def unary_from_labels(
     *,
     unsure_label: int | None = 255,
 ) -> jax.Array:
-    """Energies where a pixel's label has probability `gt_prob`, and the others share the rest.
+    """Returns energies that give a pixel's label the probability `gt_prob`; the other labels share
+    the rest.
 
     >>> np.asarray(unary_from_labels(np.array([0, 255]), 2, 0.75)).round(3)
     array([[0.288, 1.386],

@@ -1,4 +1,4 @@
-"""The field's building blocks. Each stands alone: plain arguments, no config, no data set."""
+"""Holds the field's building blocks. Each stands alone: plain arguments, no config, no data set."""
 
 from flaxseg.layers.aspp import ASPP, ImagePooling
 from flaxseg.layers.atrous import AtrousConv, atrous_conv

@@ -14,7 +14,8 @@ from flaxseg.layers.separable import SeparableConv
 
 
 class ImagePooling(nn.Module):
-    """The mean over the picture, a 1x1 convolution block, and the result at every cell.
+    """Averages over the image, applies a 1x1 convolution block, and repeats the result at every
+    cell.
 
     (Chen et al., "Rethinking Atrous Convolution", 2017, section 3.3.) Repeating the one cell
     equals both bilinear conventions.
@@ -38,8 +39,8 @@ class ImagePooling(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Parallel atrous convolutions at several rates, a 1x1 convolution and image pooling,
-    concatenated and projected.
+    """Runs parallel atrous convolutions at several rates, a 1x1 convolution and image pooling,
+    concatenates their outputs and projects them.
 
     (Chen et al., "Rethinking Atrous Convolution", 2017, section 3.3, figure 5.) The order of
     concatenation is 1x1, atrous branches, image pooling, as in torchvision; TensorFlow's release

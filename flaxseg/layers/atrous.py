@@ -21,7 +21,7 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_
 
 
 class AtrousConv(nn.Module):
-    """A convolution whose taps lie `rate` cells apart; `atrous_conv` with parameters.
+    """Convolves with taps `rate` cells apart: `atrous_conv` with parameters.
 
     Parameters are `kernel` `[kh, kw, C / groups, features]` and, with `use_bias`, `bias`
     `[features]`, both float32: the names and layouts of `nn.Conv`, so weights move between the two.
@@ -43,7 +43,7 @@ class AtrousConv(nn.Module):
       form: see `atrous_conv`.
 
     Raises:
-      ValueError: as `atrous_conv`, or the channels can not be cut into so many groups.
+      ValueError: as `atrous_conv`, or the channels cannot be cut into so many groups.
     """
 
     features: int
@@ -61,7 +61,7 @@ class AtrousConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if x.shape[-1] % self.groups or self.features % self.groups:
             raise ValueError(
-                f"{x.shape[-1]} channels in and {self.features} out can not be cut into "
+                f"{x.shape[-1]} channels in and {self.features} out cannot be cut into "
                 f"{self.groups} groups; groups must divide both."
             )
         inputs = x.shape[-1] // self.groups

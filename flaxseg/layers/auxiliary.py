@@ -1,4 +1,4 @@
-"""The small head that gives a deeper stage its own loss in training."""
+"""Gives a deeper stage a small head, and so a loss of its own in training."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,14 @@ from flaxseg.layers.conv_block import ConvBlock
 
 
 class AuxiliaryHead(nn.Module):
-    """3x3 convolution block to a quarter of the channels, dropout, 1x1 classifier.
+    """Classifies after a 3x3 convolution block to a quarter of the channels and dropout.
 
     (Zhao et al., "Pyramid Scene Parsing Network", 2017, section 3.3; torchvision's `FCNHead`.)
 
     Attributes:
       num_classes: channels of the logits.
       dropout: rate of dropout before the classifier, in [0, 1).
-      channel_dropout: whether dropout takes whole channels of a picture and not single elements.
+      channel_dropout: whether dropout takes whole channels of an image and not single elements.
       norm: makes the normalisation; called as `norm(name=...)`.
       dtype: dtype of the block; the logits are float32.
     """

@@ -1,5 +1,5 @@
-"""Batch normalisation over the global batch, with statistics that are float32 whatever the
-computation is."""
+"""Batch normalisation over the global batch, with float32 statistics whatever the dtype of the
+computation."""
 
 import flax.linen as nn
 import jax

@@ -74,7 +74,7 @@ def bilinear_deconv(
 
 
 class BilinearDeconv(nn.Module):
-    """`bilinear_deconv`, or a transposed convolution that begins as it and is learned.
+    """Upsamples by `bilinear_deconv`, or by a learned transposed convolution that starts as it.
 
     A learned one has the parameter `kernel`: `[k, k, C, C]` (from, to), on whose diagonal the
     bilinear kernels stand at first; or depthwise, `[k, k, 1, C]`. There is no bias.
@@ -112,7 +112,7 @@ class BilinearDeconv(nn.Module):
 
 
 def bilinear_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
-    """Initialiser of `[k, k, C, C]` (bilinear on the diagonal, else zero) or `[k, k, 1, C]`."""
+    """Initialises `[k, k, C, C]` (bilinear on the diagonal, else zero) or `[k, k, 1, C]`."""
     del key
     line = bilinear_kernel(shape[0])
     channels = np.ones((1, shape[3])) if shape[2] == 1 else np.eye(shape[2], shape[3])
@@ -120,7 +120,8 @@ def bilinear_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.flo
 
 
 def transposed_conv(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
-    """The transposed convolution without padding, `y[p] = sum_i x[i] kernel[p - strides * i]`.
+    """Returns the transposed convolution without padding, `y[p] = sum_i x[i] kernel[p - strides *
+    i]`.
 
     With `p = strides * q + r`, each phase r is a convolution of `ceil(k / strides)` taps; all of
     them are one convolution whose channels are then put in their places.
@@ -161,7 +162,8 @@ def transposed_conv(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
 
 
 def _upsampling_matrix(n: int, kernel_size: int, strides: int) -> np.ndarray:
-    """`[(n - 1) * strides + kernel_size, n]` float32: the transposed convolution along one axis."""
+    """Returns the transposed convolution along one axis as a float32 matrix, `[(n - 1) * strides +
+    kernel_size, n]`."""
     matrix = np.zeros(((n - 1) * strides + kernel_size, n), np.float32)
     for column, line in enumerate(np.split(matrix, n, axis=1)):
         line[column * strides : column * strides + kernel_size, 0] = bilinear_kernel(kernel_size)
@@ -175,7 +177,7 @@ def _part(
     offset: int,
     size: tuple[int, int] | None,
 ) -> tuple[slice, slice]:
-    """The rows and columns to return."""
+    """Returns the slices of rows and columns to keep."""
     full = tuple((n - 1) * strides + kernel_size for n in cells)
     wanted = tuple(m - offset for m in full) if size is None else size
     if offset < 0 or any(offset + m > f or m < 1 for m, f in zip(wanted, full, strict=True)):

@@ -1,12 +1,12 @@
-"""Where a coarse segmentation is unsure or changes: the mask of LRR through which finer scores are
-added."""
+"""Finds where a coarse segmentation is unsure or changes: the mask of LRR through which finer
+scores are added."""
 
 import jax
 import jax.numpy as jnp
 
 
 def boundary_mask(scores: jax.Array, window: int) -> jax.Array:
-    """Local maximum minus local minimum of the probability of each class.
+    """Returns the local maximum minus the local minimum of the probability of each class.
 
     1 where within the window a class is certain at one place and excluded at another, 0 where all
     is flat: near boundaries, in short, and per class. (Ghiasi and Fowlkes, "Laplacian Pyramid
@@ -16,7 +16,7 @@ def boundary_mask(scores: jax.Array, window: int) -> jax.Array:
     Args:
       scores: `[N, H, W, C]`, before the softmax.
       window: side of the square window, odd: 9 in the release's training, 17 in its network for
-        Cityscapes. What lies outside of the picture never wins.
+        Cityscapes. What lies outside of the image never wins.
 
     Returns:
       `[N, H, W, C]` float32 in [0, 1].
@@ -48,7 +48,8 @@ def masked_residual(
 
 
 def local_extreme(x: jax.Array, window: int, *, largest: bool) -> jax.Array:
-    """The maximum or minimum over square windows at every place, cells beyond the border left out.
+    """Returns the maximum or minimum over a square window around every cell; cells beyond the
+    border do not count.
 
     Windows of 2, 4, 8, ... cells are made of two of half the size, first along rows, then along
     columns: 8 comparisons for a window of 9 and 10 for one of 17, in place of 81 and 289. The

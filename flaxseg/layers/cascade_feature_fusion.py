@@ -13,7 +13,8 @@ from flaxseg.layers.resize import resize
 
 
 class CascadeFeatureFusion(nn.Module):
-    """`relu(bn(conv3x3(up(low))) + bn(conv1x1(high)))`, and logits of `up(low)` to learn from.
+    """Computes `relu(bn(conv3x3(up(low))) + bn(conv1x1(high)))`, and logits of `up(low)` for a
+    loss.
 
     (Zhao et al., "ICNet", 2018, section 3.3, figure 4.) The 3x3 convolution has rate 2, so that it
     sees as much of the coarse features as it would before their upsampling. The logits of cascade

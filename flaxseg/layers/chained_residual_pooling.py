@@ -1,4 +1,4 @@
-"""RefineNet's context from a large region: pools in a chain, each adding to the sum."""
+"""RefineNet's context from a large region: pools in a chain, each of which adds to the sum."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,8 @@ from flaxseg.layers.pooling import max_pool
 
 
 class ChainedResidualPooling(nn.Module):
-    """`x0 + p1 + p2 + ...` with `x0 = relu(x)`, `p1 = conv1(pool(x0))`, `p2 = conv2(pool(p1))`, ...
+    """Computes `x0 + p1 + p2 + ...` with `x0 = relu(x)`, `p1 = conv1(pool(x0))`, `p2 =
+    conv2(pool(p1))`, ...
 
     (Lin et al., "RefineNet", 2017, section 3.2, figure 2 d.) Pools are maxima over windows at
     stride 1, so each block of the chain sees further than the one before.
@@ -64,7 +65,7 @@ class ChainedResidualPooling(nn.Module):
         return total
 
     def _pool(self, x: jax.Array) -> jax.Array:
-        """The maximum over a square, of which each axis is taken by itself.
+        """Returns the maximum over a square, one axis after the other.
 
         That is 2 n comparisons in place of n^2. Along rows first, so that the gradient goes to the
         first maximum in row order, as that of the whole window does.

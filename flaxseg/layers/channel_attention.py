@@ -9,8 +9,8 @@ from flaxseg.layers.pooling import global_average_pool
 
 
 class ChannelAttention(nn.Module):
-    """`low * a + high`, where the means of both over the picture say how much of each channel of
-    the finer stage counts.
+    """Computes `low * a + high`, where `a` weighs each channel of the finer stage by the means of
+    both stages over the image.
 
     (Yu et al., "Learning a Discriminative Feature Network", 2018, section 3.2, figure 4.)
     `a = sigmoid(dense2(relu(dense1(means))))` has a number from 0 to 1 for each channel.
@@ -28,7 +28,7 @@ class ChannelAttention(nn.Module):
         Args:
           low: features of the finer stage, `[N, H, W, C]`.
           high: features of the coarser one at the same size and with as many channels; or its mean,
-            `[N, 1, 1, C]`, which stands for a constant picture.
+            `[N, 1, 1, C]`, which stands for a constant image.
 
         Returns:
           `[N, H, W, C]`.

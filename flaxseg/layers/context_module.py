@@ -17,8 +17,8 @@ CONTEXT_RATES = (1, 1, 2, 4, 8, 16, 1)
 
 
 class ContextModule(nn.Module):
-    """3x3 convolutions of growing dilation with ReLU, and a 1x1 convolution, on maps that stay as
-    large as they are.
+    """Runs 3x3 convolutions of growing dilation with ReLU, and a 1x1 convolution; the size of the
+    maps stays the same.
 
     Table 1 of the paper. Parameters are `conv1`, `conv2`, ... and `classifier`. They begin by
     passing on what comes in, see `identity_init`; random ones were found not to train.
@@ -87,7 +87,7 @@ def identity_init(classes: int, noise: float = 0.01) -> Initializer:
         rows, columns, inputs, outputs = shape
         if inputs % classes or outputs % classes:
             raise ValueError(
-                f"{inputs} channels in and {outputs} out can not be cut into groups for {classes} "
+                f"{inputs} channels in and {outputs} out cannot be cut into groups for {classes} "
                 "classes; both must be multiples."
             )
         share = classes / outputs

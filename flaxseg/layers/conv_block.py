@@ -10,7 +10,7 @@ from flaxseg.layers.padding import Padding
 
 
 class ConvBlock(nn.Module):
-    """A bias-free `AtrousConv` (named `conv`), a normalisation (`bn`) and a ReLU.
+    """Runs a bias-free `AtrousConv` (named `conv`), a normalisation (`bn`) and a ReLU.
 
     Attributes:
       features: channels of the output.

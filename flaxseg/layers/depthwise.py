@@ -17,7 +17,7 @@ from flaxseg.layers.xla_convolution import native_conv
 
 
 class DepthwiseConv(nn.Module):
-    """A convolution with one filter per channel; `depthwise_conv` with a parameter.
+    """Convolves with one filter per channel: `depthwise_conv` with a parameter.
 
     The parameter is `kernel` `[kh, kw, 1, C]`, float32, as in `nn.Conv(feature_group_count=C)`.
 
@@ -71,7 +71,7 @@ def depthwise_conv(
       strides: steps between outputs, at least 1.
       rate: distance between the taps in cells of the input, at least 1.
       padding: see `explicit_padding`.
-      form: `"native"` is XLA's grouped convolution; `"products"` multiplies shifted pictures and
+      form: `"native"` is XLA's grouped convolution; `"products"` multiplies shifted images and
         adds them up, with a gradient of its own (reverse mode only); `"auto"` is
         `flaxseg.layers.preferred_form()`.
 

@@ -1,4 +1,4 @@
-"""In which of several equal forms a layer is written.
+"""Chooses among equal forms of a layer the one that suits the platform.
 
 XLA's own convolution, pooling and matrix product are the fastest on GPUs and TPUs. On a CPU it is
 several times faster to write some of them as other sums of the same terms. A layer of which that
@@ -21,7 +21,7 @@ _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("form", def
 
 def preferred_form() -> str:
     """Returns the form that `"auto"` stands for: that of `convolution_form`, by default
-    `"products"` where JAX's default backend is the CPU and the rows of pictures are not split over
+    `"products"` where JAX's default backend is the CPU and the rows of images are not split over
     devices, else `"native"`, the forms that XLA can split.
 
     This is the only place where a platform decides; every layer with a `form` argument asks it.
@@ -48,7 +48,8 @@ def resolve_form(form: str) -> str:
 
 @contextlib.contextmanager
 def convolution_form(form: str) -> Iterator[None]:
-    """What is traced inside has this form for `"auto"`: a program that is to run elsewhere.
+    """Makes `"auto"` mean this form for whatever is traced inside, as for a program that will run
+    elsewhere.
 
     A function that `jax.jit` has traced before keeps the form that it has.
 

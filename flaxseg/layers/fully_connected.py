@@ -22,7 +22,7 @@ def fully_connected(
     train: bool = False,
     suffix: str = "",
 ) -> jax.Array:
-    """fc6 and fc7, the latter 1x1, each with bias, ReLU and dropout.
+    """Runs fc6 and fc7 as convolutions, the latter 1x1, each with bias, ReLU and dropout.
 
     To be called inside of a module's `nn.compact` method, to which the two convolutions are added.
     (Long et al., "Fully Convolutional Networks", 2015, section 3.1; dilated: Chen et al.,

@@ -1,4 +1,4 @@
-"""From uint8 pixels to what a network expects: the one place where that happens."""
+"""Turns uint8 pixels into what a network expects; nothing else in the package does."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class ImageNormalization:
-    """What is subtracted from and divides each colour channel.
+    """Holds what is subtracted from each colour channel, and what then divides it.
 
     Attributes:
       mean: red, green and blue, in 0..255.
@@ -19,12 +19,12 @@ class ImageNormalization:
     std: tuple[float, float, float]
 
 
-# The mean and deviation of ImageNet's training pictures that torchvision and timm use.
+# The mean and deviation of ImageNet's training images that torchvision and timm use.
 IMAGENET = ImageNormalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 # To [-1, 1]: TensorFlow's MobileNet and Xception.
 SYMMETRIC = ImageNormalization((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 # Caffe's ImageNet nets, trained on blue, green, red less the mean (104.007, 116.669, 122.679). Here
-# pictures are red, green, blue: the weights' import turns the first convolution's channels around.
+# images are red, green, blue: the weights' import turns the first convolution's channels around.
 CAFFE = ImageNormalization((122.67891434, 116.66876762, 104.00698793), (1.0, 1.0, 1.0))
 # EfficientNet-Lite.
 EFFICIENTNET_LITE = ImageNormalization((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
@@ -35,7 +35,7 @@ def normalize(image: jax.Array, normalization: ImageNormalization) -> jax.Array:
 
     Args:
       image: `[..., H, W, 3]` RGB in 0..255, uint8 or float.
-      normalization: of the model that will see the picture, `model.normalization`.
+      normalization: of the model that will see the image, `model.normalization`.
 
     Raises:
       ValueError: the last axis is not three colours.

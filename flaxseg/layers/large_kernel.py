@@ -82,8 +82,8 @@ class GlobalConvolution(nn.Module):
 
 
 class BoundaryRefinement(nn.Module):
-    """`x + conv2(relu(conv1(x)))` with 3x3 convolutions: a correction of score maps that is learned
-    where they go wrong, at boundaries.
+    """Computes `x + conv2(relu(conv1(x)))` with 3x3 convolutions: a learned correction of score
+    maps, which are mostly wrong at boundaries.
 
     Attributes:
       kernel_init: initialiser of `conv1`. `conv2` begins near zero and the layer so near the

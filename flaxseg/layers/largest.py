@@ -1,4 +1,4 @@
-"""The class with the largest score, of every pixel."""
+"""Finds the class with the largest score at every pixel."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ _MOST_COMPARED = 64
 
 
 def largest_class(scores: jax.Array, *, form: str = "auto") -> jax.Array:
-    """Returns the index of the largest score, of equal ones the first.
+    """Returns the index of the largest score, the first of equal ones.
 
     Args:
       scores: `[..., C]`, C from 1; logits or probabilities, without NaN.

@@ -1,5 +1,5 @@
-"""Upsampling by learned bases: a few coefficients per class and cell say how much of each basis
-picture is painted there.
+"""Upsampling by learned bases: a few coefficients per class and cell tell how much of each basis
+image is painted there.
 
 (Ghiasi and Fowlkes, "Laplacian Pyramid Reconstruction and Refinement for Semantic Segmentation",
 2016.)
@@ -100,7 +100,7 @@ def learned_basis_deconv(
 def cosine_bases(
     key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32, *, num_bases: int
 ) -> jax.Array:
-    """Initialiser of bases where none were learned: the same low frequencies for every class.
+    """Initialises bases that were not learned: the same low frequencies for every class.
 
     The first `num_bases` products of two cosines, in the order of their frequency, each faded
     towards its border as bilinear interpolation is, and of unit norm. The first one alone is smooth
@@ -118,14 +118,14 @@ def cosine_bases(
     window = 1 - np.abs(2 * place - 1)
     lines = np.cos(np.pi * np.arange(size)[:, None] * place) * window
     order = sorted(((i, j) for i in range(size) for j in range(size)), key=_frequency)
-    pictures = np.stack([np.outer(lines[i], lines[j]) for i, j in order[:num_bases]], -1)
-    pictures /= np.linalg.norm(pictures, axis=(0, 1))
-    kernel = np.tile(pictures[:, :, None], shape[3] // num_bases)
+    images = np.stack([np.outer(lines[i], lines[j]) for i, j in order[:num_bases]], -1)
+    images /= np.linalg.norm(images, axis=(0, 1))
+    kernel = np.tile(images[:, :, None], shape[3] // num_bases)
     return jnp.asarray(kernel, dtype)
 
 
 class LearnedBasisDeconv(nn.Module):
-    """`learned_basis_deconv` with the bases as a parameter; for any decoder.
+    """Upsamples by `learned_basis_deconv` with the bases as a parameter; for any decoder.
 
     The parameter is `kernel` `[k, k, 1, num_classes * K]`, K the bases of a class, and with
     `use_bias` there is `bias` `[num_classes]`. Bases that were learned from labels

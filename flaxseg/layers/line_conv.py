@@ -1,5 +1,5 @@
-"""Convolution with a kernel of one row or one column, in forms that are fast on the platform at
-hand."""
+"""Convolution with a kernel of one row or one column, in forms that are fast on CPUs and on
+accelerators."""
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ _MIN_CHANNELS_FOR_ONE_PRODUCT = 256
 
 
 class LineConv(nn.Module):
-    """A convolution with a kernel of one row or one column; `line_conv` with parameters.
+    """Convolves with a kernel of one row or one column: `line_conv` with parameters.
 
     Parameters are `kernel` `[kh, kw, C, features]` and, with `use_bias`, `bias` `[features]`, both
     float32: the names and layouts of `nn.Conv`.

@@ -12,7 +12,7 @@ from flaxseg.layers.resize import resize
 
 
 class MultiResolutionFusion(nn.Module):
-    """Each input convolved at its own resolution, then all resized to the largest and summed.
+    """Convolves each input at its own resolution, resizes all to the largest and sums them.
 
     (Lin et al., "RefineNet", 2017, section 3.2, figure 2 c.) A single input is returned as it is:
     there is nothing to fuse.

@@ -1,5 +1,5 @@
-"""Padding of convolutions and pools, in the conventions of the three frameworks whose weights we
-take."""
+"""Pads for convolutions and pools, in the conventions of the three frameworks whose weights are
+read."""
 
 import operator
 from collections.abc import Sequence
@@ -75,12 +75,12 @@ def explicit_padding(
 
 
 def pad_to_grid(image: jax.Array, stride: int) -> jax.Array:
-    """Returns pictures with zeros at the bottom and at the right, up to the next `stride * k + 1`
+    """Returns images with zeros added at the bottom and the right, up to the next `stride * k + 1`
     pixels a side.
 
-    On such a picture, a network of centred windows has its cell i exactly at pixel `stride * i`,
+    On such an image, a network of centred windows has its cell i exactly at pixel `stride * i`,
     the last one included, whether its pools round up or down; and resizing with aligned corners
-    by the stride leads back to the pixels. DeepLab's releases pad pictures so, with the mean
+    by the stride leads back to the pixels. DeepLab's releases pad images so, with the mean
     colour, which is zero after normalisation.
 
     Args:
@@ -94,9 +94,9 @@ def pad_to_grid(image: jax.Array, stride: int) -> jax.Array:
 def mirror_pad(
     image: jax.Array, vertical: tuple[int, int], horizontal: tuple[int, int]
 ) -> jax.Array:
-    """Returns pictures continued by their reflection, the border pixel itself not repeated.
+    """Returns images continued by their reflection, the border pixel itself not repeated.
 
-    A margin wider than the picture goes back and forth in it. Networks without padding get their
+    A margin wider than the image goes back and forth in it. Networks without padding get their
     margin so (U-Net, Dilated-Net).
 
     Args:

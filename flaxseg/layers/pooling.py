@@ -1,5 +1,5 @@
-"""Max pooling with a gradient that is fast everywhere, average pooling, and both over a fixed
-number of bins (adaptive)."""
+"""Max pooling whose gradient is fast everywhere, average pooling, and both over a fixed number of
+bins (adaptive)."""
 
 import math
 from functools import partial
@@ -26,7 +26,7 @@ def max_pool(
 
     The gradient goes to the first maximum of each window in row order, as in PyTorch and Caffe. It
     is written as sums of shifted
-    pictures: XLA's own (select-and-scatter) is several times slower on CPU and missing from the
+    images: XLA's own (select-and-scatter) is several times slower on CPU and missing from the
       deterministic mode of its GPU back end.
 
     Args:
@@ -35,14 +35,14 @@ def max_pool(
       strides: steps between windows.
       rate: distance between the cells of a window, as of an atrous convolution's taps.
       padding: see `explicit_padding`.
-      ceil_mode: whether a last window that starts inside the picture or its top-left padding but
+      ceil_mode: whether a last window that starts inside the image or its top-left padding but
         reaches over the border counts, as in Caffe and in PyTorch's `ceil_mode=True`.
 
     Returns:
       `[N, H', W', C]`.
 
     Raises:
-      ValueError: the window does not fit into the padded picture.
+      ValueError: the window does not fit into the padded image.
     """
     window, strides, rate = pair(window, "window"), pair(strides, "strides"), pair(rate, "rate")
     pads = explicit_padding(padding, x.shape[1:3], window, strides, rate)
@@ -72,9 +72,9 @@ def average_pool(
 
     Args:
       x: `[N, H, W, C]` floats.
-      window: an int or `(height, width)`; a window larger than the picture covers all of it.
+      window: an int or `(height, width)`; a window larger than the image covers all of it.
       strides: steps between windows; those of the window by default.
-      ceil_mode: whether a last window that starts inside the picture but reaches over the border
+      ceil_mode: whether a last window that starts inside the image but reaches over the border
         counts, as in Caffe; its mean is that of the cells inside.
 
     Returns:
@@ -90,7 +90,7 @@ def average_pool(
 
 
 def adaptive_average_pool(x: jax.Array, bins: int | tuple[int, int]) -> jax.Array:
-    """Divides the picture into bins and takes the mean of each, as PyTorch's
+    """Divides the image into bins and takes the mean of each, as PyTorch's
     `AdaptiveAvgPool2d`.
 
     Bin i of b covers the cells from `floor(i * n / b)` to before `ceil((i + 1) * n / b)`. Where b
@@ -108,7 +108,7 @@ def adaptive_average_pool(x: jax.Array, bins: int | tuple[int, int]) -> jax.Arra
 
 
 def adaptive_max_pool(x: jax.Array, bins: int | tuple[int, int]) -> jax.Array:
-    """Divides the picture into the bins of `adaptive_average_pool` and takes the maximum of each.
+    """Divides the image into the bins of `adaptive_average_pool` and takes the maximum of each.
 
     The gradient goes to the first maximum of a bin in row order, as in PyTorch.
 
@@ -129,7 +129,7 @@ _Bins = tuple[tuple[int, int], ...]
 
 
 def _adaptive_bins(size: tuple[int, int], bins: int | tuple[int, int]) -> tuple[_Bins, _Bins]:
-    """The cells `[start, end)` of each bin along both axes."""
+    """Returns the cells `[start, end)` of each bin along both axes."""
     rows, columns = (
         tuple((i * n // b, -(-(i + 1) * n // b)) for i in range(b))
         for n, b in zip(size, pair(bins, "bins"), strict=True)
@@ -146,13 +146,13 @@ def _window_bins(n: int, window: int, stride: int, ceil_mode: bool) -> _Bins:
 
 
 def _average_over(x: jax.Array, rows: _Bins, columns: _Bins) -> jax.Array:
-    """Means over rectangles, as two matrix products: one pass over `x` however the bins overlap,
-    and a gradient without scatter."""
+    """Returns means over rectangles as two matrix products: one pass over `x` however the bins
+    overlap, and a gradient without scatter."""
     products = {
         "precision": lax.Precision.HIGHEST,
         "preferred_element_type": jnp.promote_types(x.dtype, jnp.float32),
     }
-    # Rows first, with the matrix once for each picture: nothing has to be transposed.
+    # Rows first, with the matrix once for each image: nothing has to be transposed.
     matrix = jnp.asarray(_averaging_matrix(x.shape[1], rows, x.dtype))
     matrix = jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape))
     y = jnp.einsum("nah,nhwc->nawc", matrix, x, **products)
@@ -162,14 +162,15 @@ def _average_over(x: jax.Array, rows: _Bins, columns: _Bins) -> jax.Array:
 
 
 def _averaging_matrix(n: int, bins: _Bins, dtype) -> np.ndarray:
-    """`[bins, n]` ones where a cell is in a bin: exact in any float type, so it is the sum that is
-    divided."""
+    """Returns `[bins, n]` with ones where a cell is in a bin. Those are exact in any float type, so
+    the sum is divided, not the matrix."""
     cell = np.arange(n)
     return np.stack([(cell >= a) & (cell < b) for a, b in bins]).astype(dtype)
 
 
 def _first_maximum(x: jax.Array, axis: int) -> jax.Array:
-    """The maximum along an axis, which is kept; its gradient goes to the first cell that has it."""
+    """Returns the maximum along an axis, which is kept; its gradient goes to the first cell that
+    has it."""
     index = lax.expand_dims(lax.argmax(x, axis, jnp.int32), (axis,))
     first = lax.broadcasted_iota(jnp.int32, x.shape, axis) == index
     return jnp.where(first, x, 0).sum(axis, keepdims=True)

@@ -1,5 +1,5 @@
-"""Pyramid pooling: what the picture holds as a whole, in quarters, ninths and thirty-sixths, at
-every cell."""
+"""Pyramid pooling: shows every cell what the image holds as a whole, in quarters, ninths and
+thirty-sixths."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,8 +21,8 @@ from flaxseg.layers.resize import resize
 
 
 class PyramidPooling(nn.Module):
-    """Features pooled at several scales, each reduced by a 1x1 convolution block, resized back and
-    put beside the features.
+    """Pools features at several scales, reduces each by a 1x1 convolution block, resizes them back
+    and puts them beside the features.
 
     (Zhao et al., "Pyramid Scene Parsing Network", 2017, section 3.2, figure 3; the ablations of
     table 1 are `pooling` and `reduce`.)
@@ -41,7 +41,7 @@ class PyramidPooling(nn.Module):
       fusion: `"concat"`, or `"sum"`, which adds the scales to the features (ICNet).
       windows: sides of fixed pooling windows, an int or `(height, width)` for each of the bins, in
         place of the adaptive ones. Caffe's layers have a fixed window and cover the last part of
-        the picture with a smaller one, so there are as many cells as it takes. PSPNet's release
+        the image with a smaller one, so there are as many cells as it takes. PSPNet's release
         has 60, 30, 20, 10 for 1, 2, 3, 6 at its crops of 473, and 90, 45, 30, 15 at 713, where
         they equal the adaptive ones.
       strides: steps between the windows; the windows' own sides by default.
@@ -50,7 +50,7 @@ class PyramidPooling(nn.Module):
       dtype: dtype of the computation; that of the input by default.
 
     Raises:
-      ValueError: an attribute is not one of the above, or channels can not be summed.
+      ValueError: an attribute is not one of the above, or channels cannot be summed.
     """
 
     bins: Sequence[int] = (1, 2, 3, 6)
@@ -117,11 +117,11 @@ class PyramidPooling(nn.Module):
         features = self._features(channels)
         if features < 1:
             raise ValueError(
-                f"{channels} channels can not be divided among {len(self.bins)} scales; "
+                f"{channels} channels cannot be divided among {len(self.bins)} scales; "
                 "set features."
             )
         if self.fusion == "sum" and features != channels:
             raise ValueError(
-                f"{features} features a scale can not be added to {channels} channels; set "
+                f"{features} features a scale cannot be added to {channels} channels; set "
                 f"features={channels} or reduce=False."
             )

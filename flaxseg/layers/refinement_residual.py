@@ -11,7 +11,7 @@ from flaxseg.layers.batch_norm import BatchNorm
 
 
 class RefinementResidual(nn.Module):
-    """`relu(x + conv3x3(relu(bn(conv3x3(x)))))` of `x = conv1x1(input)`.
+    """Computes `relu(x + conv3x3(relu(bn(conv3x3(x)))))` of `x = conv1x1(input)`.
 
     (Yu et al., "Learning a Discriminative Feature Network", 2018, section 3.2.) The 1x1 convolution
     brings the channels of all stages to one number. No convolution has a bias, and only the first

@@ -11,7 +11,7 @@ from flaxseg.layers.classifier import classifier_init
 
 
 class ResidualConvUnit(nn.Module):
-    """`x + conv2(relu(conv1(relu(x))))`, channels as they are.
+    """Computes `x + conv2(relu(conv1(relu(x))))`; the number of channels stays the same.
 
     (Lin et al., "RefineNet", 2017, section 3.2, figure 2 b.) As in the released network the first
     convolution has a bias and the second has none, and no ReLU follows the sum: gradients pass from

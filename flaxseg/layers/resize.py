@@ -174,8 +174,8 @@ _by_terms.defvjp(_by_terms_forward, _by_terms_backward)
 
 
 def _sum_terms(x: jax.Array, weights: np.ndarray, axis: int) -> jax.Array:
-    """The product of `weights` `[m, n]` with `x` along an axis of `n` cells, term by term, where
-    few weights of a row are not zero."""
+    """Returns the product of `weights` `[m, n]` with `x` along an axis of `n` cells, term by term
+    where few weights of a row are not zero."""
     count = (weights != 0).sum(1).max()
     if count > _MOST_TERMS:
         return (_interpolate_rows if axis == 1 else _interpolate_columns)(x, weights)

@@ -11,7 +11,7 @@ from flaxseg.layers.padding import Padding
 
 
 class SeparableConv(nn.Module):
-    """Depthwise convolution, BatchNorm, ReLU, 1x1 convolution, BatchNorm, ReLU.
+    """Runs a depthwise convolution, BatchNorm, ReLU, a 1x1 convolution, BatchNorm and ReLU.
 
     The form of the ASPP and the decoder of DeepLabv3+ (Chen et al., 2018, section 3.2, and the
     released code's `split_separable_conv2d`); without the ReLUs, that of its Xception.

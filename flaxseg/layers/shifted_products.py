@@ -28,7 +28,7 @@ def _shifted_forward(x, kernel, strides, rate, pads):
 
 
 def _shifted_backward(strides, rate, pads, residuals, gradient):
-    # Without the barrier the compiler keeps the shifted pictures of the forward pass, one for each
+    # Without the barrier the compiler keeps the shifted images of the forward pass, one for each
     # tap, for this one.
     padded, gradient = lax.optimization_barrier((residuals[0], gradient))
     kernel = residuals[1]
@@ -43,7 +43,7 @@ shifted_products.defvjp(_shifted_forward, _shifted_backward)
 
 
 def _correlate(padded, kernel, strides, rate):
-    """The sum over taps of the shifted picture times the tap."""
+    """Returns the sum over taps of the shifted image times the tap."""
     out = output_size(padded.shape[1:3], kernel.shape[:2], strides, rate, ((0, 0), (0, 0)))
     y = None
     for i in range(kernel.shape[0]):
@@ -54,8 +54,8 @@ def _correlate(padded, kernel, strides, rate):
 
 
 def _input_gradient(size, kernel, gradient, strides, rate, pads):
-    """The transpose of `_correlate`: for every phase of the stride, a correlation of the gradient
-    with the taps that meet it."""
+    """Returns the transpose of `_correlate`: for every phase of the stride, a correlation of the
+    gradient with the taps that meet it."""
     spans, out = [], gradient.shape[1:3]
     for n, m, k, s, r, (before, _) in zip(
         size, out, kernel.shape[:2], strides, rate, pads, strict=True
@@ -98,8 +98,8 @@ def _input_gradient(size, kernel, gradient, strides, rate, pads):
 
 
 def _kernel_gradient(padded, kernel, gradient, strides, rate):
-    """The sum over pictures of shifted picture times gradient, a block of rows at a time: whole
-    pictures would not fit a cache."""
+    """Returns the sum over images of the shifted image times the gradient, a block of rows at a
+    time: whole images would not fit a cache."""
     (kh, kw), (n, height, width, channels) = kernel.shape[:2], gradient.shape
 
     def block_gradient(padded, gradient):
@@ -128,13 +128,13 @@ def _kernel_gradient(padded, kernel, gradient, strides, rate):
         padded = jnp.pad(padded, ((0, 0), (0, lacking), (0, 0), (0, 0)))
 
         def add_block(turn, total):
-            picture, row = turn // blocks, turn % blocks * rows
+            image, row = turn // blocks, turn % blocks * rows
             window = lax.dynamic_slice(
                 padded,
-                (picture, row * strides[0], 0, 0),
+                (image, row * strides[0], 0, 0),
                 (1, span, padded.shape[2], channels),
             )
-            block = lax.dynamic_slice(gradient, (picture, row, 0, 0), (1, rows, width, channels))
+            block = lax.dynamic_slice(gradient, (image, row, 0, 0), (1, rows, width, channels))
             return total + block_gradient(lax.optimization_barrier(window), block)
 
         zero = jnp.zeros((kh * kw, channels), jnp.float32)
@@ -143,18 +143,18 @@ def _kernel_gradient(padded, kernel, gradient, strides, rate):
 
 
 def _pad(x, pads):
-    """`x`, all its rows, with zeros around it, made once: else the compiler makes it, and all that
-    led to it, again for every tap."""
+    """Returns `x`, all its rows, with zeros around it, computed once: otherwise the compiler
+    recomputes it, and all that led to it, for every tap."""
     return lax.optimization_barrier(whole_rows(jnp.pad(whole_rows(x), ((0, 0), *pads, (0, 0)))))
 
 
 def _window(padded, i, j, out, strides, rate):
-    """The cells of the padded picture that tap `(i, j)` reads."""
+    """Returns the cells of the padded image that tap `(i, j)` reads."""
     top, left = i * rate[0], j * rate[1]
     bottom, right = top + strides[0] * (out[0] - 1) + 1, left + strides[1] * (out[1] - 1) + 1
     return _own_rows(padded[:, top : bottom : strides[0], left : right : strides[1]])
 
 
 def _own_rows(window):
-    """Of a window on all rows the part that this device works on."""
+    """Returns the part of a window on all rows that this device works on."""
     return split_rows(whole_rows(window))

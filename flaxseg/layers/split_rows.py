@@ -1,7 +1,7 @@
-"""Pictures whose rows are shared by several devices: what a layer has to say so that they stay so.
+"""Keeps the rows of images split over several devices through layers that mix rows.
 
 Under `jax.jit` over a mesh with an axis named "space", XLA splits the height of every activation as
-that of the pictures is split, and fetches the rows that a convolution needs from the neighbours.
+that of the images is split, and fetches the rows that a convolution needs from the neighbours.
 Left to itself it does worse where rows are multiplied with a matrix, as in a resizing: it makes all
 rows on each device, adds them up over all, and throws most away. There, `whole_rows` before and
 `split_rows` after say what is meant. Without such a mesh in the context (`jax.set_mesh`, or
@@ -19,33 +19,35 @@ Tree = TypeVar("Tree")
 
 
 def rows_are_split() -> bool:
-    """Whether the mesh in the context splits the rows of pictures."""
+    """Returns whether the mesh in the context splits the rows of images."""
     return _parts() > 1
 
 
 def rows_per_device(height: int) -> int:
-    """How many of `height` rows a device has; the last may have fewer."""
+    """Returns how many of `height` rows a device has; the last device may have fewer."""
     return -(-height // _parts())
 
 
 def missing_rows(height: int) -> int:
-    """How many rows more than `height` all devices would have equally many of; what is then
-    reshaped by rows is not sent around."""
+    """Returns the padding rows needed to divide `height` evenly among devices; what then reshapes
+    rows sends none around."""
     return -height % _parts()
 
 
 def split_rows(x: jax.Array) -> jax.Array:
-    """`x` `[N, H, ...]`, each device with its part of the rows."""
+    """Returns `x` `[N, H, ...]` with each device holding its part of the rows."""
     return _constrained(x, SPACE_AXIS)
 
 
 def whole_rows(x: jax.Array) -> jax.Array:
-    """`x` `[N, H, ...]`, each device with all rows of its pictures; for small ones."""
+    """Returns `x` `[N, H, ...]` with each device holding all rows of its images; for small
+    arrays."""
     return _constrained(x, None)
 
 
 def everywhere(tree: Tree) -> Tree:
-    """A tree of arrays without rows, such as gradients of parameters, whole on each device."""
+    """Returns a tree of arrays without rows, such as gradients of parameters, whole on each
+    device."""
     if not rows_are_split():
         return tree
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)

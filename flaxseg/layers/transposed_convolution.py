@@ -9,7 +9,7 @@ from flaxseg.layers.bilinear_deconv import transposed_conv
 
 
 class TransposedConv(nn.Module):
-    """`transposed_conv`, without padding, and a bias.
+    """Runs `transposed_conv`, without padding, and adds a bias.
 
     Parameters are `kernel` `[k, k, C, features]` and `bias` `[features]`, both float32. With a
     kernel as large as the stride, every cell becomes a square of its own.

@@ -18,7 +18,7 @@ from flaxseg.layers.padding import pair
 def max_pool_with_indices(
     x: jax.Array, window: int | tuple[int, int] = 2, *, ceil_mode: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Takes the maximum over windows that lie side by side, and tells where in the window it was.
+    """Takes the maximum over windows that lie side by side, and tells where in its window each was.
 
     Of equal values the first in row order counts, and NaN above all others, as in PyTorch's
     `MaxPool2d(return_indices=True)`. The gradient goes to that cell alone.
@@ -35,7 +35,7 @@ def max_pool_with_indices(
 
     Raises:
       ValueError: the window has more than 256 cells or, without `ceil_mode`, does not fit into the
-        picture.
+        image.
     """
     window = pair(window, "window")
     if window[0] * window[1] > 256:
@@ -57,7 +57,7 @@ def max_unpool(
     size: tuple[int, int] | None = None,
     window: int | tuple[int, int] = 2,
 ) -> jax.Array:
-    """Puts each value at the position of its window that `indices` tells, and zeros elsewhere.
+    """Puts each value at the position in its window that `indices` tells, and zeros elsewhere.
 
     As PyTorch's `MaxUnpool2d`. The gradient of a value is that of the cell it was put into.
 
@@ -95,7 +95,7 @@ def max_unpool(
 
 
 def _positions(window: tuple[int, int]) -> np.ndarray:
-    """The numbers of a window's cells, `[kh, 1, kw, 1]`."""
+    """Returns the numbers of a window's cells, `[kh, 1, kw, 1]`."""
     return np.arange(window[0] * window[1], dtype=np.uint8).reshape(window[0], 1, window[1], 1)
 
 

@@ -1,4 +1,4 @@
-"""The decoder that mirrors its encoder: unpool to where the maxima were, then convolve."""
+"""A decoder that mirrors its encoder: it unpools to where the maxima were, then convolves."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +18,7 @@ def mirrored_features(
 
     Args:
       features: by name. Where there are `"conv1"`, `"conv2"` and so on, what the pools read, they
-        are mirrored from the coarsest up to the picture's size; else `"c4"` to `"c1"`, up to stride
+        are mirrored from the coarsest up to the image's size; else `"c4"` to `"c1"`, up to stride
         2.
       stages: `convs` of the decoder, of which the last are taken where there are fewer features.
 
@@ -41,7 +41,7 @@ def mirrored_features(
 
 
 class UnpoolingDecoder(nn.Module):
-    """Stages of unpooling and convolutions, from the coarsest feature up to the finest.
+    """Runs stages of unpooling and convolutions, from the coarsest feature up to the finest.
 
     (Badrinarayanan et al., "SegNet", 2017, section 3; Noh et al., "Learning Deconvolution Network",
     2015, section 3.) Each stage puts its values where the maxima of 2x2 windows of the encoder's
@@ -75,7 +75,7 @@ class UnpoolingDecoder(nn.Module):
     def __call__(
         self, x: jax.Array, features: Sequence[jax.Array], *, train: bool = False
     ) -> jax.Array:
-        """Decodes.
+        """Decodes features from coarse to fine.
 
         Args:
           x: `[N, H, W, C]`, the encoder's last feature.
@@ -119,7 +119,7 @@ class UnpoolingDecoder(nn.Module):
     def _block(
         self, x: jax.Array, features: int, kernel_size: int, place: str, train: bool
     ) -> jax.Array:
-        """Convolution with bias, BatchNorm and, with `relu`, a ReLU."""
+        """Runs a convolution with bias, BatchNorm and, with `relu`, a ReLU."""
         x = AtrousConv(
             features,
             kernel_size,

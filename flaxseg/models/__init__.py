@@ -1,4 +1,4 @@
-"""The systems, one paper a file, and `create_model`, which builds them by name."""
+"""Holds the systems, one paper a file, and `create_model`, which builds them by name."""
 
 from flaxseg.models.deconvnet import DeconvNet
 from flaxseg.models.deeplab import (

@@ -29,14 +29,14 @@ _INIT = nn.initializers.normal(0.01)
 
 
 class DeconvNet(nn.Module):
-    """VGG16 down to a vector, a deconvolution of it, then unpooling and 3x3 deconvolutions up to
-    the picture's size (figure 2 of the paper).
+    """Encodes an image by VGG16 down to a vector, and decodes it by deconvolutions and unpooling up
+    to the image's size (figure 2 of the paper).
 
     The deconvolutions have stride 1, and such a transposed convolution is a convolution with the
     kernel turned round: they are convolutions here, and the import turns the kernels. The paper's
-    network sees a proposal of 224 x 224 pixels; what it says of the proposals of a picture is fused
+    network sees a proposal of 224 x 224 pixels; what it says of the proposals of an image is fused
     by their maximum (section 4.3), which is left to the caller. It is fully convolutional, so that
-    larger pictures are one large proposal; smaller ones are padded with zeros.
+    larger images are one large proposal; smaller ones are padded with zeros.
 
     Other backbones have no pools, see `SegNet`.
 
@@ -63,7 +63,7 @@ class DeconvNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`; those below the

@@ -32,19 +32,19 @@ from flaxseg.models.prediction import Prediction
 
 
 def aspp_rates(output_stride: int) -> tuple[int, int, int]:
-    """Returns the rates that see the same part of the picture at any output stride: (6, 12, 18) at
+    """Returns the rates that cover the same part of the image at any output stride: (6, 12, 18) at
     16, doubled at 8."""
     return tuple(rate * 16 // output_stride for rate in (6, 12, 18))
 
 
 def cascade_rates(output_stride: int) -> tuple[int, int, int]:
-    """Returns the rates of block5 to block7, each twice that of the block before it: (4, 8, 16) at
-    output stride 16, doubled at 8 (section 3.2 and figure 3 of v3)."""
+    """Returns the rates of block5 to block7, each twice the rate of the block before it: (4, 8, 16)
+    at output stride 16, doubled at 8 (section 3.2 and figure 3 of v3)."""
     return tuple(32 // output_stride * 2**block for block in (1, 2, 3))
 
 
 class DeepLabV3(nn.Module):
-    """ASPP on dilated features, a classifier, bilinear upsampling.
+    """Segments by ASPP on dilated features, a classifier and bilinear upsampling.
 
     Attributes:
       num_classes: channels of the logits.
@@ -83,7 +83,7 @@ class DeepLabV3(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
@@ -117,8 +117,8 @@ class DeepLabV3(nn.Module):
 
 
 class DeepLabV3Cascade(nn.Module):
-    """Copies of the ResNet's last block, each at twice the rate of the one before it, in place of
-    the ASPP (v3, section 3.2).
+    """Repeats the ResNet's last block, each copy at twice the rate of the one before it, in place
+    of the ASPP (v3, section 3.2).
 
     Attributes:
       num_classes: channels of the logits.
@@ -148,7 +148,7 @@ class DeepLabV3Cascade(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures; arguments and result as for `DeepLabV3`, without auxiliary logits."""
+        """Segments images; arguments and result as for `DeepLabV3`, without auxiliary logits."""
         x = self.backbone(image, train=train)["c5"]
         for block, rate in enumerate(self.rates, 5):
             for unit, factor in enumerate(self.multi_grid):
@@ -168,7 +168,7 @@ class DeepLabV3Cascade(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLabv3's encoder and a decoder that refines its features with those at stride 4.
+    """Adds a decoder to DeepLabv3 that refines the encoder's features with those at stride 4.
 
     The paper's decoder (section 3.1): the encoder's output at the size of the low-level features,
     concatenated with them after a 1x1 convolution to 48 channels, two 3x3 convolutions of 256.
@@ -219,7 +219,7 @@ class DeepLabV3Plus(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures; arguments and result as for `DeepLabV3`."""
+        """Segments images; arguments and result as for `DeepLabV3`."""
         common = {"norm": self.norm, "dtype": self.dtype}
         features = self.backbone(image, train=train)
         x = ASPP(

@@ -35,8 +35,8 @@ VGG_OPTIONS = {"pool_window": 3, "dilated_pools": False}
 
 
 class DeepLabV1(nn.Module):
-    """VGG16 at output stride 8, its fully connected layers as atrous convolutions, bilinear
-    upsampling.
+    """Segments by VGG16 at output stride 8, with its fully connected layers as atrous convolutions,
+    and bilinear upsampling.
 
     The default is DeepLab-LargeFOV; `FIELDS_OF_VIEW` has the other nets:
 
@@ -47,16 +47,16 @@ class DeepLabV1(nn.Module):
     Attributes:
       num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"`, and `"c1"` to `"c4"` for `multi_scale`.
-        Pictures are padded for its `output_stride`, or for 32 where it tells none.
+        Images are padded for its `output_stride`, or for 32 where it tells none.
       kernel_size: of fc6.
       rate: dilation of fc6; the field of view is `rate * (kernel_size - 1) + 1` cells.
       features: channels of fc6 and fc7.
       average_pool: whether a 3x3 average pool of stride 1 stands before fc6, as in the releases of
         LargeFOV. The paper does not mention it, and no other net has it.
-      multi_scale: whether the classifier also sees the picture and the first four stages, each
+      multi_scale: whether the classifier also sees the image and the first four stages, each
         through a 3x3 and a 1x1 convolution to 128 channels (section 4.3, "MSc").
       fuse_at_input: whether evaluation runs the branches of `multi_scale` at their own resolution
-        and sums the scores of all at the size of the picture, as the released test nets do; else at
+        and sums the scores of all at the size of the image, as the released test nets do; else at
         the output stride, as in training. The paper does not say; the default is the release's.
       dropout: rate of dropout after fc6, fc7 and the convolutions of `multi_scale`.
       auxiliary: whether training also gives the scores at the output stride, as `"scale100"`. The
@@ -80,11 +80,11 @@ class DeepLabV1(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`. They are padded
-            by zeros to the grid of the output stride, see `pad_to_grid`; pictures of 8k + 1 pixels
+            by zeros to the grid of the output stride, see `pad_to_grid`; images of 8k + 1 pixels
             need none.
           train: whether dropout is in use; needs the rng `"dropout"`.
 
@@ -129,8 +129,8 @@ class DeepLabV1(nn.Module):
 
 
 class EarlyScores(nn.Module):
-    """What the picture or an early feature adds to the scores: a 3x3 and a 1x1 convolution with
-    ReLU and dropout, and their part of the classifier.
+    """Scores the image or an early feature by a 3x3 and a 1x1 convolution with ReLU and dropout,
+    and its own part of the classifier.
 
     The classifier of the concatenated features is the sum of classifiers of each; the bias is in
     one of them. (Section 4.3; the initial values are the release's, small, so that training goes on

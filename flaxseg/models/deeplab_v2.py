@@ -36,19 +36,19 @@ RESNET_OPTIONS = {"stride_on": "1x1", "pool": "caffe", "dilate_first_unit": True
 
 
 class DeepLabV2(nn.Module):
-    """Atrous spatial pyramid pooling on dilated features at one or several scales of the picture,
-    fused by their maximum; bilinear upsampling.
+    """Applies atrous spatial pyramid pooling to dilated features at one or several scales of the
+    image, takes the maximum over the scales and upsamples it bilinearly.
 
     With ResNet-101 and 21 classes 44,048,532 parameters, with VGG16 37,877,652.
 
     Attributes:
       num_classes: channels of the logits.
-      backbone: a module that returns features with `"c5"`. Pictures are padded for its
+      backbone: a module that returns features with `"c5"`. Images are padded for its
         `output_stride`, or for 32 where it tells none.
       rates: dilation of each branch of the ASPP, see `RATES`.
       fc_features: channels of fc6 and fc7 in each branch; 0 where the branches are classifiers.
         By default the paper's: 1024 on `VGG`, else 0 (section 4.1).
-      scales: of the picture, the first 1; (1.0, 0.75, 0.5) for the paper's MSC with ResNet-101
+      scales: of the image, the first 1; (1.0, 0.75, 0.5) for the paper's MSC with ResNet-101
         (section 4.1), which is used in training and evaluation alike.
       dropout: rate of dropout after fc6 and fc7.
       auxiliary: whether training also gives the scores that the release has its losses on, see
@@ -72,7 +72,7 @@ class DeepLabV2(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`. They are padded
@@ -124,7 +124,8 @@ class DeepLabV2(nn.Module):
 
 
 class SummedASPP(nn.Module):
-    """Atrous spatial pyramid pooling of version 2: a classifier at each rate, and their sum.
+    """Classifies at several rates and sums the scores: the atrous spatial pyramid pooling of
+    version 2.
 
     (Section 3.2; there is neither BatchNorm nor an image-level branch.)
 
@@ -166,8 +167,8 @@ class SummedASPP(nn.Module):
 
 
 def _grid(scales: Sequence[float], output_stride: int) -> int:
-    """The stride of a grid that has whole cells at every scale: 8 for (1.0,), 32 for (1.0, 0.75,
-    0.5)."""
+    """Returns the stride of a grid that has whole cells at every scale: 8 for (1.0,), 32 for (1.0,
+    0.75, 0.5)."""
     return output_stride * math.lcm(*(_fraction(scale).denominator for scale in scales))
 
 

@@ -32,11 +32,12 @@ RESNET_OPTIONS = {"deep_stem": (64, 64, 128)}
 
 
 class DFN(nn.Module):
-    """A smooth network that makes classes consistent and a border network that keeps them apart.
+    """Segments by a smooth network, which makes regions consistent, and trains a border network
+    beside it, which keeps classes apart.
 
     The smooth network (figure 2 of the paper) goes from the coarsest stage to the finest: each is
     refined, its channels are chosen by what the stage before it knows (`ChannelAttention`), and
-    refined again; the first is guided by the mean over the picture. Each stage has a head of its
+    refined again; the first is guided by the mean over the image. Each stage has a head of its
     own. The border network goes the other way, on the grid of `"c2"`: each stage is brought to it,
     added to the one before and refined. Nothing of it reaches the smooth network: it shapes the
     backbone in training and is not there in evaluation.
@@ -47,7 +48,7 @@ class DFN(nn.Module):
       features: channels of the smooth network.
       border_features: channels of the border network, the same for all data sets.
       head_factor: channels of the refinement before a classifier over those of its logits.
-      global_context: whether the coarsest stage is guided by the mean over the picture; without,
+      global_context: whether the coarsest stage is guided by the mean over the image; without,
         it is refined only.
       attention: whether stages are fused by `ChannelAttention`; without, they are added.
       deep_supervision: whether the heads of the coarser stages are there in training.
@@ -56,7 +57,7 @@ class DFN(nn.Module):
         4 their activations of 512 channels take most of the memory.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the heads; called as `norm(name=...)`. That of the global
-        context sees one cell a picture, so its statistics need a batch of many.
+        context sees one cell an image, so its statistics need a batch of many.
       dtype: dtype of the computation behind the backbone; the logits are float32.
     """
 
@@ -76,7 +77,7 @@ class DFN(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`. Features are
@@ -108,7 +109,7 @@ class DFN(nn.Module):
     def _smooth(
         self, x: jax.Array, coarser: jax.Array | None, level: str, train: bool
     ) -> jax.Array:
-        """A stage of the smooth network."""
+        """Returns the output of one stage of the smooth network."""
         if coarser is None and self.global_context:
             coarser = ConvBlock(
                 self.features, 1, norm=self.norm, dtype=self.dtype, name="global_context"
@@ -123,7 +124,7 @@ class DFN(nn.Module):
         return self._refine(x, self.features, f"smooth_{level}_after", train)
 
     def _borders(self, features: Mapping[str, jax.Array], train: bool) -> dict[str, jax.Array]:
-        """The outputs of the border network."""
+        """Returns the outputs of the border network by name."""
         outputs, x = {}, None
         for level in LEVELS:
             here = self._refine(

@@ -22,7 +22,7 @@ from flaxseg.layers import (
 from flaxseg.models.prediction import Prediction
 
 MARGIN = 186
-"""Pixels a side that the front end's convolutions without padding take off a picture."""
+"""Pixels a side that the front end's convolutions without padding take off an image."""
 
 CONTEXTS = ("none", "basic", "large")
 
@@ -37,9 +37,9 @@ VGG_OPTIONS = {
 
 
 class DilatedNet(nn.Module):
-    """A classifier run as a convolution at stride 8, and a context module on its scores.
+    """Runs a classifier as a convolution at stride 8, and a context module on its scores.
 
-    The front end is VGG16 without its last two pools and without padding: the picture is continued
+    The front end is VGG16 without its last two pools and without padding: the image is continued
     by its reflection instead, by `MARGIN` pixels a side and at the end to a multiple of 8. It is
     trained first (`context="none"`), then the context module on its scores, then both. The nets of
     the release, in this order the front end and Dilation8 for VOC, Dilation8 for CamVid, Dilation7
@@ -60,7 +60,7 @@ class DilatedNet(nn.Module):
         nets of the release but that for VOC have it, and it adds next to nothing to the front end.
       rates: dilation of the context module's convolutions, in cells of the output stride.
       pad_first: see `ContextModule`.
-      upsampling: of the scores to the picture: `"bilinear"`, or `"deconv"` for the fixed bilinear
+      upsampling: of the scores to the image: `"bilinear"`, or `"deconv"` for the fixed bilinear
         deconvolution of Dilation10, which fades at the border. The release's other nets upsample
         probabilities.
       auxiliary: whether training also gives the scores at the output stride, as `"scores"`. The
@@ -81,7 +81,7 @@ class DilatedNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
@@ -130,7 +130,7 @@ class DilatedNet(nn.Module):
     def _upsample(
         self, scores: jax.Array, size: tuple[int, int], stride: int, mirrored: bool
     ) -> jax.Array:
-        """Scores at the size of the picture.
+        """Returns scores at the size of the image.
 
         Without padding, a cell is over the middle of its `stride` x `stride` pixels; backbones that
         pad have it over the first of them.

@@ -24,22 +24,22 @@ from flaxseg.layers import (
 from flaxseg.models.prediction import Prediction
 
 PADDING = 100
-"""Pixels around the picture in the released nets, so that fc6, which pads nothing, fits."""
+"""Pixels around the image in the released nets, so that fc6, which pads nothing, fits."""
 
 VGG_OPTIONS = {"first_padding": PADDING, "fc_features": (4096, 4096), "fc_padding": "valid"}
 ALEXNET_OPTIONS = {"first_padding": PADDING, "fc_features": (4096, 4096)}
 
 
 class FCN(nn.Module):
-    """A classifier run as a convolution, its scores upsampled and added to those of finer layers.
+    """Runs a classifier as a convolution, upsamples its scores and adds the scores of finer layers.
 
     The form is that of FCN-32s (no skips), FCN-16s (one) and FCN-8s (two). Scores are 1x1
     convolutions that begin at zero.
 
     On the paper's backbones, padded by `PADDING`, maps are upsampled by `BilinearDeconv` and
-    cropped at the published offsets. Every other backbone has features that lie over the picture,
+    cropped at the published offsets. Every other backbone has features that lie over the image,
     without such a border: there, each score is resized to that of the next skip and at last to the
-    picture, and there is neither fc6 nor fc7 unless the backbone has them (`"fc7"`, else `"c5"` is
+    image, and there is neither fc6 nor fc7 unless the backbone has them (`"fc7"`, else `"c5"` is
     scored).
 
     Attributes:
@@ -73,7 +73,7 @@ class FCN(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
@@ -114,7 +114,7 @@ class FCN(nn.Module):
         return Prediction(score, {})
 
     def _is_padded(self) -> bool:
-        """Whether the backbone is one of the released nets, with their border."""
+        """Returns whether the backbone is one of the released nets, with their border."""
         padded = getattr(self.backbone, "first_padding", 1) == PADDING
         if not padded and (self.learned_upsampling != "none" or self.learned_last_upsampling):
             raise ValueError(
@@ -150,11 +150,11 @@ class FCN(nn.Module):
 
 
 class FCN32s(FCN):
-    """VGG16, upsampled by 32 in one step."""
+    """Upsamples the scores of VGG16 by 32 in one step."""
 
 
 class FCN16s(FCN):
-    """FCN-32s and the scores of pool4; trained from FCN-32s."""
+    """Adds the scores of pool4 to FCN-32s, from whose parameters it is trained."""
 
     skips: Sequence[str] = ("c4",)
     offsets: Sequence[int] = (5, 27)
@@ -162,7 +162,7 @@ class FCN16s(FCN):
 
 
 class FCN8s(FCN):
-    """FCN-16s and the scores of pool3; trained from FCN-16s."""
+    """Adds the scores of pool3 to FCN-16s, from whose parameters it is trained."""
 
     skips: Sequence[str] = ("c4", "c3")
     offsets: Sequence[int] = (5, 9, 31)
@@ -170,20 +170,20 @@ class FCN8s(FCN):
 
 
 class FCN8sAtOnce(FCN8s):
-    """FCN-8s trained in one go, from the classifier, with scaled skips."""
+    """Trains FCN-8s in one go from an ImageNet classifier, with scaled skips."""
 
     skip_scales: Sequence[float] = (0.01, 0.0001)
 
 
 class FCNAlexNet(FCN):
-    """AlexNet, upsampled by 32 in one step."""
+    """Upsamples the scores of AlexNet by 32 in one step."""
 
     offsets: Sequence[int] = (18,)
     kernel_size: int = 63
 
 
 class DilatedFCN(nn.Module):
-    """What libraries call FCN today: one convolution block and a classifier on dilated features.
+    """Classifies dilated features after one convolution block: what libraries call FCN today.
 
     The form of torchvision's `fcn_resnet50` and `fcn_resnet101`, whose checkpoints fit.
 
@@ -207,7 +207,7 @@ class DilatedFCN(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.

@@ -25,12 +25,13 @@ UPSAMPLINGS = ("dense", "depthwise", "fixed", "resize")
 
 
 class GCN(nn.Module):
-    """Scores of four levels by large kernels, refined, upsampled and added from coarse to fine.
+    """Scores four levels by large kernels, and refines, upsamples and adds the scores from coarse
+    to fine.
 
     Every level is scored by a `GlobalConvolution` and refined (figure 2 of the paper). From the
     coarsest on, scores are upsampled to the grid of the next level, added to its scores and
     refined; below the finest level they are upsampled by two and refined until they have the size
-    of the picture. What the last refinement gives are the logits: no classifier follows.
+    of the image. What the last refinement gives are the logits: no classifier follows.
 
     Levels on one grid, as on a backbone with an output stride below 32, are added without
     upsampling, so that there the network has fewer deconvolutions.
@@ -68,7 +69,7 @@ class GCN(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
@@ -100,7 +101,7 @@ class GCN(nn.Module):
         return Prediction(scores, {})
 
     def _strides(self) -> list[int]:
-        """The stride of each level."""
+        """Returns the stride of each level."""
         if self.upsampling not in UPSAMPLINGS:
             raise ValueError(
                 f"upsampling is {self.upsampling!r}; it must be one of {', '.join(UPSAMPLINGS)}."
@@ -131,8 +132,8 @@ class GCN(nn.Module):
     def _upsample(
         self, scores: jax.Array, factor: int, size: tuple[int, int], to: str
     ) -> jax.Array:
-        """Scores at the size of the next grid, which of an odd picture has a row or column less
-        than `factor` times theirs."""
+        """Returns scores at the size of the next grid. For an odd image that grid has a row or
+        column less than `factor` times theirs."""
         if self.upsampling == "resize":
             return resize(scores, size, align_corners=True)
         learned = "none" if self.upsampling == "fixed" else self.upsampling

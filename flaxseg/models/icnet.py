@@ -24,7 +24,7 @@ from flaxseg.layers import (
 )
 from flaxseg.models.prediction import Prediction
 
-# A side of the picture must be a multiple of this and one, for all branches to meet cell by cell.
+# A side of the image must be a multiple of this and one, for all branches to meet cell by cell.
 _SIZE_UNIT = 32
 # The pooling windows of the released network that do not follow its rule, as ((kernel, stride) of
 # the rows, of the columns), by the size of the features and the number of bins.
@@ -38,11 +38,12 @@ RESNET_OPTIONS = {
 
 
 class ICNet(nn.Module):
-    """A deep network on a small picture, a shallow one on the large, fused from coarse to fine.
+    """Runs a deep network on a small image and a shallow one on the full image, and fuses them from
+    coarse to fine.
 
-    The picture is seen at three resolutions (figure 2 of the paper). As in the released network,
-    the branch of the quarter picture begins where that of the half picture ends: the backbone runs
-    on the half picture as far as `conv3_1`, the first unit at its stride 8, and goes on with the
+    The image is seen at three resolutions (figure 2 of the paper). As in the released network,
+    the branch of the quarter image begins where that of the half image ends: the backbone runs
+    on the half image as far as `conv3_1`, the first unit at its stride 8, and goes on with the
     features shrunk by two. Channels of the head are those of the released network at `width` 0.5,
     which is the paper's after its compression by filter pruning; 1.0 is the network before it.
 
@@ -54,14 +55,14 @@ class ICNet(nn.Module):
         gives it to a ResNet too; other backbones have the channels that they have.
       bins: of the pyramid pooling.
       windows: of the pyramid pooling: `"released"`, see `released_windows`, or `"adaptive"`, as in
-        PSPNet. At 33 x 65, the features of a 1025 x 2049 picture, they differ for 3 and 6 bins.
+        PSPNet. At 33 x 65, the features of a 1025 x 2049 image, they differ for 3 and 6 bins.
       auxiliary: whether the two coarser branches have classifiers of their own in training
         (cascade label guidance, section 3.3). Their losses are added with small weights: 0.16 and
         0.4 in two ports of the training, which was not released, 0.4 and 0.4 in others.
       quarter_logits: whether the logits before their last upsampling are an auxiliary output too.
-        The paper's loss of the finest branch is on these, at a quarter of the picture; that of
+        The paper's loss of the finest branch is on these, at a quarter of the image; that of
         most ports is on the logits at full size, which is the default.
-      strict_sizes: whether pictures of other sizes than `32 k + 1` a side are refused. Branches are
+      strict_sizes: whether images of other sizes than `32 k + 1` a side are refused. Branches are
         resized onto each other with corners aligned, which at those sizes is the released chain of
         zooms and else still defined; the released network has no other sizes.
       normalization: what the backbone expects of its input.
@@ -83,7 +84,7 @@ class ICNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, normalised by `normalization`; any H and W from 1, or with
@@ -128,7 +129,8 @@ class ICNet(nn.Module):
         return Prediction(logits, auxiliary | ({"sub124": quarter} if self.quarter_logits else {}))
 
     def _pyramid(self, size: tuple[int, int]) -> PyramidPooling:
-        """The sum of features of that size and of their averages; it has no parameters."""
+        """Returns the layer that adds to features of that size their averages; it has no
+        parameters."""
         if self.windows not in ("released", "adaptive"):
             raise ValueError(f"windows is {self.windows!r}; it must be 'released' or 'adaptive'.")
         windows = strides = None
@@ -194,7 +196,7 @@ def check_size(size: tuple[int, int]) -> None:
         nearest.append((below,) if below >= n else (below, below + _SIZE_UNIT))
     heights, widths = (" or ".join(map(str, sides)) for sides in nearest)
     raise ValueError(
-        f"the picture is {size[0]} x {size[1]} (height x width), and with strict_sizes both sides "
+        f"the image is {size[0]} x {size[1]} (height x width), and with strict_sizes both sides "
         f"must be {_SIZE_UNIT} k + 1; resize or pad it to height {heights} and width {widths}, or "
         "leave strict_sizes off."
     )

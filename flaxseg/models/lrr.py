@@ -33,7 +33,8 @@ VGG_OPTIONS = {"fc_features": (4096, 4096)}
 
 
 class LRR(nn.Module):
-    """Scores reconstructed from coarse features, refined at boundaries by those of finer ones.
+    """Reconstructs scores from coarse features and refines them at boundaries by those of finer
+    features.
 
     Each level computes coefficients by a 5x5 convolution that begins at zero, `num_bases` per
     class, and paints them with the bases of the class four times as large (`LearnedBasisDeconv`):
@@ -41,11 +42,11 @@ class LRR(nn.Module):
     large by a fixed bilinear deconvolution, get what the finer level adds multiplied by their
     `boundary_mask`.
 
-    On VGG16 with fc6 and fc7 this is the released network, whose pictures have sides of multiples
+    On VGG16 with fc6 and fc7 this is the released network, whose images have sides of multiples
     of 32; for others, cells beyond the border are cut off at the right and bottom. On another
     backbone the coarsest level looks at its last features; there is neither fc6 nor fc7. A backbone
     with a finer output stride computes the coarse levels on that finer grid, and their bases, which
-    count cells, cover less of the picture: train and evaluate at the same one.
+    count cells, cover less of the image: train and evaluate at the same one.
 
     The bases are parameters, `reconstruction_*/kernel`. Give those that were learned from labels
     with `flaxseg.weights.load_bases` or `--config.init.bases`, or else they are
@@ -61,7 +62,7 @@ class LRR(nn.Module):
       mask_window: side of the boundary mask's window at its own resolution, odd; one for all finer
         levels or one for each. 9 is that of the released training code; the released network for
         Cityscapes has 17. 0 adds a level unmasked, the paper's ablation.
-      auxiliary: whether the levels whose scores are coarser than the picture are outputs in
+      auxiliary: whether the levels whose scores are coarser than the image are outputs in
         training: each has a loss of its own, on labels of its size, with weight 1 in the paper.
       dilation_erosion: whether the coarsest features have two more such heads in training, which
         learn the masks of the classes dilated and eroded, and whose output is used for nothing else
@@ -85,7 +86,7 @@ class LRR(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
@@ -135,7 +136,7 @@ class LRR(nn.Module):
         return Prediction(logits, auxiliary if train else {})
 
     def _windows(self) -> dict[int, int]:
-        """The levels from coarse to fine, each with the window of its mask."""
+        """Returns the levels from coarse to fine, each with the window of its mask."""
         levels = [level for level in _TAPS if level >= self.finest]
         if self.finest not in _TAPS:
             raise ValueError(f"finest is {self.finest}; it must be one of 32, 16, 8, 4.")
@@ -159,7 +160,7 @@ class LRR(nn.Module):
         )
 
     def _reconstruct(self, x: jax.Array, name: str, *, biased: bool = False) -> jax.Array:
-        """Scores four times as large as the features, float32."""
+        """Returns float32 scores four times as large as the features."""
         coefficients = AtrousConv(
             self.num_classes * self.num_bases,
             5,
@@ -185,12 +186,13 @@ class LRR(nn.Module):
 
 
 def _over(scores: jax.Array, size: tuple[int, int], stride: int) -> jax.Array:
-    """The cells that lie over the picture."""
+    """Returns the cells that lie over the image."""
     return _fit(scores, tuple(-(-n // stride) for n in size))
 
 
 def _fit(scores: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """The first rows and columns; the last ones again where a backbone rounded sizes down."""
+    """Returns the first rows and columns, repeating the last ones where a backbone rounded sizes
+    down."""
     scores = scores[:, : size[0], : size[1]]
     short = [(0, m - n) for n, m in zip(scores.shape[1:3], size, strict=True)]
     return jnp.pad(scores, ((0, 0), *short, (0, 0)), mode="edge")

@@ -23,8 +23,8 @@ from flaxseg.models.prediction import Prediction
 
 
 class ParseNet(nn.Module):
-    """The mean of the last feature over the picture, beside the feature itself, each normalised to
-    one length (figure 2 of the paper).
+    """Concatenates the last feature and its mean over the image, each normalised to length one, and
+    classifies (figure 2 of the paper).
 
     The base is DeepLab-LargeFOV. What is concatenated is of very different magnitudes; each feature
     therefore goes through an `L2Norm` of its own (section 3.3). The paper compares early fusion,
@@ -37,7 +37,7 @@ class ParseNet(nn.Module):
       levels: features to concatenate, `"fc7"` for the last; with several, the finer ones first, as
         `("conv4", "conv5", "fc7")` for the paper's multi-layer network on VGG16 and `("c3", "c4",
         "fc7")` on other backbones. They are resized to fc7's size.
-      global_context: whether the mean over the picture is one of them; without it and with one
+      global_context: whether the mean over the image is one of them; without it and with one
         level it is the paper's baseline, with a normalisation.
       initial_scale: of all `L2Norm`, 10 in the paper; None for no normalisation at all.
       kernel_size: of fc6.
@@ -62,7 +62,7 @@ class ParseNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.

@@ -1,4 +1,4 @@
-"""What every model returns."""
+"""Defines what every model returns."""
 
 import flax.struct
 import jax
@@ -6,7 +6,7 @@ import jax
 
 @flax.struct.dataclass
 class Prediction:
-    """The output of a segmentation model.
+    """Holds the output of a segmentation model.
 
     Attributes:
       logits: `[N, H, W, num_classes]` float32 at the size of the input.

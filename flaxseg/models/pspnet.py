@@ -27,8 +27,8 @@ RESNET_OPTIONS = {"deep_stem": (64, 64, 128), "dilate_first_unit": True}
 
 
 class PSPNet(nn.Module):
-    """Pyramid pooling on dilated features, a 3x3 convolution, a classifier, bilinear upsampling
-    (figure 3 of the paper).
+    """Segments by pyramid pooling on dilated features, a 3x3 convolution, a classifier and bilinear
+    upsampling (figure 3 of the paper).
 
     The paper's network was published twice, in Caffe and in the author's PyTorch code (semseg),
     which differ where the paper says nothing. The defaults are semseg's, because its training code
@@ -52,7 +52,7 @@ class PSPNet(nn.Module):
       windows: sides of fixed pooling windows in place of the adaptive bins; see `PyramidPooling`.
       features: channels of the 3x3 convolution.
       dropout: rate of dropout before both classifiers.
-      channel_dropout: whether dropout takes whole channels of a picture, as in semseg, or single
+      channel_dropout: whether dropout takes whole channels of an image, as in semseg, or single
         elements, as in the Caffe release.
       auxiliary: whether an `AuxiliaryHead` on `"c4"`, the fourth stage, is trained too (section
         3.3; the paper's weight of its loss is 0.4).
@@ -82,13 +82,13 @@ class PSPNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`. Sides of `8 k +
-            1` pixels, as the releases demand, have the corners of features and picture coincide.
+            1` pixels, as the releases demand, have the corners of features and image coincide.
           train: whether batch statistics, dropout and the auxiliary head are in use; needs the rng
-            `"dropout"`. The coarsest scale is one cell a picture, so its statistics need a batch
+            `"dropout"`. The coarsest scale is one cell an image, so its statistics need a batch
             of many.
 
         Returns:

@@ -114,16 +114,16 @@ class RefineNetBlock(nn.Module):
 
 
 class RefineNet(nn.Module):
-    """Features of a network without dilation, fused from coarse to fine by blocks of residual units
-    (figures 2 and 3 of the paper).
+    """Fuses the features of a network without dilation from coarse to fine, by blocks of residual
+    units (figures 2 and 3 of the paper).
 
     Features are first reduced to `features` channels, those of `"c5"` to twice as many, by 3x3
     convolutions. There is no BatchNorm outside of the backbone, and all convolutions begin at
     normal(0, 0.01).
 
-    The default is the 4-cascaded network at the size of the picture, as DrSleep's PyTorch port
+    The default is the 4-cascaded network at the size of the image, as DrSleep's PyTorch port
     (refinenet-pytorch) runs the weights released for VOC: it is the form that has public PyTorch
-    weights and costs less. The authors' MatConvNet code enlarges every picture first,
+    weights and costs less. The authors' MatConvNet code enlarges every image first,
     `scales=(1.2,)`; its two-scale network has `scales=(1.2, 0.6)`. It resizes by bicubic
     interpolation, here it is bilinear.
 
@@ -132,7 +132,7 @@ class RefineNet(nn.Module):
       backbone: a module that returns features with `"c2"` to `"c5"`.
       cascades: blocks in a row (section 4.3, table 7 of the paper): 4, one for each level; 2, two
         levels each; 1, one block that fuses all four.
-      scales: of the picture, one network each. All feed the same blocks: each has the features of
+      scales: of the image, one network each. All feed the same blocks: each has the features of
         its level at all scales. Backbones are independent, `"backbone"`, `"backbone_2"`, ...;
         `load_backbone` gives all of them the same weights.
       features: channels of the blocks, halved from those of the first where that reads `"c5"`
@@ -145,7 +145,7 @@ class RefineNet(nn.Module):
         Part, PASCAL-Context and SUN-RGBD.
       dropout: rate of dropout on `"c5"` and `"c4"` and before the classifier.
       align_corners: convention of the resizing between blocks, see `resize`; True as in the port.
-      final_align_corners: that of the logits to the size of the picture; the port's programs resize
+      final_align_corners: that of the logits to the size of the image; the port's programs resize
         them with neither corner aligned.
       normalization: what the backbone expects of its input. The released MatConvNet models have
         RGB - 128.
@@ -169,7 +169,7 @@ class RefineNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
@@ -223,7 +223,7 @@ class RefineNet(nn.Module):
         return Prediction(logits, {})
 
     def _channels(self, levels: Sequence[str]) -> int:
-        """Of a block that reads those levels: the smallest of theirs."""
+        """Returns the channels of a block that reads those levels: the smallest of theirs."""
         return self.features * (2 if tuple(levels) == ("c5",) else 1)
 
     def _check(self) -> None:
@@ -244,7 +244,7 @@ class RefineNet(nn.Module):
 
 
 class _Form(NamedTuple):
-    """One of the two networks of Light-Weight RefineNet's release.
+    """Describes one of the two networks of Light-Weight RefineNet's release.
 
     Attributes:
       levels: the features that each block reads.
@@ -274,8 +274,8 @@ _FORMS = {
 
 
 class RefineNetLW(nn.Module):
-    """RefineNet without residual convolution units and with 1x1 convolutions, but for the
-    classifier's.
+    """Fuses features as `RefineNet` does, without residual units and with 1x1 convolutions
+    throughout, except for the classifier.
 
     The release has two forms. On a ResNet it is that of `RefineNet` with four blocks. On
     MobileNetV2 the outputs of its last six stages are reduced, those of equal size are summed in
@@ -295,7 +295,7 @@ class RefineNetLW(nn.Module):
       pooling_blocks: see `ChainedResidualPooling`.
       dropout: rate of dropout on `"c5"` and `"c4"` of the form `"resnet"`.
       align_corners: convention of the resizing between blocks, see `resize`; True as released.
-      final_align_corners: that of the logits to the size of the picture; False as in the authors'
+      final_align_corners: that of the logits to the size of the image; False as in the authors'
         training.
       kernel_init: initialiser of the head's kernels. PyTorch's own as in the authors' code by
         default; the paper has normal(0, 0.01).
@@ -317,7 +317,7 @@ class RefineNetLW(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.

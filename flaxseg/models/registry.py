@@ -1,4 +1,4 @@
-"""Builds the systems by name, each by the record of what its paper fixes."""
+"""Builds the systems by name, each from a record of what its paper fixes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What `create_model` knows of a model besides the attributes of its class.
+    """Records what `create_model` must know of a model besides the attributes of its class.
 
     Attributes:
       module: the class.
@@ -66,7 +66,7 @@ class ModelSpec:
 
     @property
     def options(self) -> frozenset[str]:
-        """The options of `create_model` that the class has."""
+        """Returns the options of `create_model` that the class has."""
         return frozenset(self.module.__dataclass_fields__) - {"parent", "name"}
 
 
@@ -275,10 +275,10 @@ def _spec(name: str) -> ModelSpec:
 
 
 def at_output_stride(name: str, options: Mapping[str, Any], output_stride: int) -> dict[str, Any]:
-    """The options of the same network with its features at another output stride.
+    """Returns the options of the same network with its features at another output stride.
 
     Rates of dilation and windows of pooling count cells of features; they are scaled so that they
-    reach as far in the picture. The parameters stay the same: a network that was trained at 16 is
+    reach as far in the image. The parameters stay the same: a network that was trained at 16 is
     evaluated at 8 (Chen et al., "Rethinking Atrous Convolution", 2017, section 4).
 
     >>> at_output_stride("deeplabv3", {"output_stride": 16, "rates": (3, 6, 9)}, 8)

@@ -23,8 +23,8 @@ from flaxseg.models.prediction import Prediction
 
 
 class SegNet(nn.Module):
-    """VGG16's convolutions, and the same back: each stage unpools its values to where the encoder's
-    pool of that size had found its maxima, and convolves them (figure 2 of the paper).
+    """Mirrors VGG16's convolutions in a decoder: each stage unpools its values to where the
+    encoder's pool of that size found its maxima, and convolves them (figure 2 of the paper).
 
     Parameters of the decoder's stages are `decoder/conv5_1` to `decoder/conv1_1` in the order of
     computation; the release counts a stage backwards (`conv5_3_D` is the first).
@@ -58,7 +58,7 @@ class SegNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
@@ -90,8 +90,8 @@ class SegNet(nn.Module):
 
 
 class SegNetBasic(SegNet):
-    """Four 7x7 convolutions of 64 channels down and four up, without ReLU on the way up; it sees
-    pixels from 0 to 255, which it normalises by their local response."""
+    """Has four 7x7 convolutions of 64 channels down and four up, without ReLU on the way up. It
+    reads pixels from 0 to 255 and normalises them by their local response."""
 
     convs: Sequence[int] = (1, 1, 1, 1)
     kernel_size: int = 7

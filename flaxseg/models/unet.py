@@ -23,29 +23,30 @@ from flaxseg.layers import (
 from flaxseg.models.prediction import Prediction
 
 MARGIN = 92
-"""Pixels a side that the paper's convolutions without padding take off a picture."""
+"""Pixels a side that the paper's convolutions without padding take off an image."""
 
 # A tile has `_UNIT` * k + `_REST` pixels a side, for all its pools to see even sizes.
 _UNIT, _REST, _SMALLEST = 16, 12, 188
 
 
 class UNet(nn.Module):
-    """A contracting path, and an expanding one that at every size gets the features of the first.
+    """Contracts an image, and expands it again with the features of the contracting path at every
+    size.
 
     On its own encoder (`"unet_encoder"`, the default) it is the paper's network (figure 1), with
     one of two paddings, `backbone_options={"padding": ...}`:
 
-    * "valid", the paper's and the default: convolutions pad nothing. The picture is continued by
+    * "valid", the paper's and the default: convolutions pad nothing. The image is continued by
       its reflection so that the logits cover it, the paper's overlap-tile strategy (figure 2) with
-      one tile; with `mirror=False` the picture is a tile itself, such as 572 x 572 to 388 x 388.
-    * "torch", as most later versions: convolutions keep the size, the picture ends at its border.
+      one tile; with `mirror=False` the image is a tile itself, such as 572 x 572 to 388 x 388.
+    * "torch", as most later versions: convolutions keep the size, the image ends at its border.
 
     BatchNorm, which the paper has not and later versions have, comes with `backbone_options=
     {"batch_norm": True}`, then in both paths.
 
     On any other backbone it is the form of segmentation_models.pytorch: features of strides 32, 16,
     8, 4, 2 are upsampled by repetition, concatenated with the next finer one and put through two
-    3x3 convolutions with BatchNorm, up to the picture's size; a 3x3 convolution classifies. Its
+    3x3 convolutions with BatchNorm, up to the image's size; a 3x3 convolution classifies. Its
     checkpoints fit.
 
     Attributes:
@@ -53,8 +54,8 @@ class UNet(nn.Module):
       backbone: a `UNetEncoder`, or a module that returns features `"c1"` to `"c5"`.
       features: channels of the five stages of the decoder on other backbones; on its own encoder
         they are those of the encoder.
-      mirror: whether the picture is continued, see above; else logits are `2 * MARGIN` pixels
-        smaller than the picture, and its sides must be `16 k + 12`.
+      mirror: whether the image is continued, see above; else logits are `2 * MARGIN` pixels
+        smaller than the image, and its sides must be `16 k + 12`.
       dropout: rate of dropout at the end of the contracting path.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
@@ -72,7 +73,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments pictures.
+        """Segments images.
 
         Args:
           image: `[N, H, W, C]`, any H and W from 1, but for tiles (`mirror=False`), normalised by
@@ -111,7 +112,7 @@ class UNet(nn.Module):
         return Prediction(logits[:, : size[0], : size[1]], {})
 
     def _expand(self, features: Mapping[str, jax.Array], train: bool) -> jax.Array:
-        """The paper's expansive path."""
+        """Runs the paper's expansive path."""
         padding = self.backbone.padding
         norm = self.norm if self.backbone.batch_norm else None
         x = features["conv5"]
@@ -132,7 +133,7 @@ class UNet(nn.Module):
     def _upsample(
         self, features: Mapping[str, jax.Array], size: tuple[int, int], train: bool
     ) -> jax.Array:
-        """The decoder of segmentation_models.pytorch."""
+        """Runs the decoder of segmentation_models.pytorch."""
         x = features["c5"]
         levels = ("c4", "c3", "c2", "c1", None)
         for stage, (level, channels) in enumerate(zip(levels, self.features, strict=True), 1):
@@ -170,7 +171,8 @@ def _centre(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _double(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Every cell twice in both directions, cut to `size`, which is that or the cells' own."""
+    """Repeats every cell in both directions and cuts the result to `size`; cells that have that
+    size already stay as they are."""
     if x.shape[1:3] == tuple(size):
         return x
     n, height, width, channels = x.shape

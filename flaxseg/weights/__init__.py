@@ -1,4 +1,4 @@
-"""Weights from elsewhere: readers that run no code, name maps, and loaders that tell what they did.
+"""Reads weights from elsewhere without running code from files, and reports what was loaded.
 
 `load_backbone` puts ImageNet weights into a model's backbone, `load_pretrained` and `import_model`
 take whole segmentation networks, `load_into` starts from another model that flaxseg saved.

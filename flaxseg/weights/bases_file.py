@@ -1,4 +1,5 @@
-"""Files of bases that `python -m flaxseg learn-basis` wrote, as parameters of a model."""
+"""Reads files of bases that `python -m flaxseg learn-basis` wrote into the parameters of a
+model."""
 
 import fnmatch
 import os
@@ -104,6 +105,6 @@ def load_bases(
 
 
 def _as_kernel(filters: np.ndarray) -> np.ndarray:
-    """`[C, K, k, k]` to the `[k, k, 1, C * K]` of `LearnedBasisDeconv`."""
+    """Returns `[C, K, k, k]` in the layout of `LearnedBasisDeconv`, `[k, k, 1, C * K]`."""
     size = filters.shape[2]
     return filters.transpose(2, 3, 0, 1).reshape(size, size, 1, -1)

@@ -1,4 +1,4 @@
-"""Tensors of Caffe nets that were converted to files of other frameworks."""
+"""Brings the tensors of Caffe nets that were converted to other formats into PyTorch's form."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""fc6 and fc7 of an ImageNet VGG16 as the smaller convolutions of DeepLab v1 and v2."""
+"""Thins out fc6 and fc7 of an ImageNet VGG16 to the smaller convolutions of DeepLab v1 and v2."""
 
 import dataclasses
 import re
@@ -17,7 +17,7 @@ from flaxseg.weights.name_map import FLAXSEG, NameMap
 def load_fully_connected(
     variables: Mapping, tensors: Mapping[str, np.ndarray], report: LoadReport
 ) -> tuple[dict, LoadReport]:
-    """Takes fc6 and fc7 of a VGG16 into every pair `fc6`, `fc7` of a model's head.
+    """Loads fc6 and fc7 of a VGG16 into every pair `fc6`, `fc7` of a model's head.
 
     A kernel of 7x7 and 4096 channels is thinned out: of its taps, and of its channels, every so
     many-th is kept, evenly spaced, in fc7's inputs as in fc6's outputs. (DeepLab v1 subsamples the
@@ -72,7 +72,8 @@ def load_fully_connected(
 
 
 def _layer(tensors: Mapping[str, np.ndarray], name_map: NameMap, layer: str):
-    """Kernel and bias of a layer in our layout, and their names; None where the file lacks it."""
+    """Returns kernel and bias of a layer in our layout, and their names; None where the file lacks
+    it."""
     values, names = [], []
     for leaf in ("kernel", "bias"):
         path = f"params/{layer}/{leaf}"
@@ -89,10 +90,10 @@ def _layer(tensors: Mapping[str, np.ndarray], name_map: NameMap, layer: str):
 
 
 def _spread(n: int, m: int) -> np.ndarray:
-    """`m` of `n` taps from the first to the last: 0, 3, 6 and 0, 2, 4, 6 of seven."""
+    """Returns `m` of `n` taps from the first to the last: 0, 3, 6 and 0, 2, 4, 6 of seven."""
     return np.round(np.linspace(0, n - 1, m)).astype(np.int64)
 
 
 def _every(n: int, m: int) -> np.ndarray:
-    """`m` of `n` channels: every fourth for 1024 of 4096."""
+    """Returns `m` of `n` channels: every fourth for 1024 of 4096."""
     return np.arange(m) * n // m

@@ -38,8 +38,8 @@ def load_backbone(
     backbone_name: str | None = None,
     prefix: str | None = None,
 ) -> tuple[dict, LoadReport]:
-    """Loads pretrained weights into the backbone of a segmentation model, and into those that it
-    has for other scales of the picture (`"backbone_2"`, ...).
+    """Loads pretrained weights into the backbone of a segmentation model, and into the copies that
+    it has for other scales of the image (`"backbone_2"`, ...).
 
     Example:
 
@@ -47,7 +47,7 @@ def load_backbone(
         print(report)
 
     Args:
-      model: made by `create_model`; it says how pictures are normalised.
+      model: made by `create_model`; it says how images are normalised.
       variables: of the model; not changed.
       source: a file, a folder or a name, see `sources.find_source`. Names of torchvision, of timm
         and of flaxseg's own saved models are recognised, also behind a prefix (`encoder.`,
@@ -62,8 +62,8 @@ def load_backbone(
       `load_fully_connected`.
 
     Raises:
-      WeightsError: the source can not be had or read; its names are not recognised; a tensor of the
-        backbone is missing or has another shape; or its network was trained on pictures normalised
+      WeightsError: the source cannot be had or read; its names are not recognised; a tensor of the
+        backbone is missing or has another shape; or its network was trained on images normalised
         in another way than this model's.
     """
     name_maps = None if backbone_name is None else maps_of(backbone_name)
@@ -117,7 +117,7 @@ def load_weights(
       prefix: of the names to take, such as `"encoder."`; found by itself by default.
       source: what to call the tensors in the report.
       notes: for the report.
-      normalization: of the pictures that the module will see, to be compared with that of the
+      normalization: of the images that the module will see, to be compared with that of the
         naming scheme, where it tells one.
 
     Returns:
@@ -126,7 +126,7 @@ def load_weights(
     Raises:
       WeightsError: the names are not recognised; a variable's tensor is missing, has another
         shape or is not finite; the tensors are of a larger network; or of one that was trained on
-        pictures normalised in another way.
+        images normalised in another way.
     """
     if not isinstance(tensors, Mapping):
         found = find_source(tensors)
@@ -257,7 +257,7 @@ def _float32(path: str, tensor: np.ndarray, source: str) -> jnp.ndarray:
 
 
 def _check_preprocessing(model: nn.Module, source: Source) -> tuple[str, ...]:
-    """Raises if named weights want other pictures than the model gives; returns notes on lesser
+    """Raises if named weights need other images than the model gives; returns notes on lesser
     differences."""
     if source.hub is None:
         return ()
@@ -280,7 +280,7 @@ def _check_normalization(
     if wanted is None or got is None or _alike(wanted, got):
         return
     raise WeightsError(
-        f"{source} was trained on pictures normalised with mean {wanted.mean} and std "
+        f"{source} was trained on images normalised with mean {wanted.mean} and std "
         f"{wanted.std}, and the model uses {got.mean} and {got.std}; it would see wrong "
         "colours. Make the model with "
         f"normalization={{'mean': {wanted.mean}, 'std': {wanted.std}}}."

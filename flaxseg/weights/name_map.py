@@ -25,7 +25,7 @@ _LEAVES = {
 
 @dataclasses.dataclass(frozen=True)
 class NameMap:
-    """A naming scheme.
+    """Maps the paths of our variables to the names of another library's tensors.
 
     Attributes:
       name: for messages and reports.
@@ -36,10 +36,10 @@ class NameMap:
       channels_last: whether kernels are stored as ours are, and not as `[out, in, h, w]`.
       grids: `(height, width)` of the features before a fully connected layer that is a convolution
         here, by the path of our module; its matrix is `[out, in * height * width]`.
-      bgr: paths of our convolutions that read the picture, where the file's read blue, green, red.
+      bgr: paths of our convolutions that read the image, where the file's read blue, green, red.
         Channels beyond the third, such as a depth, stay where they are.
       transposed: paths of our transposed convolutions; theirs are `[in, out, h, w]`.
-      normalization: of the pictures that networks with these names were trained on, where the names
+      normalization: of the images that networks with these names were trained on, where the names
         tell.
     """
 
@@ -53,7 +53,7 @@ class NameMap:
     normalization: ImageNormalization | None = None
 
     def tensor_name(self, path: str) -> str:
-        """Returns their name of our variable `"params/layer1_0/conv1/kernel"`.
+        """Returns their name for our variable `"params/layer1_0/conv1/kernel"`.
 
         Raises:
           KeyError: the scheme has no such variable.
@@ -82,7 +82,7 @@ class NameMap:
 
 
 class _FlaxsegNames(NameMap):
-    """Our own names, as in `model.safetensors` of a saved model."""
+    """Maps to our own names, as in `model.safetensors` of a saved model."""
 
     def tensor_name(self, path: str) -> str:
         collection, rest = path.split("/", 1)

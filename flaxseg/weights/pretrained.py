@@ -1,4 +1,4 @@
-"""Whole segmentation networks of other libraries as flaxseg models."""
+"""Turns whole segmentation networks of other libraries into flaxseg models."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ from flaxseg.weights.sources import find_source
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A network as `create_model` and `save_model` want it.
+    """Holds a network as `create_model` and `save_model` take it.
 
     Attributes:
       name: for `create_model`.
@@ -47,7 +47,7 @@ class Pretrained:
 
 
 def load_pretrained(source: str | os.PathLike, **overrides: Any) -> tuple[nn.Module, dict]:
-    """Loads a whole network: model and variables.
+    """Returns model and variables of a whole network.
 
     Example:
 
@@ -78,7 +78,7 @@ def import_model(source: str | os.PathLike, out_dir: str | os.PathLike) -> pathl
 
     Raises:
       WeightsError: as `read_pretrained`.
-      CheckpointError: the folder can not be written.
+      CheckpointError: the folder cannot be written.
     """
     pretrained = read_pretrained(source)
     return save_model(

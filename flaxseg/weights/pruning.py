@@ -1,4 +1,4 @@
-"""Network compression by filter pruning: a trained network with fewer channels in every layer.
+"""Compresses a trained network by filter pruning: every layer keeps a share of its channels.
 
 The filters with the smallest L1 norms go (Li et al., "Pruning Filters for Efficient ConvNets",
 2017, section 3.1), as ICNet does to halve PSPNet50 (Zhao et al., "ICNet", 2018, section 3.4).
@@ -28,7 +28,7 @@ _ROUNDING = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Channels:
-    """A set of channels and all that must change when some of them go.
+    """Names a set of channels and everything that must change when some of them go.
 
     Attributes:
       writers: `(convolution, normalisation)`, the paths of modules whose outputs, added up, these
@@ -108,8 +108,8 @@ def _cut(flat: dict[str, np.ndarray], path: str, axis: int, stay: np.ndarray) ->
 
 
 def icnet_channels(variables: Mapping) -> tuple[Channels, ...]:
-    """Returns all sets of channels of an `ICNet` on a ResNet; only the picture's and the logits
-    are in none.
+    """Returns all sets of channels of an `ICNet` on a ResNet; only the channels of the image and of
+    the logits are in none.
 
     Args:
       variables: of the model.
@@ -178,8 +178,8 @@ def _residual_stage(prefix: str, convs: Sequence[str], layer, source: str) -> st
 def prune_model(
     directory: str | os.PathLike, out_dir: str | os.PathLike, *, keep: float = 0.5
 ) -> pathlib.Path:
-    """Writes a saved ICNet with fewer channels, to be trained on: `width` is that of the original
-    times `keep`.
+    """Writes a saved ICNet with fewer channels, to be trained further; its `width` is that of the
+    original times `keep`.
 
     Example:
 
@@ -197,7 +197,7 @@ def prune_model(
     Raises:
       WeightsError: there is no sound saved model, or it is not an ICNet on a ResNet given by name.
       ConfigError: keep is impossible.
-      CheckpointError: the folder can not be written.
+      CheckpointError: the folder cannot be written.
     """
     card = read_model_card(directory)
     if card["model"] != "icnet":

@@ -18,7 +18,7 @@ _RECOGNISED_SHARE = 0.5
 
 
 class UnknownNamesError(WeightsError):
-    """No naming scheme fits."""
+    """Says that no naming scheme fits."""
 
 
 def maps_of(backbone_name: str) -> tuple[NameMap, ...]:
@@ -33,7 +33,7 @@ def maps_of(backbone_name: str) -> tuple[NameMap, ...]:
 
 
 def names_of(name_map: NameMap, flat: Mapping) -> dict[str, str]:
-    """Returns their name of each of our variables that the scheme knows."""
+    """Returns their names for those of our variables that the scheme knows."""
     names = {}
     for path in flat:
         try:

@@ -18,7 +18,7 @@ _SLIM_LEAVES = {
 
 
 class SlimNames(NameMap):
-    """The variables of TF-slim, under `scope/weights` and `scope/BatchNorm/gamma`.
+    """Maps to the variables of TF-slim, under `scope/weights` and `scope/BatchNorm/gamma`.
 
     Kernels lie as ours do, but that those of depthwise convolutions are `[h, w, C, 1]`.
     """

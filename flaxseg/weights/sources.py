@@ -18,7 +18,7 @@ from flaxseg.weights.tensor_files import SUFFIXES, find_file, read_tensors
 
 @dataclasses.dataclass(frozen=True)
 class HubWeights:
-    """A weights file on the Hugging Face hub.
+    """Describes a weights file on the Hugging Face hub.
 
     Attributes:
       repository: `owner/name`.
@@ -68,7 +68,7 @@ HUB_WEIGHTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A weights file, on this machine or on the Hugging Face hub.
+    """Names a weights file, on this machine or on the Hugging Face hub.
 
     Attributes:
       name: what the user called it.

@@ -47,14 +47,14 @@ _CONVERT = (
 
 
 class _Global(NamedTuple):
-    """A name that the pickle refers to; never imported."""
+    """Holds a name that the pickle refers to; it is never imported."""
 
     module: str
     name: str
 
 
 class _Storage(NamedTuple):
-    """Raw numbers that tensors are views of."""
+    """Holds raw numbers that tensors are views of."""
 
     key: str
     dtype: np.dtype
@@ -62,7 +62,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view of a storage, not read yet."""
+    """Describes a view of a storage that is not read yet."""
 
     storage: _Storage
     offset: int
@@ -71,7 +71,7 @@ class _Tensor(NamedTuple):
 
 
 class _Mark:
-    """The stack machine's mark."""
+    """Marks a place on the stack of the pickle machine."""
 
 
 def read_torch_file(path: str | os.PathLike) -> dict[str, Any]:
@@ -360,7 +360,7 @@ def _global(module: str, name: str, path) -> _Global:
 
 
 def _call(function: Any, arguments: Any, path) -> Any:
-    """What the few known functions do with these arguments."""
+    """Returns what the few known functions do with these arguments."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
         raise WeightsError(
             f"{path} calls something that no file of tensors needs; it was not run. {_CONVERT}"
@@ -386,7 +386,7 @@ def _call(function: Any, arguments: Any, path) -> Any:
 
 
 def _storage(identity: Any, path) -> _Storage:
-    """The storage that `("storage", type, key, device, size[, view])` names."""
+    """Returns the storage that `("storage", type, key, device, size[, view])` names."""
     kind, storage_type, key, _, size = _as(tuple, identity)[:5]
     if kind != "storage" or not isinstance(storage_type, _Global) or not isinstance(key, str):
         raise WeightsError(f"{path} refers to {kind!r} outside of the pickle. {_CONVERT}")

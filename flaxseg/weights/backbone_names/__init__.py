@@ -1,1 +1,1 @@
-"""How other libraries name the tensors of backbones: a file a family."""
+"""Knows how other libraries name the tensors of backbones: a file a family."""

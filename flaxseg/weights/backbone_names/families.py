@@ -1,4 +1,4 @@
-"""The naming schemes of each family of backbones, and which family a model's backbone is of."""
+"""Lists the naming schemes of each family of backbones, and tells a model's family."""
 
 import re
 from collections.abc import Mapping

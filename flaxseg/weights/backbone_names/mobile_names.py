@@ -1,4 +1,4 @@
-"""Names of the modules of MobileNetV2 and EfficientNet-Lite0 in torchvision, timm and TF-slim."""
+"""Names the modules of MobileNetV2 and EfficientNet-Lite0 as torchvision, timm and TF-slim do."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -37,7 +37,7 @@ def _torchvision_mobilenet_v2_module(path: str) -> str:
 
 
 def _timm_mobile_module(stages: Iterable[Stage]) -> Callable[[str], str]:
-    """timm's names of a network of inverted residuals, `blocks.<stage>.<index>`."""
+    """Returns timm's names for a network of inverted residuals, `blocks.<stage>.<index>`."""
     places = [(s, i) for s, stage in enumerate(stages) for i in range(stage.blocks)]
     fixed = {
         "stem_conv": "conv_stem",
@@ -72,7 +72,7 @@ def _timm_mobile_module(stages: Iterable[Stage]) -> Callable[[str], str]:
 
 
 def slim_mobilenet_v2_module(path: str) -> str:
-    """The scope of a module of `MobileNetV2`."""
+    """Returns the scope of a module of `MobileNetV2`."""
     if found := re.fullmatch(r"(stem|head)_(conv|bn)", path):
         return slim_scope({"stem": "Conv", "head": "Conv_1"}[found[1]], found[2])
     found = re.fullmatch(r"block(\d+)/(expand|depthwise|project)_(conv|bn)", path)

@@ -1,4 +1,4 @@
-"""Names of the ResNets' modules in torchvision, timm, semseg, mmsegmentation, TF-slim and Caffe."""
+"""Names the ResNets' modules as torchvision, timm, semseg, mmsegmentation, TF-slim and Caffe do."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ _MMSEG_STEM = {part: f"stem.{number}" for part, number in DEEP_STEM.items()}
 
 
 def deep_stem_resnet_module(stem: Mapping[str, str]) -> Callable[[str], str]:
-    """torchvision's names of a ResNet, but for those of its deep stem."""
+    """Returns torchvision's names for a ResNet, with other names for a deep stem."""
 
     def module(path: str) -> str:
         if path in stem:
@@ -45,7 +45,7 @@ def deep_stem_resnet_module(stem: Mapping[str, str]) -> Callable[[str], str]:
 
 
 def slim_resnet_module(path: str) -> str:
-    """The scope of a module of `ResNet` with bottlenecks."""
+    """Returns the scope of a module of `ResNet` with bottlenecks."""
     if found := re.fullmatch(r"(conv|bn)1(_\d)?", path):
         return slim_scope(f"conv1{found[2] or ''}", found[1])
     found = re.fullmatch(r"layer(\d)_(\d+)/(?:(downsample)_(conv|bn)|(conv|bn)(\d))", path)
@@ -59,11 +59,11 @@ def slim_resnet_module(path: str) -> str:
 
 
 class CaffeResNetNames(NameMap):
-    """Names of Caffe's ResNets, whose BatchNorm is two layers: `bn...` with the statistics and
+    """Maps to Caffe's ResNets, whose BatchNorm is two layers: `bn...` with the statistics and
     `scale...` with the parameters."""
 
     def tensor_name(self, path: str) -> str:
-        """Returns their name of our variable; see `NameMap`."""
+        """Returns their name for our variable; see `NameMap`."""
         name = super().tensor_name(path)
         if name.startswith("bn") and path.endswith(("/scale", "/bias")):
             return "scale" + name.removeprefix("bn")
@@ -71,7 +71,7 @@ class CaffeResNetNames(NameMap):
 
 
 def caffe_resnet_module(numbered: bool) -> Callable[[str], str]:
-    """Caffe's names of a ResNet of bottlenecks: `res2a_branch2a` is `layer1_0/conv1`.
+    """Returns Caffe's names for a ResNet of bottlenecks: `res2a_branch2a` is `layer1_0/conv1`.
 
     Args:
       numbered: whether the units of the third and fourth stage after the first are `b1`, `b2` and

@@ -1,4 +1,4 @@
-"""Names of the modules of VGG16 and AlexNet in torchvision, timm and Caffe."""
+"""Names the modules of VGG16 and AlexNet as torchvision, timm and Caffe do."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,7 @@ VGG_GRIDS = {"fc6": (7, 7), "fc7": (1, 1), "classifier": (1, 1)}
 
 
 def _torchvision_vgg_module(batch_norm: bool, fc: Sequence[str]) -> Callable[[str], str]:
-    """torchvision's names of VGG16; `fc` are those of fc6, fc7 and the classifier."""
+    """Returns torchvision's names for VGG16; `fc` are those of fc6, fc7 and the classifier."""
     numbers, number = {}, 0
     for place in VGG16_CONVOLUTIONS:
         if place != "1_1" and place.endswith("_1"):
@@ -46,7 +46,7 @@ def _vgg_maps(batch_norm: bool) -> tuple[NameMap, ...]:
 
 
 def caffe_alexnet_module(path: str) -> str:
-    """The name of a module of AlexNet in Caffe's nets, which is ours but for the classifier."""
+    """Returns the name of a module of AlexNet in Caffe's nets: ours except for the classifier."""
     if path == "classifier":
         return "fc8"
     if path not in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"):
@@ -55,7 +55,7 @@ def caffe_alexnet_module(path: str) -> str:
 
 
 def caffe_vgg_module(path: str) -> str:
-    """The name of a module of VGG16 in Caffe's nets, which is ours but for the classifier."""
+    """Returns the name of a module of VGG16 in Caffe's nets: ours except for the classifier."""
     if path == "classifier":
         return "fc8"
     if path not in VGG_GRIDS and path.removeprefix("conv") not in VGG16_CONVOLUTIONS:

@@ -1,4 +1,4 @@
-"""Names of the modules of the aligned Xceptions in timm and TF-slim."""
+"""Names the modules of the aligned Xceptions as timm and TF-slim do."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from flaxseg.weights.slim_names import slim_names, slim_scope
 
 
 def _timm_xception_module(entry_blocks: int, middle_blocks: int) -> Callable[[str], str]:
-    """timm's names of an aligned Xception, whose blocks are numbered through."""
+    """Returns timm's names for an aligned Xception, which numbers all blocks in one row."""
     first = {"entry": 0, "middle": entry_blocks, "exit": entry_blocks + middle_blocks}
 
     def module(path: str) -> str:
@@ -32,7 +32,7 @@ def _timm_xception_module(entry_blocks: int, middle_blocks: int) -> Callable[[st
 
 
 def slim_xception_module(path: str) -> str:
-    """The scope of a module of `Xception`."""
+    """Returns the scope of a module of `Xception`."""
     if found := re.fullmatch(r"entry_(conv|bn)(\d)", path):
         return slim_scope(f"entry_flow/conv1_{found[2]}", found[1])
     found = re.fullmatch(

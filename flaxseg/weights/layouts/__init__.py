@@ -1,4 +1,4 @@
-"""How other libraries name and shape the tensors of whole networks: a file a family.
+"""Knows how other libraries name and shape the tensors of whole networks: a file a family.
 
 To add one: a module with `LAYOUTS`, named below.
 """

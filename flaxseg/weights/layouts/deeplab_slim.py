@@ -1,5 +1,5 @@
-"""TensorFlow's DeepLab release (TF-slim): DeepLabv3 and v3+ on Xception, ResNet-v1 with either
-stem, and MobileNetV2."""
+"""Reads TensorFlow's DeepLab release (TF-slim): DeepLabv3 and v3+ on Xception, ResNet-v1 with
+either stem, and MobileNetV2."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ from flaxseg.weights.slim_names import SLIM_SLOTS, SlimNames, slim_scope
 _SLIM_RESNET = ImageNormalization((123.15, 115.90, 103.06), (1.0, 1.0, 1.0))
 # The layout of the ResNets but for the stem, see `ResNetBeta`.
 _SLIM_LAYOUT = {"stride_unit": "last", "pool": "tf", "c2_before_addition": True}
-# By scope: family of the names, backbone, its pictures and options.
+# By scope: family of the names, backbone, its images and options.
 _SLIM_BACKBONES = {
     "xception_41": ("xception", "xception41", SYMMETRIC, {}),
     "xception_65": ("xception", "xception65", SYMMETRIC, {}),
@@ -32,7 +32,7 @@ _SLIM_BACKBONES = {
 
 
 def slim_deeplab_head_module(path: str) -> str:
-    """The scope of a module of the heads of `DeepLabV3` and `DeepLabV3Plus`."""
+    """Returns the scope of a module of the heads of `DeepLabV3` and `DeepLabV3Plus`."""
     if path == "classifier":
         return "logits/semantic"
     found = re.fullmatch(
@@ -58,7 +58,8 @@ def slim_deeplab_head_module(path: str) -> str:
 
 
 def slim_deeplab_module(backbone: str, scope: str) -> Callable[[str], str]:
-    """The scopes, in TensorFlow's release, of the modules of `DeepLabV3` and `DeepLabV3Plus`.
+    """Returns the scopes, in TensorFlow's release, of the modules of `DeepLabV3` and
+    `DeepLabV3Plus`.
 
     Args:
       backbone: `"xception"`, `"resnet"` or `"mobilenet_v2"`.
@@ -80,7 +81,7 @@ def slim_deeplab_module(backbone: str, scope: str) -> Callable[[str], str]:
 
 
 def read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Network:
-    """Reads DeepLabv3 or v3+ of TensorFlow's release.
+    """Reads DeepLabv3 or v3+ from TensorFlow's release.
 
     What an optimizer left in the file is passed over. The file does not tell multi-grid nor the
     atrous rates; they are those of the paper at output stride 16 without multi-grid.

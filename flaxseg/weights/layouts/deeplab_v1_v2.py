@@ -1,6 +1,6 @@
-"""Names of DeepLab v1 and v2: Caffe's nets, their TensorFlow conversion and two PyTorch ports.
+"""Reads DeepLab v1 and v2: Caffe's nets, their TensorFlow conversion and two PyTorch ports.
 
-Known are, each on pictures of blue, green, red less the mean (104.008, 116.669, 122.675):
+Known are, each on images of blue, green, red less the mean (104.008, 116.669, 122.675):
 
 * Caffe, VGG16: `conv1_1` ..., `fc6`, `fc7`, `fc8_voc12`; with ASPP `fc6_1`, `fc7_1`,
   `fc8_voc12_1` to `_4`; with MSc `data_conv`, `data_fc`, `data_ms`, `pool1_conv` ...
@@ -122,7 +122,7 @@ def _network(name, options, kernel, name_map, tensors, source) -> Network:
 
 
 def _word(tensors: Mapping[str, np.ndarray], pattern: str) -> str:
-    """What stands for `voc12` in the names of the classifier."""
+    """Returns what stands for `voc12` in the names of the classifier."""
     return next(match[1] for name in sorted(tensors) if (match := re.fullmatch(pattern, name)))
 
 
@@ -136,7 +136,8 @@ def _rates(branches: int, source: str) -> tuple[int, ...]:
 
 
 def _one_bias(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The tensors with the biases of MSc's branches, whose scores are added, in the one of fc8."""
+    """Returns the tensors with the biases of MSc's branches, whose scores are summed, added to that
+    of fc8."""
     extra = [f"{layer}_ms.bias" for layer in _MSC_INPUTS.values()]
     present = [tensors[key] for key in (name, *extra) if key in tensors]
     result = {key: value for key, value in tensors.items() if key not in extra}
@@ -144,7 +145,7 @@ def _one_bias(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndar
 
 
 def deeplab_resnet_module(body: Callable[[str], str], head: str) -> Callable[[str], str]:
-    """Names of `DeepLabV2` on a ResNet.
+    """Returns names for `DeepLabV2` on a ResNet.
 
     Args:
       body: names of the backbone's modules.
@@ -164,7 +165,8 @@ def deeplab_resnet_module(body: Callable[[str], str], head: str) -> Callable[[st
 
 
 def deeplab_vgg_module(word: str) -> Callable[[str], str]:
-    """Caffe's names of `DeepLabV1` and `DeepLabV2` on VGG16, with what stands for `voc12`."""
+    """Returns Caffe's names for `DeepLabV1` and `DeepLabV2` on VGG16, with what stands for
+    `voc12`."""
 
     def module(path: str) -> str:
         part, _, rest = path.partition("/")

@@ -1,4 +1,4 @@
-"""DeepLabv3 of torchvision, and the MobileNetV2 DeepLab of TensorFlow Lite in float."""
+"""Reads DeepLabv3 of torchvision, and the MobileNetV2 DeepLab of TensorFlow Lite in float."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ _TFLITE = ImageNormalization((128.0, 128.0, 128.0), (128.0, 128.0, 128.0))
 
 
 def torchvision_deeplabv3_module(path: str) -> str:
-    """torchvision's name of a module of `DeepLabV3` with `head_conv` on a ResNet."""
+    """Returns torchvision's name for a module of `DeepLabV3` with `head_conv` on a ResNet."""
     part, _, rest = path.partition("/")
     if part == "backbone":
         return f"backbone.{NAME_MAPS['resnet'][0].module(rest)}"
@@ -41,8 +41,8 @@ def torchvision_deeplabv3_module(path: str) -> str:
 
 
 def mobile_deeplabv3_module(path: str) -> str:
-    """The name, in `deeplabv3_mobilenet_v2_voc21`, of a module of `DeepLabV3` without atrous
-    branches on a MobileNetV2."""
+    """Returns the name, in `deeplabv3_mobilenet_v2_voc21`, of a module of `DeepLabV3` without
+    atrous branches on a MobileNetV2."""
     part, _, rest = path.partition("/")
     if part == "backbone":
         return f"backbone.{NAME_MAPS['mobilenet_v2'][0].module(rest)}"

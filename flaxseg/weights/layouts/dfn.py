@@ -1,4 +1,4 @@
-"""Where the first author's PyTorch code (TorchSeg) keeps the weights of DFN."""
+"""Reads DFN of the first author's PyTorch code (TorchSeg)."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ IDLE = "border_aft_rrbs.0."
 
 
 def dfn_module(path: str) -> str:
-    """TorchSeg's name of a module of `DFN` on a ResNet with a deep stem."""
+    """Returns TorchSeg's name for a module of `DFN` on a ResNet with a deep stem."""
     part, _, rest = path.partition("/")
     if part == "backbone":
         return f"backbone.{_resnet(rest)}"
@@ -57,7 +57,7 @@ TORCHSEG_DFN = NameMap("TorchSeg dfn", dfn_module)
 
 
 def read_dfn(tensors: Mapping[str, np.ndarray], source: str) -> Network:
-    """Reads DFN of the first author's code."""
+    """Reads DFN from the first author's code."""
     options = {
         "backbone": bottleneck_resnet(tensors, r"backbone\.layer3\.(\d+)\.", source),
         "normalization": dataclasses.asdict(IMAGENET),

@@ -1,4 +1,4 @@
-"""Names of Dilated-Net's parts in the released Caffe nets, which ports to other frameworks keep."""
+"""Reads the released Dilated-Nets by their Caffe names, which ports to other frameworks keep."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -51,14 +51,14 @@ def dilatednet_map(convs: int, *, prefix: str, final: str, mean: str) -> NameMap
 
 
 def read_dilatednet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
-    """Tells which of the released nets has these tensors.
+    """Returns which of the released nets has these tensors.
 
     The convolutions of the context module tell: none is the front end of VOC, 6 are KITTI's, 7
     VOC's (`ct_...`) or CamVid's, 9 Cityscapes'. The latter's fixed upsampling is left out. The
     means of CamVid and KITTI are those of a port.
 
     Args:
-      tensors: by names such as `"ctx_conv1_1.weight"`, in Caffe's layouts, for pictures in blue,
+      tensors: by names such as `"ctx_conv1_1.weight"`, in Caffe's layouts, for images in blue,
         green, red.
       source: what to call them in messages.
 

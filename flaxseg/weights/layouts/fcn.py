@@ -1,5 +1,5 @@
-"""Names of FCN's parts in the released Caffe nets, which ports to other frameworks keep, and in
-torchvision."""
+"""Reads FCNs: the released ones by their Caffe names, which ports to other frameworks keep, and
+torchvision's."""
 
 import dataclasses
 import os
@@ -64,7 +64,7 @@ def caffe_fcn_map(model: str) -> NameMap:
 
 
 def read_caffe(tensors: Mapping[str, np.ndarray], source: str) -> Network:
-    """Tells which of the released nets has these tensors.
+    """Returns which of the released nets has these tensors.
 
     The skips tell the variant. FCN-8s at once differs from FCN-8s only by the constants 0.01 and
     0.0001, which are tensors of Caffe's net (`scale_pool4.weight`, `scale_pool3.weight`) and stand
@@ -73,7 +73,7 @@ def read_caffe(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     fixed; others are learned ones.
 
     Args:
-      tensors: by names such as `"conv1_1.weight"`, in Caffe's layouts, for pictures in blue, green,
+      tensors: by names such as `"conv1_1.weight"`, in Caffe's layouts, for images in blue, green,
         red.
       source: what the file is called.
 
@@ -111,7 +111,8 @@ def read_caffe(tensors: Mapping[str, np.ndarray], source: str) -> Network:
 
 
 def _is_bilinear(kernel: np.ndarray) -> bool:
-    """Whether `[C, C, k, k]` is the released surgery's, or `[C, 1, k, k]` its diagonal."""
+    """Returns whether `[C, C, k, k]` is bilinear as the released code sets it, or `[C, 1, k, k]`
+    its diagonal."""
     if kernel.ndim != 4:
         return False
     line = bilinear_kernel(kernel.shape[-1])

@@ -1,4 +1,4 @@
-"""Where the widespread PyTorch port of GCN keeps its weights.
+"""Reads GCN of the widespread PyTorch port.
 
 The authors published none. The port and its forks have a torchvision ResNet in `layer0` to
 `layer4`, global convolutions `gcm1` (of stride 32) to `gcm4`, refinements `brm1` to `brm9`; forks
@@ -27,7 +27,7 @@ _resnet = deep_stem_resnet_module({"conv1": "layer0.0", "bn1": "layer0.1"})
 
 
 def gcn_module(path: str) -> str:
-    """The port's name of a module of `GCN` on a ResNet."""
+    """Returns the port's name for a module of `GCN` on a ResNet."""
     part, _, rest = path.partition("/")
     if part == "backbone":
         return re.sub(r"^layer1\.", "layer1.1.", _resnet(rest))
@@ -48,7 +48,7 @@ PORT_GCN = NameMap("gcn port", gcn_module, transposed=tuple(f"up_{level}" for le
 
 
 def read_gcn(tensors: Mapping[str, np.ndarray], source: str) -> Network:
-    """Reads GCN of the PyTorch ports.
+    """Reads GCN from the PyTorch ports.
 
     Where they upsample bilinearly, corners are taken to be aligned.
     """

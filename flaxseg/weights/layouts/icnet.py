@@ -1,4 +1,5 @@
-"""The released ICNet: names of its layers in Caffe and in ports, and its tensors in one form."""
+"""Reads the released ICNet: maps its layers in Caffe and in ports, and brings its tensors into one
+form."""
 
 import dataclasses
 import re
@@ -32,7 +33,7 @@ _CLASSIFIERS = {
     "fusion24/classifier": ("sub4_out", "cff_sub24.low_classifier_conv"),
     "fusion12/classifier": ("sub24_out", "cff_sub12.low_classifier_conv"),
 }
-# Convolutions that read the picture.
+# Convolutions that read the image.
 _FIRST = ("conv1_1_3x3_s2", "conv1_sub1")
 
 # Names of a layer's arrays in converted files: of a convolution, and of Caffe's BN layer, whose
@@ -51,7 +52,7 @@ _EPSILON = 1e-5
 
 
 def _caffe_module(path: str) -> str:
-    """The released network's name of a module of `ICNet` on its ResNet-50."""
+    """Returns the released network's name for a module of `ICNet` on its ResNet-50."""
     if path in _CLASSIFIERS:
         return _CLASSIFIERS[path][0]
     for pattern, name, _ in _HEAD:
@@ -66,7 +67,8 @@ def _caffe_module(path: str) -> str:
 
 
 def _meetps_conv(conv: str) -> str:
-    """meetps' prefix of a convolution and its BatchNorm, `.0` and `.1`, by the Caffe name."""
+    """Returns meetps' prefix of a convolution and its BatchNorm, `.0` and `.1`, by the Caffe
+    name."""
     theirs = _STEM | {name: theirs for _, name, theirs in _HEAD}
     if conv in theirs:
         return theirs[conv]
@@ -107,7 +109,7 @@ def icnet_tensors(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, n
       other layers as they are.
 
     Raises:
-      WeightsError: a layer that reads the picture does not have three channels to read.
+      WeightsError: a layer that reads the image does not have three channels to read.
     """
     result, layers = _uniform_names(tensors), _conv_names()
     first = result.get("conv1_sub1.weight")
@@ -147,7 +149,7 @@ def _conv_names() -> tuple[str, ...]:
 
 
 def _uniform_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every array of a known layer as `conv.weight` or `conv/bn.running_mean`."""
+    """Returns every array of a known layer as `conv.weight` or `conv/bn.running_mean`."""
     convs = _conv_names()
     theirs = {f"{_meetps_conv(conv)}.0": conv for conv in convs}
     theirs |= {f"{_meetps_conv(conv)}.1": f"{conv}/bn" for conv in convs}

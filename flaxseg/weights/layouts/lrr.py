@@ -1,4 +1,4 @@
-"""Names of LRR in the released MatConvNet networks on VGG16.
+"""Reads the released MatConvNet LRRs on VGG16.
 
 A network's parameters are arrays by name in an `.npz` file, filters `[h, w, in, out]`, as the
 release's `net.params` has them: `conv1_1f` and `conv1_1b` to `fc7f` and `fc7b`, for red, green,
@@ -45,7 +45,7 @@ _BILINEAR = re.compile(r"dec_prediction_\d+x_bil_x2f")
 
 
 class _LRRNames(NameMap):
-    """Filters and biases are called by a letter at the end of the layer's name."""
+    """Maps to filters and biases called by a letter at the end of the layer's name."""
 
     def tensor_name(self, path: str) -> str:
         _, *module, leaf = path.split("/")
@@ -62,7 +62,7 @@ def read_lrr(tensors: Mapping[str, np.ndarray], source: str) -> Network:
 
     One with 19 classes is taken for the release's for Cityscapes: its masks have a window of 17 and
     its mean is known. Others have the 9 of the training code, and their mean, of the training
-    pictures, must be among the tensors: `averageImage`, three values in red, green, blue.
+    images, must be among the tensors: `averageImage`, three values in red, green, blue.
 
     Args:
       tensors: by their names in the release.
@@ -98,7 +98,7 @@ def read_lrr(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         mean = _CITYSCAPES_MEAN
     else:
         raise WeightsError(
-            f"{source} does not hold the mean of its training pictures; add it as {_MEAN!r}, three "
+            f"{source} does not hold the mean of its training images; add it as {_MEAN!r}, three "
             "values in red, green, blue (net.meta of the release)."
         )
     options = {

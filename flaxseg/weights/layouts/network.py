@@ -1,4 +1,4 @@
-"""What a file of another library's network is recognised by and read as."""
+"""Defines how a file of another library's network is recognised, and what it is read as."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ from flaxseg.weights.name_map import NameMap
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What the tensors of a file say.
+    """Holds what the tensors of a file say.
 
     Attributes:
       name: of the model, for `create_model`.
@@ -34,7 +34,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A way to name and shape the tensors of a network.
+    """Describes a way to name and shape the tensors of a network.
 
     Attributes:
       title: what it is called in messages.
@@ -65,7 +65,7 @@ def count_classes(tensors: Mapping[str, np.ndarray], name: str, source: str) -> 
 
 
 def bottleneck_resnet(tensors: Mapping[str, np.ndarray], unit: str, source: str) -> str:
-    """Returns the name of the ResNet that has so many units in its third stage.
+    """Returns the name of the ResNet that has that many units in its third stage.
 
     Args:
       tensors: by name.

@@ -1,5 +1,5 @@
-"""Where the three published PSPNets keep their weights: the author's PyTorch code (semseg),
-mmsegmentation and the Caffe release."""
+"""Reads the three published PSPNets: the author's PyTorch code (semseg), mmsegmentation and the
+Caffe release."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from flaxseg.weights.name_map import NameMap
 
 # Of all published networks.
 _BINS = (1, 2, 3, 6)
-# Of the Caffe nets of PSPNet's authors: the mean only. Red, green, blue, as all our pictures; the
+# Of the Caffe nets of PSPNet's authors: the mean only. Red, green, blue, as all our images; the
 # nets' blue, green, red is undone in the first convolution.
 CAFFE_PSPNET_NORMALIZATION = ImageNormalization((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
 
@@ -27,7 +27,7 @@ _mmseg_backbone = deep_stem_resnet_module(
 
 
 def _pooled(path: str) -> tuple[int, str]:
-    """Bins and part of `"pyramid_pooling/pool2/conv"`; KeyError for any other path."""
+    """Returns bins and part of `"pyramid_pooling/pool2/conv"`; KeyError for any other path."""
     match = re.fullmatch(r"pyramid_pooling/pool(\d+)/(conv|bn)", path)
     if match is None or int(match[1]) not in _BINS:
         raise KeyError(path)
@@ -35,7 +35,7 @@ def _pooled(path: str) -> tuple[int, str]:
 
 
 def semseg_module(path: str) -> str:
-    """semseg's name of a module of `PSPNet` on a ResNet."""
+    """Returns semseg's name for a module of `PSPNet` on a ResNet."""
     part, _, rest = path.partition("/")
     if part == "backbone":
         return _semseg_backbone(rest)
@@ -54,7 +54,7 @@ def semseg_module(path: str) -> str:
 
 
 def mmsegmentation_module(path: str) -> str:
-    """mmsegmentation's name of a module of `PSPNet` on a ResNet."""
+    """Returns mmsegmentation's name for a module of `PSPNet` on a ResNet."""
     part, _, rest = path.partition("/")
     if part == "backbone":
         return f"backbone.{_mmseg_backbone(rest)}"
@@ -73,7 +73,7 @@ def mmsegmentation_module(path: str) -> str:
 
 
 def caffe_resnet_module(path: str) -> str:
-    """The layer of a module of a ResNet in the author's Caffe nets (PSPNet, ICNet)."""
+    """Returns the layer of a module of a ResNet in the author's Caffe nets (PSPNet, ICNet)."""
     stem = {"1": "conv1_1_3x3_s2", "2": "conv1_2_3x3", "3": "conv1_3_3x3"}
     if match := re.fullmatch(r"(conv|bn)1_([123])", path):
         return stem[match[2]] + ("/bn" if match[1] == "bn" else "")
@@ -87,7 +87,7 @@ def caffe_resnet_module(path: str) -> str:
 
 
 def caffe_module(path: str) -> str:
-    """The layer of a module of `PSPNet` in the Caffe release; its auxiliary head was not
+    """Returns the layer of a module of `PSPNet` in the Caffe release; its auxiliary head was not
     published."""
     part, _, rest = path.partition("/")
     if part == "backbone":
@@ -100,7 +100,7 @@ def caffe_module(path: str) -> str:
 
 
 class CaffeNames(NameMap):
-    """Blobs of the author's Caffe nets by `<layer>.<blob>`.
+    """Maps to the blobs of the author's Caffe nets by `<layer>.<blob>`.
 
     Those of a convolution are `weight` and `bias`; of a BN layer, which is named
     `<convolution>/bn`, `slope`, `bias`, `mean` and `variance`, each `[1, C, 1, 1]` or `[C]`.

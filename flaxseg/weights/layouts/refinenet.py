@@ -1,5 +1,5 @@
-"""Where the public PyTorch checkpoints of RefineNet and of Light-Weight RefineNet, by the author of
-the latter, keep their weights."""
+"""Reads the public PyTorch checkpoints of RefineNet and of Light-Weight RefineNet, by the author of
+the latter."""
 
 import dataclasses
 import re
@@ -31,8 +31,8 @@ _ANCHORS = {
 
 
 def refinenet_module(path: str) -> str:
-    """The checkpoints' name of a module of `RefineNet` with four blocks at one scale, or of
-    `RefineNetLW` in the form of a ResNet."""
+    """Returns the checkpoints' name for a module of `RefineNet` with four blocks at one scale, or
+    of `RefineNetLW` in the form for a ResNet."""
     part, _, rest = path.partition("/")
     if part == "backbone":
         return NAME_MAPS["resnet"][0].module(rest)
@@ -57,7 +57,7 @@ def refinenet_module(path: str) -> str:
 
 
 def light_weight_mobilenet_module(path: str) -> str:
-    """The checkpoint's name of a module of `RefineNetLW` in the form of a MobileNetV2."""
+    """Returns the checkpoint's name for a module of `RefineNetLW` in the form for a MobileNetV2."""
     part, _, rest = path.partition("/")
     if part == "backbone":
         return _mobilenet_v2_module(rest)
@@ -75,7 +75,8 @@ def light_weight_mobilenet_module(path: str) -> str:
 
 
 def _mobilenet_v2_module(path: str) -> str:
-    """Their MobileNetV2: layer1 is the stem, layer2 the first stage."""
+    """Returns their name for a module of MobileNetV2: layer1 is the stem, layer2 the first
+    stage."""
     if stem := re.fullmatch(r"stem_(conv|bn)", path):
         return f"layer1.{0 if stem[1] == 'conv' else 1}"
     match = re.fullmatch(r"block(\d+)/(expand|depthwise|project)_(conv|bn)", path)
@@ -99,7 +100,7 @@ REFINENET_LW_MOBILENET = NameMap(
 
 
 def read_refinenet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
-    """Tells which of the networks has these tensors.
+    """Returns which of the networks has these tensors.
 
     A chain of residual convolution units tells RefineNet from the light-weight one; units of the
     third stage tell the ResNet; the pooling chain its length. Pictures are normalised as for
@@ -129,7 +130,7 @@ def read_refinenet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
 
 
 def _count(pattern: str, tensors: Mapping[str, np.ndarray]) -> int:
-    """How many values the pattern's group has."""
+    """Returns how many values the pattern's group has."""
     return len({match[1] for name in tensors if (match := re.match(pattern, name))})
 
 

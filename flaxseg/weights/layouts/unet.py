@@ -1,4 +1,4 @@
-"""Names of U-Net's parts in segmentation_models.pytorch."""
+"""Reads U-Net of segmentation_models.pytorch."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from flaxseg.weights.name_map import NameMap
 
 
 def smp_unet_module(path: str) -> str:
-    """The name of a module of `UNet` on a ResNet."""
+    """Returns the name of a module of `UNet` on a ResNet."""
     part, _, rest = path.partition("/")
     if part == "backbone":
         return f"encoder.{NAME_MAPS['resnet'][0].module(rest)}"

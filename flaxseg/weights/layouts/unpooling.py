@@ -1,4 +1,4 @@
-"""Names of SegNet's and DeconvNet's parts in the released Caffe nets, which PyTorch ports keep."""
+"""Reads the released SegNets and DeconvNet by their Caffe names, which PyTorch ports keep."""
 
 import dataclasses
 import re
@@ -24,7 +24,7 @@ _DECONVNET_MEAN = ImageNormalization((122.675, 116.669, 104.008), (1.0, 1.0, 1.0
 
 
 def segnet_module(path: str) -> str:
-    """The layer of a module of `SegNet` on its VGG16."""
+    """Returns the layer of a module of `SegNet` on its VGG16."""
     part, _, rest = path.partition("/")
     if part == "backbone":
         kind, place = _conv_or_bn(rest)
@@ -39,7 +39,7 @@ def segnet_module(path: str) -> str:
 
 
 def segnet_basic_module(path: str) -> str:
-    """The layer of a module of `SegNetBasic`."""
+    """Returns the layer of a module of `SegNetBasic`."""
     if path == "classifier":
         return "conv_classifier"
     found = re.fullmatch(r"(?:(backbone)|decoder)/(conv|bn)(\d)(?:_1)?", path)
@@ -50,7 +50,7 @@ def segnet_basic_module(path: str) -> str:
 
 
 def deconvnet_module(path: str) -> str:
-    """The layer of a module of `DeconvNet` on its VGG16."""
+    """Returns the layer of a module of `DeconvNet` on its VGG16."""
     fixed = {
         "fc6": "fc6",
         "fc6_bn": "bnfc6",
@@ -70,7 +70,7 @@ def deconvnet_module(path: str) -> str:
 
 
 def _conv_or_bn(path: str) -> tuple[str, str]:
-    """Kind and place of `"conv5_3"` or `"bn5_3"`; KeyError for any other path."""
+    """Returns kind and place of `"conv5_3"` or `"bn5_3"`; KeyError for any other path."""
     kind = "bn" if path.startswith("bn") else "conv"
     place = path.removeprefix(kind)
     caffe_vgg_module(f"conv{place}")
@@ -78,7 +78,8 @@ def _conv_or_bn(path: str) -> tuple[str, str]:
 
 
 class DeconvNetNames(NameMap):
-    """Transposed convolutions of stride 1 are convolutions here, with the kernel turned round."""
+    """Turns the kernels of transposed convolutions of stride 1 round; they are convolutions
+    here."""
 
     def convert(self, path: str, tensor: np.ndarray) -> np.ndarray:
         """Returns their tensor in our layout; see `NameMap`."""
@@ -112,7 +113,7 @@ def read_unpooling_net(name: str, tensors: Mapping[str, np.ndarray], source: str
 
     Args:
       name: the model's, `"segnet"`, `"segnet_basic"` or `"deconvnet"`.
-      tensors: by names such as `"conv5_3_D.weight"`, in Caffe's layouts, for pictures in blue,
+      tensors: by names such as `"conv5_3_D.weight"`, in Caffe's layouts, for images in blue,
         green, red.
       source: what to call the tensors in messages.
 
