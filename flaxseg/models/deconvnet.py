@@ -32,18 +32,17 @@ class DeconvNet(nn.Module):
     """Encodes an image by VGG16 down to a vector, and decodes it by deconvolutions and unpooling up
     to the image's size (figure 2 of the paper).
 
-    The deconvolutions have stride 1, and such a transposed convolution is a convolution with the
-    kernel turned round: they are convolutions here, and the import turns the kernels. The paper's
-    network sees a proposal of 224 x 224 pixels; what it says of the proposals of an image is fused
-    by their maximum (section 4.3), which is left to the caller. It is fully convolutional, so that
-    larger images are one large proposal; smaller ones are padded with zeros.
+    A transposed convolution of stride 1 is a convolution with the kernel turned round. The
+    deconvolutions are therefore convolutions here, and the import turns their kernels. The paper's
+    network sees a proposal of 224 x 224 pixels; fusing the scores of an image's proposals by their
+    maximum (section 4.3) is left to the caller. The network is fully convolutional, so a larger
+    image is one large proposal; a smaller one is padded with zeros.
 
     Other backbones have no pools, see `SegNet`.
 
     Attributes:
       num_classes: channels of the logits.
-      backbone: a module with features of what its pools read (`VGG`), or with
-        `"c1"` to `"c5"`.
+      backbone: a module that returns what its pools read (`VGG`), or features `"c1"` to `"c5"`.
       fc_features: channels of fc6 and of fc7.
       fc_kernel_size: of fc6, which pads nothing, and of its deconvolution.
       convs: deconvolutions of each stage, from coarse to fine; with fewer stages, the last ones.
@@ -74,7 +73,7 @@ class DeconvNet(nn.Module):
           A `Prediction` without auxiliary outputs.
 
         Raises:
-          ValueError: the backbone has not the features.
+          ValueError: the backbone lacks the features.
         """
         size = image.shape[1:3]
         window = getattr(self.backbone, "output_stride", 32) * (self.fc_kernel_size - 1) + 1

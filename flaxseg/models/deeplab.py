@@ -61,7 +61,8 @@ class DeepLabV3(nn.Module):
       auxiliary: whether an `AuxiliaryHead` on `"c4"` is trained too, as in torchvision.
       align_corners: convention of the upsampling, see `resize`: True as in the release, False as in
         torchvision. "cells", the default, equals the release for sides of `output_stride * k + 1`,
-        which the paper chooses for that, and does not stretch the masks of images of other sizes.
+        which the paper chooses for this reason, and does not stretch the masks of images of other
+        sizes.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
       dtype: dtype of the head's computation; the logits are float32.
@@ -123,11 +124,11 @@ class DeepLabV3Cascade(nn.Module):
     Attributes:
       num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"`.
-      rates: of each further block, see `cascade_rates`; as many blocks as rates.
+      rates: of the further blocks, one a block, see `cascade_rates`.
       multi_grid: factors of the rate for the units of a block; (1, 2, 1) is the paper's best with
         three further blocks (table 3). The backbone's own last block has an attribute of the same
         name.
-      features: channels inside of a unit; its output has four times as many.
+      features: channels inside a unit; its output has four times as many.
       dropout: rate of dropout before the classifier; the paper names none.
       align_corners: convention of the upsampling, as for `DeepLabV3`.
       normalization: what the backbone expects of its input.
@@ -170,9 +171,9 @@ class DeepLabV3Cascade(nn.Module):
 class DeepLabV3Plus(nn.Module):
     """Adds a decoder to DeepLabv3 that refines the encoder's features with those at stride 4.
 
-    The paper's decoder (section 3.1): the encoder's output at the size of the low-level features,
-    concatenated with them after a 1x1 convolution to 48 channels, two 3x3 convolutions of 256.
-    Tables 1 and 2 vary it by the attributes below.
+    The paper's decoder (section 3.1) resizes the encoder's output to the low-level features,
+    concatenates it with them after a 1x1 convolution to 48 channels, and applies two 3x3
+    convolutions of 256. The attributes below are what tables 1 and 2 vary.
 
     Attributes:
       num_classes: channels of the logits.
@@ -181,8 +182,8 @@ class DeepLabV3Plus(nn.Module):
         the release's is `c2_before_addition` of the backbone, which `resnet101_beta` has.
       rates: dilation of the ASPP's branches, see `aspp_rates`.
       features: channels of the ASPP, and of the decoder by default.
-      low_levels: names of the low-level features, coarse to fine. With ("c3", "c2") the decoder is
-        run for each in turn (the paper's table 2, "Conv2, Conv3", no better).
+      low_levels: names of the low-level features, coarse to fine. With ("c3", "c2") the decoder
+        runs for each in turn ("Conv2, Conv3" in the paper's table 2, which is no better).
       low_level_features: channels that low-level features are reduced to (the paper's table 1:
         48 is best of 8 to 64).
       decoder_convs: how many convolutions the decoder has (the paper's table 2: 2 is best).

@@ -42,12 +42,12 @@ class DeepLabV1(nn.Module):
 
         create_model("deeplabv1", 21, **FIELDS_OF_VIEW["7x7"])
 
-    All have the 3x3 pools that the released nets have, the very first ("4x4", on 2x2 pools) aside.
+    All have the 3x3 pools of the released nets, except for the very first ("4x4", on 2x2 pools).
 
     Attributes:
       num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"`, and `"c1"` to `"c4"` for `multi_scale`.
-        Images are padded for its `output_stride`, or for 32 where it tells none.
+        Images are padded for its `output_stride`, or for 32 where it declares none.
       kernel_size: of fc6.
       rate: dilation of fc6; the field of view is `rate * (kernel_size - 1) + 1` cells.
       features: channels of fc6 and fc7.
@@ -59,8 +59,8 @@ class DeepLabV1(nn.Module):
         and sums the scores of all at the size of the image, as the released test nets do; else at
         the output stride, as in training. The paper does not say; the default is the release's.
       dropout: rate of dropout after fc6, fc7 and the convolutions of `multi_scale`.
-      auxiliary: whether training also gives the scores at the output stride, as `"scale100"`. The
-        release's loss is on them: the weight of `"logits"` is then 0, and labels are resized.
+      auxiliary: whether training also returns the scores at the output stride, as `"scale100"`. The
+        release trains on these: give `"logits"` the weight 0 and resize the labels.
       normalization: what the backbone expects of its input.
       dtype: dtype of the head's computation; the logits are float32.
     """
@@ -133,8 +133,8 @@ class EarlyScores(nn.Module):
     and its own part of the classifier.
 
     The classifier of the concatenated features is the sum of classifiers of each; the bias is in
-    one of them. (Section 4.3; the initial values are the release's, small, so that training goes on
-    from the scores that were there before.)
+    one of them. (Section 4.3. The initial values are small, as in the release, so that training
+    continues from the scores of the net without these branches.)
 
     Attributes:
       num_classes: channels of the scores.

@@ -39,20 +39,20 @@ class DeepLabV2(nn.Module):
     """Applies atrous spatial pyramid pooling to dilated features at one or several scales of the
     image, takes the maximum over the scales and upsamples it bilinearly.
 
-    With ResNet-101 and 21 classes 44,048,532 parameters, with VGG16 37,877,652.
+    With 21 classes it has 44,048,532 parameters on ResNet-101 and 37,877,652 on VGG16.
 
     Attributes:
       num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"`. Images are padded for its
-        `output_stride`, or for 32 where it tells none.
+        `output_stride`, or for 32 where it declares none.
       rates: dilation of each branch of the ASPP, see `RATES`.
       fc_features: channels of fc6 and fc7 in each branch; 0 where the branches are classifiers.
         By default the paper's: 1024 on `VGG`, else 0 (section 4.1).
       scales: of the image, the first 1; (1.0, 0.75, 0.5) for the paper's MSC with ResNet-101
-        (section 4.1), which is used in training and evaluation alike.
+        (section 4.1), in training and evaluation alike.
       dropout: rate of dropout after fc6 and fc7.
-      auxiliary: whether training also gives the scores that the release has its losses on, see
-        `__call__`. The weight of `"logits"` is then 0, and labels are resized.
+      auxiliary: whether training also returns the scores that the release has its losses on, see
+        `__call__`. Give `"logits"` the weight 0 then, and resize the labels.
       normalization: what the backbone expects of its input.
       dtype: dtype of the head's computation; the logits are float32.
 

@@ -36,11 +36,11 @@ class DFN(nn.Module):
     beside it, which keeps classes apart.
 
     The smooth network (figure 2 of the paper) goes from the coarsest stage to the finest: each is
-    refined, its channels are chosen by what the stage before it knows (`ChannelAttention`), and
-    refined again; the first is guided by the mean over the image. Each stage has a head of its
-    own. The border network goes the other way, on the grid of `"c2"`: each stage is brought to it,
-    added to the one before and refined. Nothing of it reaches the smooth network: it shapes the
-    backbone in training and is not there in evaluation.
+    refined, its channels are weighed by the coarser stage (`ChannelAttention`), and the result is
+    refined again. The coarsest stage is guided by the mean over the image. Each stage has its own
+    head. The border network goes the other way, on the grid of `"c2"`: each stage is brought to it,
+    added to the one before and refined. The smooth network reads nothing of it: it shapes the
+    backbone in training and is left out in evaluation.
 
     Attributes:
       num_classes: channels of the logits.
@@ -51,13 +51,13 @@ class DFN(nn.Module):
       global_context: whether the coarsest stage is guided by the mean over the image; without,
         it is refined only.
       attention: whether stages are fused by `ChannelAttention`; without, they are added.
-      deep_supervision: whether the heads of the coarser stages are there in training.
-      border: whether the border network is there in training.
+      deep_supervision: whether the coarser stages have heads in training.
+      border: whether training has the border network.
       remat_blocks: whether the refinement blocks are computed again in the backward pass: at stride
         4 their activations of 512 channels take most of the memory.
       normalization: what the backbone expects of its input.
-      norm: makes every normalisation of the heads; called as `norm(name=...)`. That of the global
-        context sees one cell an image, so its statistics need a batch of many.
+      norm: makes every normalisation of the heads; called as `norm(name=...)`. The one of the
+        global context sees one cell per image, so its statistics need a large batch.
       dtype: dtype of the computation behind the backbone; the logits are float32.
     """
 

@@ -22,7 +22,7 @@ from flaxseg.layers import (
 from flaxseg.models.prediction import Prediction
 
 MARGIN = 186
-"""Pixels a side that the front end's convolutions without padding take off an image."""
+"""Pixels per side that the front end's convolutions without padding take off an image."""
 
 CONTEXTS = ("none", "basic", "large")
 
@@ -39,11 +39,11 @@ VGG_OPTIONS = {
 class DilatedNet(nn.Module):
     """Runs a classifier as a convolution at stride 8, and a context module on its scores.
 
-    The front end is VGG16 without its last two pools and without padding: the image is continued
-    by its reflection instead, by `MARGIN` pixels a side and at the end to a multiple of 8. It is
-    trained first (`context="none"`), then the context module on its scores, then both. The nets of
-    the release, in this order the front end and Dilation8 for VOC, Dilation8 for CamVid, Dilation7
-    for KITTI and Dilation10 for Cityscapes, are
+    The front end is VGG16 without its last two pools and without padding: the image is continued by
+    its reflection instead, by `MARGIN` pixels a side and at the end to a multiple of 8. It is
+    trained first (`context="none"`), then the context module on its scores, then both. The released
+    nets are, in this order, the front end and Dilation8 for VOC, Dilation8 for CamVid, Dilation7
+    for KITTI and Dilation10 for Cityscapes:
 
         create_model("dilatednet", 21, context="none")
         create_model("dilatednet", 21, context="large", pad_first=True)
@@ -51,20 +51,21 @@ class DilatedNet(nn.Module):
         create_model("dilatednet", 11, rates=(1, 1, 2, 4, 8, 1))
         create_model("dilatednet", 19, rates=(1, 1, 2, 4, 8, 16, 32, 64, 1), upsampling="deconv")
 
-    On any other backbone, which pads, the scores of its last feature are at its output stride.
+    Any other backbone pads, and its last feature is scored at its output stride.
 
     Attributes:
       num_classes: channels of the logits.
       backbone: a module that returns features with `"fc7"` or else `"c5"`.
       context: `"none"`, `"basic"` or `"large"` (table 1 of the paper). Basic is the default: all
-        nets of the release but that for VOC have it, and it adds next to nothing to the front end.
+        released nets except the one for VOC have it, and it adds almost nothing to the cost of the
+        front end.
       rates: dilation of the context module's convolutions, in cells of the output stride.
       pad_first: see `ContextModule`.
       upsampling: of the scores to the image: `"bilinear"`, or `"deconv"` for the fixed bilinear
         deconvolution of Dilation10, which fades at the border. The release's other nets upsample
         probabilities.
-      auxiliary: whether training also gives the scores at the output stride, as `"scores"`. The
-        release's loss is on them: the weight of `"logits"` is then 0, and labels are resized.
+      auxiliary: whether training also returns the scores at the output stride, as `"scores"`. The
+        release trains on these: give `"logits"` the weight 0 and resize the labels.
       normalization: what the backbone expects of its input.
       dtype: dtype of the context module's computation; the logits are float32.
     """
@@ -93,8 +94,8 @@ class DilatedNet(nn.Module):
           upsampling.
 
         Raises:
-          ValueError: an attribute has none of the values above, or the padded form is wanted at
-            another output stride than 8.
+          ValueError: an attribute has none of the values listed above, or the padded form is asked
+            for at another output stride than 8.
         """
         for name, value, known in (
             ("context", self.context, CONTEXTS),

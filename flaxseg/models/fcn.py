@@ -33,22 +33,21 @@ ALEXNET_OPTIONS = {"first_padding": PADDING, "fc_features": (4096, 4096)}
 class FCN(nn.Module):
     """Runs a classifier as a convolution, upsamples its scores and adds the scores of finer layers.
 
-    The form is that of FCN-32s (no skips), FCN-16s (one) and FCN-8s (two). Scores are 1x1
-    convolutions that begin at zero.
+    FCN-32s has no skips, FCN-16s one and FCN-8s two. Scores come from 1x1 convolutions that start
+    at zero.
 
     On the paper's backbones, padded by `PADDING`, maps are upsampled by `BilinearDeconv` and
-    cropped at the published offsets. Every other backbone has features that lie over the image,
-    without such a border: there, each score is resized to that of the next skip and at last to the
-    image, and there is neither fc6 nor fc7 unless the backbone has them (`"fc7"`, else `"c5"` is
-    scored).
+    cropped at the published offsets. The features of every other backbone lie over the image,
+    without such a border: each score is resized to that of the next skip and finally to the image.
+    Scored is `"fc7"` if the backbone has it, else `"c5"`.
 
     Attributes:
       num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"` and all of `skips`, and maybe `"fc7"`.
-      skips: features that are scored too, from coarse to fine.
+      skips: further features to score, from coarse to fine.
       skip_scales: what each skip is multiplied by before it is scored; () for 1, as in staged
-        training. Small ones keep the large activations of finer layers from dominating when all is
-        trained at once (PAMI 2017, section 4.3; 0.01 and 0.0001 are the release's).
+        training. Small factors keep the large activations of finer layers from dominating when
+        everything is trained at once (PAMI 2017, section 4.3; 0.01 and 0.0001 are the release's).
       offsets: where the released nets crop: each skip, then the upsampled result.
       kernel_size: of the last deconvolution; its stride is that of the finest scores.
       learned_upsampling: `"none"`, `"depthwise"` or `"dense"`: whether the deconvolutions before

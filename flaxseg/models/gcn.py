@@ -31,10 +31,10 @@ class GCN(nn.Module):
     Every level is scored by a `GlobalConvolution` and refined (figure 2 of the paper). From the
     coarsest on, scores are upsampled to the grid of the next level, added to its scores and
     refined; below the finest level they are upsampled by two and refined until they have the size
-    of the image. What the last refinement gives are the logits: no classifier follows.
+    of the image. The last refinement returns the logits: no classifier follows.
 
-    Levels on one grid, as on a backbone with an output stride below 32, are added without
-    upsampling, so that there the network has fewer deconvolutions.
+    Levels on the same grid, as on a backbone with an output stride below 32, are added without
+    upsampling; the network then has fewer deconvolutions.
 
     Attributes:
       num_classes: channels of the logits and of everything behind the backbone.
@@ -46,12 +46,12 @@ class GCN(nn.Module):
       kind: `"global"`, or the paper's comparisons `"baseline"`, `"trivial"` and `"stack"`; see
         `GlobalConvolution`.
       stack_features: channels between the convolutions of a stack; those of the level by default.
-      boundary_refinement: whether scores are refined; without, as in table 1, nothing stands in
-        the place of the refinements.
+      boundary_refinement: whether scores are refined; without, as in table 1, the refinements are
+        left out.
       upsampling: `"dense"`, a learned deconvolution over all classes, or `"depthwise"`, one for
         each class, both of twice their factor a side and bilinear at first; `"fixed"`, bilinear for
         good; or `"resize"`, interpolation with corners aligned, as ports have it. The paper says
-        deconvolution and no more.
+        only "deconvolution".
       normalization: what the backbone expects of its input.
       dtype: dtype in which the features are scored; from the scores on all is float32.
     """

@@ -41,9 +41,9 @@ class ICNet(nn.Module):
     """Runs a deep network on a small image and a shallow one on the full image, and fuses them from
     coarse to fine.
 
-    The image is seen at three resolutions (figure 2 of the paper). As in the released network,
-    the branch of the quarter image begins where that of the half image ends: the backbone runs
-    on the half image as far as `conv3_1`, the first unit at its stride 8, and goes on with the
+    The network sees the image at three resolutions (figure 2 of the paper). As in the released
+    network, the branch of the quarter image begins where that of the half image ends: the backbone
+    runs on the half image as far as `conv3_1`, the first unit at its stride 8, and goes on with the
     features shrunk by two. Channels of the head are those of the released network at `width` 0.5,
     which is the paper's after its compression by filter pruning; 1.0 is the network before it.
 
@@ -51,20 +51,20 @@ class ICNet(nn.Module):
       num_classes: channels of the logits.
       backbone: a module that with `halve_c3=True` returns features with `"c3_1"` and, after they
         were shrunk by two, `"c5"`.
-      width: channels of the head over those of the network before compression. `create_model`
-        gives it to a ResNet too; other backbones have the channels that they have.
+      width: channels of the head over those of the network before compression. `create_model` gives
+        it to a ResNet too; other backbones keep their channels.
       bins: of the pyramid pooling.
       windows: of the pyramid pooling: `"released"`, see `released_windows`, or `"adaptive"`, as in
         PSPNet. At 33 x 65, the features of a 1025 x 2049 image, they differ for 3 and 6 bins.
-      auxiliary: whether the two coarser branches have classifiers of their own in training
-        (cascade label guidance, section 3.3). Their losses are added with small weights: 0.16 and
-        0.4 in two ports of the training, which was not released, 0.4 and 0.4 in others.
+      auxiliary: whether the two coarser branches have classifiers of their own in training (cascade
+        label guidance, section 3.3). Their losses get small weights: 0.16 and 0.4 in two ports of
+        the training code, which was not released, 0.4 and 0.4 in others.
       quarter_logits: whether the logits before their last upsampling are an auxiliary output too.
         The paper's loss of the finest branch is on these, at a quarter of the image; that of
         most ports is on the logits at full size, which is the default.
       strict_sizes: whether images of other sizes than `32 k + 1` a side are refused. Branches are
-        resized onto each other with corners aligned, which at those sizes is the released chain of
-        zooms and else still defined; the released network has no other sizes.
+        resized onto each other with corners aligned. At those sizes that equals the released chain
+        of zooms; the released network accepts no others.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
       dtype: dtype of the head's computation; the logits are float32.

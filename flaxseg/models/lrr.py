@@ -42,20 +42,21 @@ class LRR(nn.Module):
     large by a fixed bilinear deconvolution, get what the finer level adds multiplied by their
     `boundary_mask`.
 
-    On VGG16 with fc6 and fc7 this is the released network, whose images have sides of multiples
-    of 32; for others, cells beyond the border are cut off at the right and bottom. On another
-    backbone the coarsest level looks at its last features; there is neither fc6 nor fc7. A backbone
-    with a finer output stride computes the coarse levels on that finer grid, and their bases, which
-    count cells, cover less of the image: train and evaluate at the same one.
+    On VGG16 with fc6 and fc7 this is the released network, whose images have sides of multiples of
+    32; for others, cells beyond the border are cut off at the right and bottom. On another backbone
+    the coarsest level looks at its last features; there is neither fc6 nor fc7. A backbone with a
+    finer output stride computes the coarse levels on that finer grid, where their bases, which
+    count cells, cover less of the image: train and evaluate at the same output stride.
 
-    The bases are parameters, `reconstruction_*/kernel`. Give those that were learned from labels
-    with `flaxseg.weights.load_bases` or `--config.init.bases`, or else they are
-    `cosine_bases`. The release does not train them; `--config.optimizer.frozen` can name them.
+    The bases are parameters, `reconstruction_*/kernel`. Load bases that were learned from labels
+    with `flaxseg.weights.load_bases` or `--config.init.bases`; without, they start as
+    `cosine_bases`. The release does not train them; name them in `--config.optimizer.frozen` to do
+    the same.
 
     Attributes:
       num_classes: channels of the logits.
       backbone: a module that returns features with `"fc7"` or `"c5"`, `"conv5"` or `"c4"`,
-        `"conv4"` or `"c3"`, `"conv3"` or `"c2"`, as far as levels ask for them.
+        `"conv4"` or `"c3"`, `"conv3"` or `"c2"`, as far as the levels read them.
       num_bases: per class, at every level.
       finest: stride of the features of the finest level: 32, 16, 8 or 4, the paper's LRR-32x to
         LRR-4x. The parameters of the coarser net are part of the finer one's.
@@ -65,10 +66,10 @@ class LRR(nn.Module):
       auxiliary: whether the levels whose scores are coarser than the image are outputs in
         training: each has a loss of its own, on labels of its size, with weight 1 in the paper.
       dilation_erosion: whether the coarsest features have two more such heads in training, which
-        learn the masks of the classes dilated and eroded, and whose output is used for nothing else
-        (the paper's DB). See the loss kinds `dilated_masks` and `eroded_masks`.
-      background_class: the class whose bias of these heads begins at 1, as it is nearly everywhere;
-        that of all others is -1. None where there is no background.
+        learn the dilated and the eroded masks of the classes and serve nothing else (the paper's
+        DB). See the loss kinds `dilated_masks` and `eroded_masks`.
+      background_class: the class whose bias in these heads starts at 1, because it is nearly
+        everywhere; that of all others starts at -1. None where there is no background.
       normalization: what the backbone expects of its input.
       dtype: dtype of the computation of coefficients; scores and logits are float32.
     """

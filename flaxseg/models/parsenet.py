@@ -26,10 +26,9 @@ class ParseNet(nn.Module):
     """Concatenates the last feature and its mean over the image, each normalised to length one, and
     classifies (figure 2 of the paper).
 
-    The base is DeepLab-LargeFOV. What is concatenated is of very different magnitudes; each feature
-    therefore goes through an `L2Norm` of its own (section 3.3). The paper compares early fusion,
-    this one, with late fusion, the sum of a classifier for each feature: with the one linear
-    classifier at hand they are the same function.
+    The base is DeepLab-LargeFOV. The concatenated features differ widely in magnitude, so each goes
+    through its own `L2Norm` (section 3.3). The paper compares this early fusion with late fusion, a
+    sum of one classifier per feature: with a single linear classifier both are the same function.
 
     Attributes:
       num_classes: channels of the logits.
@@ -72,7 +71,7 @@ class ParseNet(nn.Module):
           A `Prediction` without auxiliary outputs.
 
         Raises:
-          ValueError: the backbone has not the features of `levels`.
+          ValueError: the backbone lacks the features of `levels`.
         """
         features = dict(self.backbone(image, train=train))
         features["fc7"] = last = fully_connected(

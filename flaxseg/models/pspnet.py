@@ -52,14 +52,14 @@ class PSPNet(nn.Module):
       windows: sides of fixed pooling windows in place of the adaptive bins; see `PyramidPooling`.
       features: channels of the 3x3 convolution.
       dropout: rate of dropout before both classifiers.
-      channel_dropout: whether dropout takes whole channels of an image, as in semseg, or single
+      channel_dropout: whether dropout removes whole channels of an image, as in semseg, or single
         elements, as in the Caffe release.
       auxiliary: whether an `AuxiliaryHead` on `"c4"`, the fourth stage, is trained too (section
         3.3; the paper's weight of its loss is 0.4).
       align_corners: convention of the upsampling, see `resize`; False as in mmsegmentation, True as
         in both releases, which demand sides of `8 k + 1`. "cells", the default, equals the releases
-        at those sizes and keeps the logits over their pixels at others; the pyramid, whose bins are
-        no cells of a stride, then has True.
+        at those sizes and keeps the logits over their pixels at others; the pyramid's bins have no
+        stride and are then resized with True.
       normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
       dtype: dtype of the head's computation; the logits are float32.
@@ -86,10 +86,10 @@ class PSPNet(nn.Module):
 
         Args:
           image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`. Sides of `8 k +
-            1` pixels, as the releases demand, have the corners of features and image coincide.
+            1` pixels, as the releases demand, make the corners of features and image coincide.
           train: whether batch statistics, dropout and the auxiliary head are in use; needs the rng
-            `"dropout"`. The coarsest scale is one cell an image, so its statistics need a batch
-            of many.
+            `"dropout"`. The coarsest scale has one cell per image, so its statistics need a large
+            batch.
 
         Returns:
           A `Prediction`; in training with `auxiliary`, `auxiliary["c4"]` are logits at the output

@@ -42,9 +42,9 @@ class RefineNetBlock(nn.Module):
     2 a of RefineNet).
 
     The paper has two residual convolution units on every input, coarse features included, and one
-    at the output, but three at that of the last block. The released networks, and this, have three
-    at every output and none on the coarse features: the same function, since the one and the two of
-    the next block are in series.
+    at the output, except for three at that of the last block. The released networks and this one
+    have three at every output and none on the coarse features: the same function, since the one and
+    the two of the next block follow each other.
 
     Attributes:
       features: channels of the output.
@@ -118,14 +118,14 @@ class RefineNet(nn.Module):
     units (figures 2 and 3 of the paper).
 
     Features are first reduced to `features` channels, those of `"c5"` to twice as many, by 3x3
-    convolutions. There is no BatchNorm outside of the backbone, and all convolutions begin at
-    normal(0, 0.01).
+    convolutions. There is no BatchNorm outside the backbone, and all convolutions are initialised
+    from normal(0, 0.01).
 
     The default is the 4-cascaded network at the size of the image, as DrSleep's PyTorch port
-    (refinenet-pytorch) runs the weights released for VOC: it is the form that has public PyTorch
-    weights and costs less. The authors' MatConvNet code enlarges every image first,
-    `scales=(1.2,)`; its two-scale network has `scales=(1.2, 0.6)`. It resizes by bicubic
-    interpolation, here it is bilinear.
+    (refinenet-pytorch) runs the weights released for VOC: this form has public PyTorch weights and
+    costs less. The authors' MatConvNet code enlarges every image first, `scales=(1.2,)`; its
+    two-scale network has `scales=(1.2, 0.6)`. It resizes by bicubic interpolation; here it is
+    bilinear.
 
     Attributes:
       num_classes: channels of the logits.
@@ -180,7 +180,7 @@ class RefineNet(nn.Module):
           A `Prediction` without auxiliary outputs.
 
         Raises:
-          ValueError: an attribute has none of the values above.
+          ValueError: an attribute has none of the values listed above.
         """
         self._check()
         drop = partial(_drop, rate=self.dropout, train=train)
@@ -278,9 +278,9 @@ class RefineNetLW(nn.Module):
     throughout, except for the classifier.
 
     The release has two forms. On a ResNet it is that of `RefineNet` with four blocks. On
-    MobileNetV2 the outputs of its last six stages are reduced, those of equal size are summed in
-    one block, only the coarse features have a convolution before they are fused, ReLU6 stands for
-    ReLU, and there is no dropout.
+    MobileNetV2, the outputs of the last six stages are reduced and those of equal size summed in
+    one block; only the coarse features have a convolution before the fusion; ReLU6 replaces ReLU;
+    and there is no dropout.
 
     On MobileNetV2 the released network has 3,284,565 parameters with 21 classes, for which the
     backbone needs `{"expand_first": True}`; public ImageNet weights have no such convolution, and
@@ -328,7 +328,7 @@ class RefineNetLW(nn.Module):
           A `Prediction` without auxiliary outputs.
 
         Raises:
-          ValueError: there is no such form, or the backbone has not the features that it reads.
+          ValueError: there is no such form, or the backbone lacks the features that it reads.
         """
         form = self._form()
         if form is _FORMS["mobilenet"]:

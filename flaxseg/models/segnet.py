@@ -29,13 +29,12 @@ class SegNet(nn.Module):
     Parameters of the decoder's stages are `decoder/conv5_1` to `decoder/conv1_1` in the order of
     computation; the release counts a stage backwards (`conv5_3_D` is the first).
 
-    Other backbones have no pools. There the positions are those of the maxima in 2x2 windows of
-    features `"c4"` to `"c1"`, and the logits are at stride 2 and resized.
+    On backbones without pools, the positions are those of the maxima in 2x2 windows of features
+    `"c4"` to `"c1"`, and the logits are at stride 2 and resized.
 
     Attributes:
       num_classes: channels of the logits.
-      backbone: a module with features of what its pools read (`VGG`), or with
-        `"c1"` to `"c5"`.
+      backbone: a module that returns what its pools read (`VGG`), or features `"c1"` to `"c5"`.
       convs: convolutions of each stage of the decoder before the classifier, from coarse to fine;
         with fewer stages, the last ones.
       kernel_size: of the decoder's convolutions.
@@ -68,7 +67,7 @@ class SegNet(nn.Module):
           A `Prediction` without auxiliary outputs.
 
         Raises:
-          ValueError: the backbone has not the features.
+          ValueError: the backbone lacks the features.
         """
         features = self.backbone(image, train=train)
         x, levels, convs = mirrored_features(features, self.convs)

@@ -41,13 +41,13 @@ class UNet(nn.Module):
       one tile; with `mirror=False` the image is a tile itself, such as 572 x 572 to 388 x 388.
     * "torch", as most later versions: convolutions keep the size, the image ends at its border.
 
-    BatchNorm, which the paper has not and later versions have, comes with `backbone_options=
-    {"batch_norm": True}`, then in both paths.
+    The paper has no BatchNorm, later versions do: `backbone_options={"batch_norm": True}` adds it
+    to both paths.
 
-    On any other backbone it is the form of segmentation_models.pytorch: features of strides 32, 16,
+    Any other backbone gets the decoder of segmentation_models.pytorch: features of strides 32, 16,
     8, 4, 2 are upsampled by repetition, concatenated with the next finer one and put through two
-    3x3 convolutions with BatchNorm, up to the image's size; a 3x3 convolution classifies. Its
-    checkpoints fit.
+    3x3 convolutions with BatchNorm, up to the image's size; a 3x3 convolution classifies. The
+    checkpoints of that library fit.
 
     Attributes:
       num_classes: channels of the logits.
@@ -84,7 +84,7 @@ class UNet(nn.Module):
           A `Prediction` without auxiliary outputs.
 
         Raises:
-          ValueError: a tile's size is none, or the backbone has not the features.
+          ValueError: a tile's size is none, or the backbone lacks the features.
         """
         size = image.shape[1:3]
         own = isinstance(self.backbone, UNetEncoder)

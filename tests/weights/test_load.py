@@ -163,7 +163,7 @@ def test_unknown_names_are_refused_with_examples(resnet18):
     model, variables = resnet18
     with pytest.raises(WeightsError, match=r"such as stem\.kernel.*torchvision and timm resnet"):
         load_weights(variables_of_backbone(variables), {"stem.kernel": np.zeros(3)})
-    with pytest.raises(WeightsError, match="no name maps for backbone 'vit'"):
+    with pytest.raises(WeightsError, match="no naming schemes for the backbone 'vit'"):
         load_backbone(model, variables, __file__, backbone_name="vit")
 
 
