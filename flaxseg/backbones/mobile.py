@@ -67,9 +67,8 @@ class _MobileNet(nn.Module):
       num_classes: with a number, `"logits"` of an ImageNet-style classifier are among the features.
       padding: of the stem and the depthwise convolutions. `"tf"`, as the published weights were
         trained; `"torch"` for weights trained in torchvision's layout.
-      expand_first: whether blocks of expansion 1, which is the first, have their first convolution
-        nevertheless, as in Light-Weight RefineNet's release. The paper and the public ImageNet
-        weights have none.
+      expand_first: whether the first block, whose expansion is 1, has an expanding convolution too,
+        as in Light-Weight RefineNet's release. The paper and the public ImageNet weights have none.
       batch_norm_epsilon: see `BatchNorm`.
       batch_norm_momentum: see `BatchNorm`.
       batch_norm_axis: mapped axis name, only under `jax.pmap`.
@@ -106,9 +105,10 @@ class _MobileNet(nn.Module):
         Args:
           image: `[N, H, W, 3]`, normalised by `normalization`.
           train: whether BatchNorm uses the statistics of the batch.
-          halve_c3: whether what the first block at stride 8 gives is `"c3_1"`, and the others go on
-            with it shrunk by two, so that the features after it have twice their stride (ICNet).
-          stage_features: whether the outputs of all stages are there too, as `"stage1"`,
+          halve_c3: whether the output of the first block at stride 8 is returned as `"c3_1"` and
+            then shrunk by two for the blocks after it, so that later features have twice their
+            stride (ICNet).
+          stage_features: whether the outputs of all stages are returned too, as `"stage1"`,
             `"stage2"`, ... (Light-Weight RefineNet).
 
         Returns:

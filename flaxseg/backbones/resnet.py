@@ -1,7 +1,7 @@
 """Residual networks (He et al., "Deep Residual Learning for Image Recognition", 2015, table 1).
 
-The default layout is torchvision's ("v1.5"): a 7x7 stem, the stride of a stage on the 3x3
-convolution of its first unit. Attributes of `ResNet` give those of the other releases:
+The default layout is torchvision's ("v1.5"): a 7x7 stem, and the stride of a stage on the 3x3
+convolution of its first unit. Attributes of `ResNet` select the layouts of other releases:
 
 release                                attributes
 Caffe, He et al. ("v1")                `stride_on="1x1", pool="caffe"`
@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
       next_rate: dilation of the second.
       norm: makes the normalisations; called as `norm(name=...)`.
       dtype: dtype of the computation; that of the input by default.
-      stride_on: for the signature of `Bottleneck`; there is no 1x1 convolution here.
+      stride_on: unused, because there is no 1x1 convolution; `Bottleneck` has it.
       with_branch: whether `(output, branch)` is returned, with what the convolutions gave before
         the shortcut was added.
     """
@@ -77,7 +77,7 @@ class Bottleneck(nn.Module):
       features: channels of the first two convolutions.
       strides: of the unit.
       rate: dilation of the 3x3 convolution.
-      next_rate: for the signature of `BasicBlock`; there is no second 3x3 convolution here.
+      next_rate: unused, because there is no second 3x3 convolution; `BasicBlock` has it.
       norm: makes the normalisations; called as `norm(name=...)`.
       dtype: dtype of the computation; that of the input by default.
       stride_on: which convolution has the stride: `"3x3"` or the first `"1x1"`.
@@ -150,9 +150,8 @@ class ResNet(nn.Module):
       multi_grid: factors of the rates of the last stage's units, such as (1, 2, 4) (Chen et al.,
         "Rethinking Atrous Convolution", 2017, section 3.2.1); () for none. The paper's rates 2, 4,
         8 at output stride 16 need `dilate_first_unit` or `stride_unit="last"`.
-      c2_before_addition: whether `"c2"` is what the convolutions of the last unit but one of the
-        first stage give, before addition and ReLU, as the decoder of TensorFlow's DeepLabv3+ takes
-        it.
+      c2_before_addition: whether `"c2"` is the output of the convolutions of the first stage's last
+        unit but one, before addition and ReLU, as the decoder of TensorFlow's DeepLabv3+ reads it.
       batch_norm_epsilon: see `BatchNorm`.
       batch_norm_momentum: see `BatchNorm`.
       batch_norm_axis: mapped axis name, only under `jax.pmap`.
@@ -195,8 +194,8 @@ class ResNet(nn.Module):
         Args:
           image: `[N, H, W, 3]`, normalised by `normalization`.
           train: whether BatchNorm uses the statistics of the batch.
-          halve_c3: whether what the first unit of the second stage gives is `"c3_1"`, and the
-            others go on with it shrunk by two, so that the features after it have twice their
+          halve_c3: whether the output of the second stage's first unit is returned as `"c3_1"` and
+            then shrunk by two for the units after it, so that later features have twice their
             stride (ICNet).
 
         Returns:

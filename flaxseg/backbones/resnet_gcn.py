@@ -20,17 +20,17 @@ class GlobalBottleneck(nn.Module):
     convolution, and adds a shortcut, which is projected where channels change.
 
     Unlike in `flaxseg.layers.GlobalConvolution`, each convolution of a path has a BatchNorm and a
-    ReLU. A `k x 1` convolution has the stride of the rows and a `1 x k` one that of the columns,
-    so that a path of stride 2 takes every second cell of what it would give at stride 1.
+    ReLU. A `k x 1` convolution has the stride of the rows and a `1 x k` one that of the columns, so
+    that a path of stride 2 returns every second cell of its output at stride 1.
 
     Attributes:
       features: a quarter of the channels of the output.
       strides: of the unit.
       rate: dilation of the large kernels.
-      next_rate: for the signature of `BasicBlock`.
+      next_rate: unused; `BasicBlock` has it.
       norm: makes the normalisations; called as `norm(name=...)`.
       dtype: dtype of the computation; that of the input by default.
-      stride_on: for the signature of `Bottleneck`.
+      stride_on: unused; `Bottleneck` has it.
       with_branch: whether `(output, branch)` is returned, with what the convolutions gave before
         the shortcut was added.
       kernel_size: k of the paths, odd.
@@ -79,7 +79,7 @@ class GlobalBottleneck(nn.Module):
 class ResNetGCN(ResNet):
     """Builds the last stages of a ResNet from `GlobalBottleneck`, with about as many parameters.
 
-    It cannot take the weights of a ResNet, and none were published: train it on ImageNet first.
+    The weights of a ResNet do not fit, and none were published: train it on ImageNet first.
     Attributes beyond those of `ResNet`:
 
       global_kernels: kernel sizes in the last stages, the very last at the end.

@@ -13,7 +13,7 @@ from flaxseg.layers.image_normalization import ImageNormalization
 from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.pooling import max_pool
 
-# Pixels as they are: it normalises its input by itself.
+# Raw pixels: the encoder normalises its own input.
 _RAW = ImageNormalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 

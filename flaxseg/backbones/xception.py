@@ -6,7 +6,7 @@ max pools, BatchNorm after every depthwise convolution.
 
 Paper and release differ in where ReLUs are. The paper writes BatchNorm and ReLU after every
 depthwise convolution; in the released networks a ReLU stands before each separable convolution and
-none inside, but for the last block. We follow the release, whose weights there are.
+none inside, except in the last block. We follow the release, which has published weights.
 """
 
 from collections.abc import Callable, Sequence

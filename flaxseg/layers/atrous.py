@@ -33,9 +33,9 @@ class AtrousConv(nn.Module):
       rate: dilation, an int or `(vertical, horizontal)`; it may change between training and
         evaluation without changing parameters.
       padding: `"torch"`, `"tf"`, `"valid"`, an int or a pair of pairs; see `explicit_padding`.
-      groups: into how many parts the channels of input and output are cut, each part of the output
-        seeing its part of the input. XLA's own grouped convolution has a very slow gradient on a
-        CPU; for few groups it is as many convolutions.
+      groups: number of parts that the channels of input and output are split into; each part of the
+        output sees its part of the input. XLA's own grouped convolution has a very slow gradient on
+        a CPU, so each group is a convolution of its own.
       use_bias: whether a bias is added.
       kernel_init: initialiser of the kernel; He normal over the fan-out, as the ResNet paper's, by
         default.
@@ -43,7 +43,7 @@ class AtrousConv(nn.Module):
       form: see `atrous_conv`.
 
     Raises:
-      ValueError: as `atrous_conv`, or the channels cannot be cut into so many groups.
+      ValueError: as `atrous_conv`, or the channels cannot be split into that many groups.
     """
 
     features: int

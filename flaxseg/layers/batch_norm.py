@@ -26,7 +26,7 @@ class BatchNorm(nn.Module):
       momentum: share of the old running statistics that is kept, in [0, 1); PyTorch's momentum m
         is 1 - m here.
       epsilon: added to the variance.
-      axis_name: mapped axis over which statistics are averaged; None outside of `jax.pmap`.
+      axis_name: mapped axis over which statistics are averaged; None outside `jax.pmap`.
       frozen: whether the running statistics are used in training too.
       scale_init: initialiser of the scale.
       dtype: dtype of the output; that of the input by default.

@@ -16,7 +16,7 @@ def boundary_mask(scores: jax.Array, window: int) -> jax.Array:
     Args:
       scores: `[N, H, W, C]`, before the softmax.
       window: side of the square window, odd: 9 in the release's training, 17 in its network for
-        Cityscapes. What lies outside of the image never wins.
+        Cityscapes. Cells outside the image never win.
 
     Returns:
       `[N, H, W, C]` float32 in [0, 1].

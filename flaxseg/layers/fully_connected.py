@@ -24,10 +24,9 @@ def fully_connected(
 ) -> jax.Array:
     """Runs fc6 and fc7 as convolutions, the latter 1x1, each with bias, ReLU and dropout.
 
-    To be called inside of a module's `nn.compact` method, to which the two convolutions are added.
-    (Long et al., "Fully Convolutional Networks", 2015, section 3.1; dilated: Chen et al.,
-    "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", 2015,
-    section 3.1.)
+    Call it inside a module's `nn.compact` method; the two convolutions become parts of that module.
+    (Long et al., "Fully Convolutional Networks", 2015, section 3.1; dilated: Chen et al., "Semantic
+    Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", 2015, section 3.1.)
 
     Args:
       x: `[N, H, W, C]`.

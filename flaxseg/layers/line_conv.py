@@ -11,7 +11,7 @@ from flaxseg.layers.atrous import atrous_conv
 from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.padding import pair
 
-# From so many channels on, one product for all taps beats XLA's convolution on a CPU.
+# With at least this many channels, one product for all taps beats XLA's convolution on a CPU.
 _MIN_CHANNELS_FOR_ONE_PRODUCT = 256
 
 

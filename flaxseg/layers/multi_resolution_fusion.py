@@ -14,7 +14,7 @@ from flaxseg.layers.resize import resize
 class MultiResolutionFusion(nn.Module):
     """Convolves each input at its own resolution, resizes all to the largest and sums them.
 
-    (Lin et al., "RefineNet", 2017, section 3.2, figure 2 c.) A single input is returned as it is:
+    (Lin et al., "RefineNet", 2017, section 3.2, figure 2 c.) A single input is returned unchanged:
     there is nothing to fuse.
 
     Parameters are those of one convolution without bias an input, `conv1`, `conv2`, ... by its

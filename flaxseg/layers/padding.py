@@ -34,10 +34,9 @@ def explicit_padding(
     Args:
       padding: `"torch"` (also Caffe's convolutions): `rate * (kernel - 1) // 2` on every side.
         `"tf"`: TensorFlow's SAME. The output has `ceil(size / stride)` cells, and an odd cell of
-          padding goes to the bottom and
-        right, so at stride 2 an even input of a 3x3 kernel is padded by 0 at the top and 1 at the
-        bottom. `"valid"`: none. An int pads every side by so many cells; a pair of pairs is taken
-        as it is.
+        padding goes to the bottom and right, so at stride 2 an even input of a 3x3 kernel is padded
+        by 0 at the top and 1 at the bottom. `"valid"`: none. An int pads every side by that many
+        cells; a pair of pairs is returned unchanged.
       size: `(height, width)` of the input.
       kernel_size: `(height, width)` of the kernel, undilated.
       strides: steps between outputs.

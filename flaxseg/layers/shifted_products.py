@@ -22,7 +22,7 @@ def shifted_products(x, kernel, strides, rate, pads):
 
 def _shifted_forward(x, kernel, strides, rate, pads):
     padded = _pad(x, pads)
-    # What all devices have whole, each of them had better not keep.
+    # Do not save the gathered copy as a residual.
     kept = x if rows_are_split() else padded
     return _correlate(padded, kernel, strides, rate), (kept, kernel)
 

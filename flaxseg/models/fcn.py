@@ -117,7 +117,7 @@ class FCN(nn.Module):
         padded = getattr(self.backbone, "first_padding", 1) == PADDING
         if not padded and (self.learned_upsampling != "none" or self.learned_last_upsampling):
             raise ValueError(
-                f"learned_upsampling is {self.learned_upsampling!r}, and the backbone has not the "
+                f"learned_upsampling is {self.learned_upsampling!r}, and the backbone lacks the "
                 f"border of {PADDING} pixels (first_padding) of FCN's own nets; other backbones' "
                 'scores are resized. Set learned_upsampling="none".'
             )

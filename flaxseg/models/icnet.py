@@ -49,8 +49,8 @@ class ICNet(nn.Module):
 
     Attributes:
       num_classes: channels of the logits.
-      backbone: a module that with `halve_c3=True` returns features with `"c3_1"` and, after they
-        were shrunk by two, `"c5"`.
+      backbone: a module that declares `halve_c3` in `call_options`, and with `halve_c3=True`
+        returns features with `"c3_1"` and, after they were shrunk by two, `"c5"`.
       width: channels of the head over those of the network before compression. `create_model` gives
         it to a ResNet too; other backbones keep their channels.
       bins: of the pyramid pooling.

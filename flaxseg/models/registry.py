@@ -185,14 +185,14 @@ def create_model(
       backbone: one of `list_backbones()`, or a module of your own that returns named features; the
         paper's by default.
       output_stride: of the backbone, 8, 16 or 32; by default the paper's. It may change between
-        training and evaluation: the parameters are the same, but for models with a learned
-        deconvolution for each doubling (`gcn`). A module of your own has its own, and must say so
-        here for the rates to fit.
+        training and evaluation: the parameters are the same, except for models with a learned
+        deconvolution for each doubling (`gcn`). With your own module as backbone, pass its output
+        stride here, so that the rates fit.
       dtype: dtype of the computation, such as `jnp.bfloat16`. Parameters, statistics and logits
         are float32.
       batch_norm_momentum: share of the old running statistics that is kept in a training step.
       batch_norm_axis: mapped axis name, only under `jax.pmap`.
-      frozen_batch_norm: whether running statistics are used in training and stay as they are.
+      frozen_batch_norm: whether training uses the running statistics and leaves them unchanged.
       remat: whether the blocks of the backbone are recomputed in the backward pass to save memory.
       normalization: what the model expects of its pixels, as `ImageNormalization` or `{"mean":
         ..., "std": ...}`; that of the backbone by default.

@@ -19,7 +19,7 @@ _TENSORFLOW_LEAVES = {
 def caffe_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the tensors of a converted Caffe net with PyTorch's leaves and layout.
 
-    Two forms are converted, other tensors are returned as they are. `<layer>.<blob>`, such as
+    Two forms are converted; other tensors are returned unchanged. `<layer>.<blob>`, such as
     `conv1_1.0`, has Caffe's blobs by number; BatchNorm's third is a factor of the other two.
     `<layer>/weights`, `biases`, `gamma`, `beta`, `moving_mean` and `moving_variance` is TensorFlow,
     kernels `[h, w, in, out]`.

@@ -26,7 +26,7 @@ from flaxseg.weights.variable_paths import flatten, unflatten
 # normalisations count as different: the (127, 128) and (127.5, 127.5) of EfficientNet-Lite do not.
 _MEAN_TOLERANCE = 2.0
 _STD_TOLERANCE = 0.02
-# PyTorch's count of training steps; of no use here.
+# PyTorch's count of training steps, which nothing here reads.
 _BOOKKEEPING = "num_batches_tracked"
 
 
@@ -52,8 +52,8 @@ def load_backbone(
       source: a file, a folder or a name, see `sources.find_source`. Names of torchvision, of timm
         and of flaxseg's own saved models are recognised, also behind a prefix (`encoder.`,
         `state_dict.`, `module.`).
-      backbone_name: key of `list_backbones()`; needed only for a backbone of one's own whose
-        modules are named as ours are.
+      backbone_name: key of `list_backbones()`; needed only for your own backbone with modules named
+        like ours.
       prefix: of the names to take, where the file has more than one set of them.
 
     Returns:
@@ -114,11 +114,11 @@ def load_weights(
       variables: of a backbone standing alone, or of any module with `name_maps`; not changed.
       tensors: arrays by name, or where to read them.
       name_maps: the naming schemes to try; by default those of the backbone's family.
-      prefix: of the names to take, such as `"encoder."`; found by itself by default.
+      prefix: of the names to take, such as `"encoder."`; found automatically by default.
       source: what to call the tensors in the report.
       notes: for the report.
-      normalization: of the images that the module will see, to be compared with that of the
-        naming scheme, where it tells one.
+      normalization: of the images that the module will see, to be compared with that of the naming
+        scheme, where it has one.
 
     Returns:
       New variables, float32, and a report.
@@ -191,8 +191,8 @@ def load_into(
     Args:
       variables: of the model, freshly initialised; not changed.
       directory: a saved model or the working directory of a training run.
-      reinit_head: whether parts outside of the backbone that are missing in the saved model or
-        have another shape there, as with another number of classes, keep their fresh values.
+      reinit_head: whether parts outside the backbone that are missing in the saved model or have
+        another shape there, as with another number of classes, keep their fresh values.
 
     Returns:
       New variables and a report.

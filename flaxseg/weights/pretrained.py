@@ -129,9 +129,9 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
 
     TensorFlow's DeepLab release (`xception_65/...`, `logits/semantic/weights`) is known too:
     DeepLabv3 and v3+ on Xception, ResNet-v1 with either stem, and MobileNetV2, as arrays by the
-    names of the checkpoint's variables in an `.npz` or `.safetensors` file. What an optimizer left
-    in it is passed over. The files do not tell multi-grid nor the atrous rates; they are those of
-    the paper at output stride 16 without multi-grid.
+    names of the checkpoint's variables in an `.npz` or `.safetensors` file. An optimizer's
+    variables in the file are skipped. The files tell neither multi-grid nor the atrous rates; the
+    paper's at output stride 16 without multi-grid are assumed.
 
     Args:
       source: a file, a folder with one, or `"hf:owner/repository[/file]"`; see `find_source`.

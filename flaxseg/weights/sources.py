@@ -55,7 +55,8 @@ HUB_WEIGHTS = {
         # Stem of 3x3 convolutions to 64, 64, 128 channels, as PSPNet's ResNets have it.
         *(_timm(f"resnet{depth}s.gluon_in1k", "resnet", IMAGENET) for depth in (50, 101, 152)),
         _timm("mobilenetv2_100.ra_in1k", "mobilenet_v2", IMAGENET),
-        # timm scales to [-1, 1]; the network was trained with (RGB - 127) / 128, all but the same.
+        # timm scales to [-1, 1]; the network was trained with (RGB - 127) / 128, which is nearly
+        # the same.
         _timm("tf_efficientnet_lite0.in1k", "efficientnet_lite0", EFFICIENTNET_LITE, "tf"),
         # From TensorFlow's DeepLab release.
         *(

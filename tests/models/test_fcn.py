@@ -239,5 +239,5 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="output_stride is 16; FCN's own nets have 32"):
         shapes_of(flaxseg.create_model("fcn8s", 2, output_stride=16))
     model = flaxseg.create_model("fcn8s", 2, backbone="resnet18", learned_upsampling="dense")
-    with pytest.raises(ValueError, match="has not the border"):
+    with pytest.raises(ValueError, match="lacks the border"):
         shapes_of(model)

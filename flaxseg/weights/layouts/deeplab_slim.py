@@ -17,7 +17,7 @@ from flaxseg.weights.slim_names import SLIM_SLOTS, SlimNames, slim_scope
 
 # Of TF-slim's ResNets with a 7x7 convolution: the mean only.
 _SLIM_RESNET = ImageNormalization((123.15, 115.90, 103.06), (1.0, 1.0, 1.0))
-# The layout of the ResNets but for the stem, see `ResNetBeta`.
+# The layout of the ResNets apart from the stem, see `ResNetBeta`.
 _SLIM_LAYOUT = {"stride_unit": "last", "pool": "tf", "c2_before_addition": True}
 # By scope: family of the names, backbone, its images and options.
 _SLIM_BACKBONES = {
@@ -83,7 +83,7 @@ def slim_deeplab_module(backbone: str, scope: str) -> Callable[[str], str]:
 def read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     """Reads DeepLabv3 or v3+ from TensorFlow's release.
 
-    What an optimizer left in the file is passed over. The file does not tell multi-grid nor the
+    An optimizer's variables in the file are skipped. The file tells neither multi-grid nor the
     atrous rates; they are those of the paper at output stride 16 without multi-grid.
     """
     tensors = {

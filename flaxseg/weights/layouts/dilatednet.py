@@ -63,7 +63,7 @@ def read_dilatednet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
       source: what to call them in messages.
 
     Raises:
-      WeightsError: no released net has so many convolutions in its context module.
+      WeightsError: no released net has that many convolutions in its context module.
     """
     final = "fc-final" if "fc-final.weight" in tensors else "final"
     prefix = "ct_" if "ct_conv1_1.weight" in tensors else "ctx_"

@@ -73,7 +73,7 @@ def bottleneck_resnet(tensors: Mapping[str, np.ndarray], unit: str, source: str)
       source: for messages.
 
     Raises:
-      WeightsError: no ResNet with bottlenecks has so many.
+      WeightsError: no ResNet with bottlenecks has that many.
     """
     units = {m[1] for name in tensors if (m := re.match(unit, name))}
     depths = {6: 50, 23: 101, 36: 152}

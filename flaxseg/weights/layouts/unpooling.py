@@ -18,7 +18,7 @@ from flaxseg.weights.name_map import NameMap
 _STAGES = {"1": 2, "2": 2, "3": 3, "4": 3, "5": 3}
 # That of our BatchNorm, to make one that only scales and shifts.
 _EPSILON = 1e-5
-# SegNet sees the pixels as they are.
+# SegNet sees raw pixels.
 _RAW = ImageNormalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 _DECONVNET_MEAN = ImageNormalization((122.675, 116.669, 104.008), (1.0, 1.0, 1.0))
 
@@ -118,7 +118,7 @@ def read_unpooling_net(name: str, tensors: Mapping[str, np.ndarray], source: str
       source: what to call the tensors in messages.
 
     Raises:
-      WeightsError: a blob of a BN layer has not one number a channel.
+      WeightsError: a blob of a BN layer does not have one number per channel.
     """
     name_map = {"segnet": SEGNET, "segnet_basic": SEGNET_BASIC, "deconvnet": DECONVNET}[name]
     options: dict[str, Any] = {"normalization": dataclasses.asdict(name_map.normalization)}
