@@ -10,7 +10,7 @@ from random_weights import shapes_of, torch_tensors
 import flaxseg
 from flaxseg.backbones import MobileNetV2, create_backbone
 from flaxseg.weights import NAME_MAPS, NameMap
-from flaxseg.weights.layouts.deeplab_v3 import torchvision_deeplabv3_module
+from flaxseg.weights.layouts.deeplab_v3_layout import torchvision_deeplabv3_module
 
 SIZE = (65, 50)
 # Every so many pixels and channels of an output are recorded.

@@ -69,6 +69,21 @@ class ModelSpec:
         """Returns the options of `create_model` that the class has."""
         return frozenset(self.module.__dataclass_fields__) - {"parent", "name"}
 
+    def form_of(self, backbone: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the attributes that the paper's release gives to a backbone.
+
+        Args:
+          backbone: its name.
+          options: of the model; where they lack a shared option, it has the model's default.
+        """
+        if backbone not in self.backbone_options:
+            return {}
+        shared = {
+            option: options.get(option, getattr(self.module, option))
+            for option in self.shared_options
+        }
+        return {**self.backbone_options[backbone], **shared}
+
 
 _deeplab_v3 = partial(
     ModelSpec,
@@ -219,12 +234,6 @@ def create_model(
     backbone = spec.backbone if backbone is None else backbone
     output_stride = spec.output_stride if output_stride is None else output_stride
     if isinstance(backbone, str):
-        form = dict(spec.backbone_options.get(backbone, {}))
-        if form:
-            form |= {
-                option: options.get(option, getattr(spec.module, option))
-                for option in spec.shared_options
-            }
         backbone = create_backbone(
             backbone,
             output_stride=output_stride,
@@ -233,7 +242,7 @@ def create_model(
             frozen_batch_norm=frozen_batch_norm,
             remat=remat,
             dtype=dtype,
-            **{**form, **(backbone_options or {})},
+            **{**spec.form_of(backbone, options), **(backbone_options or {})},
         )
     elif getattr(backbone, "output_stride", output_stride) != output_stride:
         raise ValueError(

@@ -13,12 +13,18 @@ import numpy as np
 from flaxseg.errors import WeightsError, listed
 from flaxseg.layers.image_normalization import ImageNormalization
 from flaxseg.saved_model import load_model
-from flaxseg.weights.backbone_names.families import NAME_MAPS, family_of
 from flaxseg.weights.caffe_tensors import caffe_tensors
 from flaxseg.weights.fc_subsampling import load_fully_connected
 from flaxseg.weights.load_report import LoadReport, describe_mismatch, item_lines
 from flaxseg.weights.name_map import FLAXSEG, NameMap
-from flaxseg.weights.recognition import UnknownNamesError, in_body, maps_of, names_of, recognise
+from flaxseg.weights.recognition import (
+    UnknownNamesError,
+    in_body,
+    maps_for,
+    maps_of,
+    names_of,
+    recognise,
+)
 from flaxseg.weights.sources import Source, find_source
 from flaxseg.weights.variable_paths import flatten, unflatten
 
@@ -132,14 +138,7 @@ def load_weights(
         found = find_source(tensors)
         tensors, source = found.read(), found.name
     flat = flatten(variables)
-    if name_maps is None:
-        family = family_of(flat)
-        if family is None:
-            raise WeightsError(
-                "the modules to load into are not named as those of a known backbone "
-                f"({', '.join(NAME_MAPS)}); pass name_maps. They hold {listed(flat)}."
-            )
-        name_maps = NAME_MAPS[family]
+    name_maps = maps_for(flat) if name_maps is None else name_maps
     tensors = {k: v for k, v in tensors.items() if not k.endswith(_BOOKKEEPING)}
     name_map, prefix = recognise(flat, tensors, name_maps, prefix, source)
     _check_normalization(name_map.normalization, normalization, f"{source} ({name_map.name})")

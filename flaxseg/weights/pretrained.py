@@ -113,17 +113,17 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
     * GCN on a ResNet, of the widespread PyTorch port and its forks (`gcm1.conv_l1`, `brm9`), with
       deconvolutions or with bilinear upsampling, whose corners are taken to be aligned;
     * DFN on ResNet-50 or 101 of the first author's code, TorchSeg (`smooth_pre_rrbs.0.conv_1x1`);
-    * DeepLab v1 and v2 of Caffe and of two PyTorch ports (see `layouts.deeplab_v1_v2`);
+    * DeepLab v1 and v2 of Caffe and of two PyTorch ports (see `layouts.deeplab_v1_v2_layout`);
     * `fcn_resnet50` and `fcn_resnet101` of torchvision;
     * the released LRR networks on VGG16 with the names of their MatConvNet parameters (see
-      `layouts.lrr`);
+      `layouts.lrr_layout`);
     * the released FCNs with their Caffe names, from Caffe or from a port (see
-      `layouts.fcn.read_caffe`);
+      `layouts.fcn_layout.read_caffe`);
     * RefineNet of DrSleep's PyTorch port (`rf101_voc`), and Light-Weight RefineNet on ResNets and
       MobileNetV2 (`rf_lw50_voc`, `rf_lwmbv2_voc`, ...), as released or as its training script saves
       them;
     * the released SegNet, SegNet-Basic and DeconvNet with their Caffe names (see
-      `layouts.unpooling`) and Dilated-Nets (see `layouts.dilatednet`);
+      `layouts.unpooling_layout`) and Dilated-Nets (see `layouts.dilatednet_layout`);
     * U-Net on a ResNet of segmentation_models.pytorch (`decoder.blocks.0.conv1.0.weight`), without
       attention and with five stages of any width.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flaxseg.errors import WeightsError, listed
-from flaxseg.weights.backbone_names.families import NAME_MAPS
+from flaxseg.weights.backbone_names.families import NAME_MAPS, family_of
 from flaxseg.weights.caffe_tensors import caffe_tensors
 from flaxseg.weights.layouts import LAYOUTS
 from flaxseg.weights.layouts.network import Network
@@ -28,6 +28,17 @@ def maps_of(backbone_name: str) -> tuple[NameMap, ...]:
         raise WeightsError(
             f"there are no naming schemes for the backbone {backbone_name!r}; there are for "
             f"{', '.join(NAME_MAPS)}."
+        )
+    return NAME_MAPS[family]
+
+
+def maps_for(flat: Mapping[str, object]) -> tuple[NameMap, ...]:
+    """Returns the naming schemes of a backbone, given its variables by path."""
+    family = family_of(flat)
+    if family is None:
+        raise WeightsError(
+            "the modules to load into are not named as those of a known backbone "
+            f"({', '.join(NAME_MAPS)}); pass name_maps. They hold {listed(flat)}."
         )
     return NAME_MAPS[family]
 

@@ -229,6 +229,9 @@ class _Materialiser:
 def _interpret(file, path, storages: dict[str, _Storage] | None = None) -> Any:
     """Follows one pickle from the file's position to its STOP and returns the object it describes.
 
+    The function is long because each instruction is a case: this way what can run is read in one
+    place.
+
     Args:
       file: binary, positioned at a pickle.
       path: for messages.

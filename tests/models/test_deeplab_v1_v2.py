@@ -25,7 +25,7 @@ from flaxseg.training.state import create_state
 from flaxseg.training.step import make_train_step
 from flaxseg.weights import NameMap, load_weights
 from flaxseg.weights.backbone_names.resnet_names import CaffeResNetNames, caffe_resnet_module
-from flaxseg.weights.layouts.deeplab_v1_v2 import deeplab_resnet_module, deeplab_vgg_module
+from flaxseg.weights.layouts.deeplab_v1_v2_layout import deeplab_resnet_module, deeplab_vgg_module
 from flaxseg.weights.variable_paths import flatten
 
 TOLERANCE = 1e-4

@@ -15,7 +15,7 @@ from random_weights import picture, relative_difference, shapes_of, torch_tensor
 import flaxseg
 from flaxseg.backbones import VGG, AlexNet
 from flaxseg.weights import load_weights
-from flaxseg.weights.layouts.fcn import TORCHVISION_FCN, caffe_fcn_map
+from flaxseg.weights.layouts.fcn_layout import TORCHVISION_FCN, caffe_fcn_map
 
 TOLERANCE = 1e-4
 VARIANTS = {"fcn32s": "32s", "fcn16s": "16s", "fcn8s": "8s", "fcn8s_atonce": "at-once"}

@@ -20,7 +20,7 @@ from flaxseg.errors import WeightsError
 from flaxseg.layers.bilinear_deconv import bilinear_init
 from flaxseg.models import at_output_stride
 from flaxseg.weights import NameMap, load_pretrained, load_weights
-from flaxseg.weights.layouts.gcn import PORT_GCN
+from flaxseg.weights.layouts.gcn_layout import PORT_GCN
 
 TOLERANCE = 1e-4
 SMALL = functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), width=0.125)

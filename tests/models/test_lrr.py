@@ -15,7 +15,7 @@ import flaxseg
 from flaxseg.errors import WeightsError
 from flaxseg.layers import IMAGENET
 from flaxseg.weights import load_into, load_pretrained
-from flaxseg.weights.layouts.lrr import read_lrr
+from flaxseg.weights.layouts.lrr_layout import read_lrr
 
 TOLERANCE = 1e-4
 CLASSES = 19

@@ -30,7 +30,7 @@ from flaxseg.weights import (
     load_pretrained,
     load_weights,
 )
-from flaxseg.weights.layouts.pspnet import SEMSEG_PSPNET
+from flaxseg.weights.layouts.pspnet_layout import SEMSEG_PSPNET
 from flaxseg.weights.variable_paths import flatten
 
 TOLERANCE = 1e-4

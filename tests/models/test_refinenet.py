@@ -31,7 +31,7 @@ from flaxseg.weights import (
     pretrained,
     read_pretrained,
 )
-from flaxseg.weights.layouts.refinenet import (
+from flaxseg.weights.layouts.refinenet_layout import (
     REFINENET,
     REFINENET_LW,
     refinenet_module,

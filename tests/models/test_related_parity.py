@@ -18,7 +18,7 @@ from flaxseg.backbones import SegNetBasicEncoder
 from flaxseg.layers import mirror_pad, normalize
 from flaxseg.weights import NameMap, load_pretrained, load_weights
 from flaxseg.weights.backbone_names.vgg_names import caffe_vgg_module
-from flaxseg.weights.layouts.unet import SMP_UNET
+from flaxseg.weights.layouts.unet_layout import SMP_UNET
 
 pytestmark = pytest.mark.peer
 TOLERANCE = 1e-4

@@ -16,7 +16,7 @@ from flaxseg.errors import WeightsError
 from flaxseg.weights import NAME_MAPS, NameMap, load_backbone, load_pretrained, read_pretrained
 from flaxseg.weights.backbone_names.resnet_names import CaffeResNetNames, caffe_resnet_module
 from flaxseg.weights.caffe_tensors import caffe_tensors
-from flaxseg.weights.layouts.deeplab_v1_v2 import (
+from flaxseg.weights.layouts.deeplab_v1_v2_layout import (
     MEAN,
     deeplab_resnet_module,
     deeplab_vgg_module,

@@ -25,7 +25,7 @@ from flaxseg.weights import (
     load_weights,
     read_pretrained,
 )
-from flaxseg.weights.layouts.fcn import TORCHVISION_FCN, caffe_fcn_map
+from flaxseg.weights.layouts.fcn_layout import TORCHVISION_FCN, caffe_fcn_map
 from flaxseg.weights.variable_paths import flatten
 
 CLASSES, WIDTH = 4, 16

@@ -20,7 +20,7 @@ from flaxseg.weights import (
     load_weights,
     read_pretrained,
 )
-from flaxseg.weights.layouts.deeplab_v3 import torchvision_deeplabv3_module
+from flaxseg.weights.layouts.deeplab_v3_layout import torchvision_deeplabv3_module
 
 VOC21 = "deeplabv3_mobilenet_v2_voc21.safetensors"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.weights.layouts.network import Layout, Network, count_classes
-from flaxseg.weights.layouts.pspnet import CAFFE_PSPNET_NORMALIZATION, caffe_resnet_module
+from flaxseg.weights.layouts.pspnet_layout import CAFFE_PSPNET_NORMALIZATION, caffe_resnet_module
 from flaxseg.weights.name_map import NameMap
 
 # The modules of our head, and theirs: (path, Caffe, meetps' pytorch-semseg).
