@@ -44,8 +44,7 @@ class VGG(nn.Module):
       ceil_mode: whether a last window that reaches over the border counts, as in Caffe; torchvision
         leaves it out.
       fc_features: channels of fc6 and of fc7, such as `(4096, 4096)`; () for neither.
-      fc_kernel_size: of fc6; fc7 is 1x1.
-      fc_rate: dilation of fc6 in cells of its input; by default what the output stride asks for.
+      fc_kernel_size: of fc6, which is dilated as the output stride asks for; fc7 is 1x1.
       fc_padding: of fc6, see `explicit_padding`; "torch" keeps the size (an odd kernel size).
       dropout: rate of dropout after fc6 and after fc7, in training.
       batch_norm: whether each convolution of the stages is followed by BatchNorm, as in
@@ -70,7 +69,6 @@ class VGG(nn.Module):
     ceil_mode: bool = True
     fc_features: Sequence[int] = ()
     fc_kernel_size: int = 7
-    fc_rate: int | None = None
     fc_padding: Padding = "torch"
     dropout: float = 0.5
     batch_norm: bool = False
@@ -124,7 +122,7 @@ class VGG(nn.Module):
                 x,
                 fc_features,
                 kernel_size=self.fc_kernel_size,
-                rate=self.fc_rate or budget.rate,
+                rate=budget.rate,
                 padding=self.fc_padding,
                 dropout=self.dropout,
                 dtype=self.dtype,

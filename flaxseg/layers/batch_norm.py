@@ -4,7 +4,7 @@ computation."""
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype, Initializer
+from flax.typing import Dtype
 from jax import lax
 
 
@@ -28,7 +28,6 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       axis_name: mapped axis over which statistics are averaged; None outside `jax.pmap`.
       frozen: whether the running statistics are used in training too.
-      scale_init: initialiser of the scale.
       dtype: dtype of the output; that of the input by default.
 
     Raises:
@@ -39,7 +38,6 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     axis_name: str | None = None
     frozen: bool = False
-    scale_init: Initializer = nn.initializers.ones
     dtype: Dtype | None = None
 
     @nn.compact
@@ -47,7 +45,7 @@ class BatchNorm(nn.Module):
         if self.has_variable("params", "shift"):
             return self._folded(x, train)
         shape = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)

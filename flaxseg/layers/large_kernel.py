@@ -85,20 +85,22 @@ class BoundaryRefinement(nn.Module):
     """Computes `x + conv2(relu(conv1(x)))` with 3x3 convolutions: a learned correction of score
     maps, which are mostly wrong at boundaries.
 
+    `conv2` starts near zero and so the layer near the identity, because several of them follow each
+    other.
+
     Attributes:
-      kernel_init: initialiser of `conv1`. `conv2` begins near zero and the layer so near the
-        identity: several of them follow each other.
       dtype: dtype of the computation and the output; that of the input by default.
     """
 
-    kernel_init: Initializer = nn.initializers.he_normal()
     dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `[N, H, W, C]` of `x` `[N, H, W, C]`."""
         common = {"use_bias": True, "dtype": self.dtype, "form": "native"}
-        y = AtrousConv(x.shape[-1], 3, kernel_init=self.kernel_init, **common, name="conv1")(x)
+        y = AtrousConv(
+            x.shape[-1], 3, kernel_init=nn.initializers.he_normal(), **common, name="conv1"
+        )(x)
         y = AtrousConv(x.shape[-1], 3, kernel_init=classifier_init, **common, name="conv2")(
             nn.relu(y)
         )
