@@ -152,6 +152,10 @@ def test_resize_refuses_what_is_not_defined():
     with pytest.raises(TypeError, match="align_corners"):
         resize(x, (2, 2))
     with pytest.raises(
+        ValueError, match="align_corners is None; it must be True, False or 'cells'"
+    ):
+        resize(x, (2, 2), align_corners=None)
+    with pytest.raises(
         ValueError, match="antialias needs align_corners=False; align_corners is True"
     ):
         resize(x, (2, 2), align_corners=True, antialias=True)

@@ -329,6 +329,24 @@ def test_dropout_takes_whole_channels_or_single_elements(channel_dropout):
         assert 0.2 < float((logits > 0).mean()) < 0.8
 
 
+def test_aligned_corners_equal_cells_at_the_sizes_of_the_releases_only():
+    models = [
+        flaxseg.create_model(
+            "pspnet",
+            3,
+            backbone=SMALL(width=1 / 8),
+            output_stride=16,
+            features=8,
+            align_corners=align_corners,
+        )
+        for align_corners in ("cells", True)
+    ]
+    variables = jax.jit(models[0].init)(jax.random.key(0), picture(1, 33, 33))
+    for side, equal in ((33, True), (40, False)):
+        logits = [jax.jit(m.apply)(variables, picture(1, side, side)).logits for m in models]
+        assert np.allclose(*logits, atol=1e-5 * float(np.abs(logits[0]).max())) == equal
+
+
 def test_any_backbone_with_named_features_is_one_call():
     model = flaxseg.create_model("pspnet", 11, backbone="efficientnet_lite0", auxiliary=True)
     assert isinstance(model.backbone, EfficientNetLite0)

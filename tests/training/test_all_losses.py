@@ -179,6 +179,8 @@ def test_a_label_that_does_not_fit_is_refused(kind):
 def test_impossible_arguments_are_refused_before_anything_is_compiled(kind, message):
     with pytest.raises(ConfigError, match=message):
         OutputLoss(kind=kind)
+    with pytest.raises(ConfigError, match="align_corners is None"):
+        OutputLoss(align_corners=None)
     with pytest.raises(ConfigError, match="radius"):
         OutputLoss(target="border(radius=0)")
     with pytest.raises(ConfigError, match=r"'border' has no argument 'width'; it has radius"):
