@@ -3,9 +3,9 @@
 (Long et al., "Fully Convolutional Networks for Semantic Segmentation", 2015, section 3.3.)
 
 The fixed one is separable and the same for all channels: two products with small matrices, and only
-the rows and columns that are kept are computed. A transposed convolution with a stride is slow in
-XLA, and with a group for each channel slower by two orders of magnitude, so that the learned ones
-are written phase by phase: what stands between two cells is a small convolution of its own.
+the rows and columns that are kept are computed. In XLA a transposed convolution with a stride is
+slow, and with a group for each channel slower by two orders of magnitude. So the learned ones are
+written phase by phase: the outputs between two cells are a small convolution of their own.
 """
 
 import flax.linen as nn
@@ -76,8 +76,8 @@ def bilinear_deconv(
 class BilinearDeconv(nn.Module):
     """Upsamples by `bilinear_deconv`, or by a learned transposed convolution that starts as it.
 
-    A learned one has the parameter `kernel`: `[k, k, C, C]` (from, to), on whose diagonal the
-    bilinear kernels stand at first; or depthwise, `[k, k, 1, C]`. There is no bias.
+    A learned one has the parameter `kernel`: `[k, k, C, C]` (from, to), which starts with the
+    bilinear kernels on its diagonal; or depthwise, `[k, k, 1, C]`. There is no bias.
 
     Attributes:
       kernel_size: of the square kernel.

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 def boundary_mask(scores: jax.Array, window: int) -> jax.Array:
     """Returns the local maximum minus the local minimum of the probability of each class.
 
-    1 where within the window a class is certain at one place and excluded at another, 0 where all
-    is flat: near boundaries, in short, and per class. (Ghiasi and Fowlkes, "Laplacian Pyramid
-    Reconstruction and Refinement for Semantic Segmentation", 2016.) Gradients flow
-    through both maxima and the softmax, as in the release.
+    It is 1 where a class is certain at one cell of the window and excluded at another, as near a
+    boundary of that class, and 0 where the probability is flat. (Ghiasi and Fowlkes, "Laplacian
+    Pyramid Reconstruction and Refinement for Semantic Segmentation", 2016.) Gradients flow through
+    both maxima and the softmax, as in the release.
 
     Args:
       scores: `[N, H, W, C]`, before the softmax.

@@ -18,7 +18,7 @@ class ChainedResidualPooling(nn.Module):
     (Lin et al., "RefineNet", 2017, section 3.2, figure 2 d.) Pools are maxima over windows at
     stride 1, so each block of the chain sees further than the one before.
 
-    Parameters are those of one convolution without bias a block, `conv1`, `conv2`, ...
+    Each block has a convolution without bias: `conv1`, `conv2`, ...
 
     Attributes:
       blocks: of the chain, from 1. Figure 2 of the paper draws 2, all released networks have 4.
@@ -27,7 +27,7 @@ class ChainedResidualPooling(nn.Module):
       window: side of the pools' windows in cells, an odd number.
       kernel_size: of the convolutions; 3, or 1 for the light-weight chain (Nekrasov et al.,
         "Light-Weight RefineNet", 2018).
-      activation: what stands before the chain.
+      activation: applied before the chain.
       kernel_init: initialiser of the kernels; normal with deviation 0.01, as released, by default.
       dtype: dtype of the computation; that of the input by default.
 

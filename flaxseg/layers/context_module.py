@@ -20,14 +20,14 @@ class ContextModule(nn.Module):
     """Runs 3x3 convolutions of growing dilation with ReLU, and a 1x1 convolution; the size of the
     maps stays the same.
 
-    Table 1 of the paper. Parameters are `conv1`, `conv2`, ... and `classifier`. They begin by
-    passing on what comes in, see `identity_init`; random ones were found not to train.
+    (Table 1 of the paper.) Parameters are `conv1`, `conv2`, ... and `classifier`. They start as the
+    identity, see `identity_init`; the paper found that random ones do not train.
 
     Attributes:
       rates: dilation of the 3x3 convolutions: `CONTEXT_RATES` on VOC and CamVid, `(1, 1, 2, 4, 8,
         1)` on KITTI, `(1, 1, 2, 4, 8, 16, 32, 64, 1)` on Cityscapes.
       large: whether channels grow with the dilation, to twice the largest rate so far (over the
-        first) times those of the input (the paper's "Large"), or stay as many ("Basic").
+        first) times those of the input (the paper's "Large"), or stay the same ("Basic").
       pad_first: whether all padding is before the first convolution, as in the released network
         for VOC, or each convolution pads by its rate, as in the paper's training code and the
         release's other networks. Only cells nearer to the border than the field of view differ.

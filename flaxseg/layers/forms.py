@@ -1,8 +1,8 @@
 """Chooses among equal forms of a layer the one that suits the platform.
 
-XLA's own convolution, pooling and matrix product are the fastest on GPUs and TPUs. On a CPU it is
-several times faster to write some of them as other sums of the same terms. A layer of which that
-was measured (`benchmarks/layers.py`) has an argument `form`; the forms give the same value and
+XLA's own convolution, pooling and matrix product are the fastest on GPUs and TPUs. On a CPU some of
+them run several times faster when written as other sums of the same terms. Each layer for which
+that was measured (`benchmarks/layers.py`) has an argument `form`; the forms give the same value and
 gradient up to the order of float additions.
 """
 

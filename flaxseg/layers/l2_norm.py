@@ -11,8 +11,8 @@ from jax import lax
 class L2Norm(nn.Module):
     """Scales the channels of each cell to length one, then each channel by a learned factor.
 
-    `y[c] = scale[c] * x[c] / sqrt(sum_d x[d]^2 + epsilon)`. Features of different layers differ in
-    magnitude by orders; so normalised they can be concatenated. The parameter `scale` is `[C]`
+    `y[c] = scale[c] * x[c] / sqrt(sum_d x[d]^2 + epsilon)`. Features of different layers differ by
+    orders of magnitude; normalised, they can be concatenated. The parameter `scale` is `[C]`
     float32.
 
     Attributes:

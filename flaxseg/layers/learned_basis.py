@@ -5,9 +5,9 @@ image is painted there.
 2016.)
 
 It is a transposed convolution with a group per class, which XLA writes as a dilated grouped
-convolution, slower by two orders of magnitude on a CPU. But all that stands between two rows and
-columns of cells depends on the cells around it alone, so it is one small matrix product per class,
-of the coefficients of these cells with the parts of the bases that fall there.
+convolution, slower by two orders of magnitude on a CPU. But the outputs between two rows and
+columns of cells depend only on the cells around them, so they are one small matrix product per
+class, of the coefficients of these cells with the parts of the bases that fall there.
 
 `benchmarks/learned_basis.py` times it against XLA's form and PyTorch's `ConvTranspose2d(groups=C)`
 in turns. With 21 classes of 10 bases, on two CPU cores that were busy with other programs too, for
@@ -128,10 +128,10 @@ class LearnedBasisDeconv(nn.Module):
     """Upsamples by `learned_basis_deconv` with the bases as a parameter; for any decoder.
 
     The parameter is `kernel` `[k, k, 1, num_classes * K]`, K the bases of a class, and with
-    `use_bias` there is `bias` `[num_classes]`. Bases that were learned from labels
-    (`python -m flaxseg learn-basis`) are given with `bases_init`, or put into the parameters later
-    by `flaxseg.weights.load_bases`. The paper's release does not train them further: leave them out
-    of the optimizer for that.
+    `use_bias` there is `bias` `[num_classes]`. Bases that were learned from labels (`python -m
+    flaxseg learn-basis`) are passed as `bases_init`, or loaded into the parameters later by
+    `flaxseg.weights.load_bases`. The paper's release does not train them further; to do the same,
+    leave them out of the optimizer.
 
     >>> layer = LearnedBasisDeconv(num_classes=3)
     >>> scores, variables = layer.init_with_output(jax.random.key(0), jnp.ones((1, 5, 7, 3 * 10)))

@@ -17,8 +17,7 @@ class MultiResolutionFusion(nn.Module):
     (Lin et al., "RefineNet", 2017, section 3.2, figure 2 c.) A single input is returned unchanged:
     there is nothing to fuse.
 
-    Parameters are those of one convolution without bias an input, `conv1`, `conv2`, ... by its
-    position.
+    Each input has a convolution without bias, named by its position: `conv1`, `conv2`, ...
 
     Attributes:
       features: channels of the output.

@@ -48,9 +48,9 @@ class UnpoolingDecoder(nn.Module):
     feature were, at that feature's size, and fills the gaps by convolutions with BatchNorm. They
     have the channels of that feature; the last one those of the next.
 
-    Where what comes in has other channels than the first feature, as in backbones whose channels
-    grow along with a stride, a 3x3 block (`reduce`) takes it there. A feature of the size of the
-    coarser one, as beyond an output stride, has a stage without unpooling.
+    If the input has other channels than the first feature, as in backbones whose channels grow with
+    the stride, a 3x3 block (`reduce`) adapts it. A feature of the size of the coarser one, as
+    beyond an output stride, has a stage without unpooling.
 
     Parameters of the n-th stage, counted down to 1, are `conv{n}_1`, `bn{n}_1` and so on, in the
     order of computation.
