@@ -374,7 +374,7 @@ ENERGY, IMAGE = scene()
             (ENERGY, IMAGE, [BilateralKernel(1.0, 1.0)]),
             {"capacity": 0.5},
             ValueError,
-            r"capacity is 0.5 and the picture needs [3-6]\.",
+            r"capacity is 0.5 and the image needs [3-6]\.",
         ),
     ],
 )
