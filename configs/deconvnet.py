@@ -1,27 +1,16 @@
 """DeconvNet.
 
-    python train.py --config=configs/deconvnet.py --workdir=runs/deconvnet
-    python train.py --config=configs/deconvnet.py:data=camvid --config.data.manual_dir=CAMVID \
+    flaxseg train deconvnet --workdir=runs/deconvnet
+    flaxseg train deconvnet:data=camvid --config.data.manual_dir=CAMVID \
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
-    python train.py --config=configs/deconvnet.py:data=shapes --workdir=runs/shapes
+    flaxseg train deconvnet:data=shapes --workdir=runs/shapes
 
-The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes.
-
-data        backbone             hardware    mIoU expected
-voc         vgg16_bn             1 x 12 GB   none for whole pictures; 69.6 % on the test split with
-                                             proposals, 70.5 % with a CRF (paper: Noh et al. 2015,
-                                             arXiv 1505.04366)
-cityscapes  vgg16_bn             1 x 12 GB   none published
-ade20k      vgg16_bn             1 x 12 GB   none published
-camvid      efficientnet_lite0   2 CPU cores 25.3 % measured after 300 steps
-shapes      resnet18             2 CPU cores not measured yet; from random weights
-
-The solver is the release's: 40k steps of 64 crops of 224 pixels, rate 0.01, a tenth of it every 10k
-steps, twice the rate for biases. The paper trains on crops of single objects, first with one object
-a crop and then with proposals, and fuses what it says of up to 50 proposals of a picture. Here
-crops are random and the evaluation is of whole pictures, so that the paper's scores are not to be
-expected. The encoder starts from a VGG16 with BatchNorm; fc6 and fc7, which have a BatchNorm of
-their own here, begin at random.
+The solver is the release's: 40k steps of 64 crops of 224 pixels, rate 0.01, divided by ten every
+10k steps, twice the rate for biases. The paper (Noh et al. 2015, arXiv 1505.04366) trains on crops
+of single objects, first with one object a crop and then with proposals, and fuses the predictions
+for up to 50 proposals of an image. Here crops are random and whole images are evaluated, so the
+paper's scores are out of reach. The encoder starts from a VGG16 with BatchNorm; fc6 and fc7, which
+have BatchNorm here, start from random weights.
 """
 
 import dataclasses
@@ -32,10 +21,28 @@ from flaxseg.layers.image_normalization import IMAGENET
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
 
+RECIPE = {
+    "choices": {
+        "data": {
+            "voc": ("vgg16_bn", "1 x 12 GB"),
+            "cityscapes": ("vgg16_bn", "1 x 12 GB"),
+            "ade20k": ("vgg16_bn", "1 x 12 GB"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "test split, 50 object proposals", 69.6, "paper"),
+        ("voc", "the same with a CRF", 70.5, "paper"),
+        ("camvid", "deconvnet", 25.3, "measured after 300 steps"),
+    ),
+}
+
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `data=...`."""
-    chosen = recipes.parse_recipe_argument(argument, "configs/deconvnet.py", data=_DATA)
+    chosen = recipes.parse_recipe_argument(argument, "configs/deconvnet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "deconvnet"
     config.model.output_stride = 32

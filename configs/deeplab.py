@@ -1,41 +1,17 @@
 """DeepLab v3 and v3+.
 
-    python train.py --config=configs/deeplab.py --workdir=runs/voc
-    python train.py --config=configs/deeplab.py:variant=v3plus,data=camvid \
-        --config.data.manual_dir=CAMVID --config.init.backbone=WEIGHTS.safetensors \
-        --workdir=runs/camvid
-    python train.py --config=configs/deeplab.py:data=shapes --workdir=runs/shapes
+    flaxseg train deeplab --workdir=runs/voc
+    flaxseg train deeplab:variant=v3plus,data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    flaxseg train deeplab:data=shapes --workdir=runs/shapes
 
-Without internet give the files, as in the second command: the data set as published and ImageNet
-weights in a file.
+Without internet access, give the files as in the second command: the data set as published, and
+ImageNet weights in a file. On camvid, folder and shapes a variant is a head on their own small
+backbone; `folder` is your own images, see docs/data.md.
 
-The part after the colon: `variant` is v3plus (default), v3, cascade, xception or mobilenet; `data`
-is voc (default), cityscapes, ade20k, camvid, folder or shapes. The last three have a small backbone
-of their own for every variant; a variant is then its head. `folder` is your own pictures, as
-docs/data.md says.
-
-variant    head                             backbone of voc, cityscapes, ade20k
-v3plus     ASPP and decoder, dense          resnet101, multi-grid (1, 2, 4)
-v3         ASPP                             resnet101, multi-grid (1, 2, 4)
-cascade    blocks 5 to 7                    resnet101, multi-grid (1, 2, 1)
-xception   ASPP and decoder, separable      xception65
-mobilenet  1x1 branch and image pooling     mobilenet_v2
-
-data        output stride, crop, steps   hardware          mIoU expected
-voc         16, 513, 30k                 8 x 16 GB and up  v3 77.21 %, at output stride 8 78.51 %;
-                                                           v3plus 78.85 %; cascade 76.66 %;
-                                                           xception 79.79 % (paper)
-cityscapes  16, 769, 90k                 8 x 32 GB and up  v3 77.23 %; xception 78.79 % (paper)
-ade20k      16, 513, 150k                8 x 16 GB and up  xception 45.65 % at output stride 8 with
-                                                           scales and flip (release)
-camvid      16, 256, 600                 2 CPU cores       v3plus 50.2 %, after 300 steps v3 42.3 %,
-                                                           cascade 36.6 %, measured, on the test
-                                                           split
-shapes      16, 97, 4000                 2 CPU cores       v3plus 52.6 % measured; random weights
-
-(paper): Chen et al. 2017, arXiv 1706.05587, section 4 for v3 and cascade, and Chen et al. 2018,
-arXiv 1802.02611, section 4 for v3plus and xception, on the validation sets with ImageNet weights.
-The release's numbers for mobilenet, 75.32 % on VOC, begin from COCO.
+Papers: Chen et al. 2017, arXiv 1706.05587, section 4, for v3 and cascade; Chen et al. 2018, arXiv
+1802.02611, section 4, for v3plus and xception; both on the validation sets, with ImageNet weights.
+The release's 75.32 % for mobilenet on VOC starts from COCO weights.
 """
 
 from ml_collections import config_dict
@@ -43,6 +19,40 @@ from ml_collections import config_dict
 from flaxseg.layers import IMAGENET
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
+
+RECIPE = {
+    "choices": {
+        "variant": {
+            "v3plus": "ASPP and a decoder, dense convolutions, multi-grid (1, 2, 4)",
+            "v3": "ASPP, multi-grid (1, 2, 4)",
+            "cascade": "blocks 5 to 7 in place of ASPP, multi-grid (1, 2, 1)",
+            "xception": "ASPP and a decoder, separable convolutions, on xception65",
+            "mobilenet": "1x1 branch and image pooling, on mobilenet_v2",
+        },
+        "data": {
+            "voc": ("resnet101", "8 x 16 GB and up"),
+            "cityscapes": ("resnet101", "8 x 32 GB and up"),
+            "ade20k": ("resnet101", "8 x 16 GB and up"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "v3plus", 78.85, "paper"),
+        ("voc", "v3", 77.21, "paper"),
+        ("voc", "v3, output stride 8", 78.51, "paper"),
+        ("voc", "cascade", 76.66, "paper"),
+        ("voc", "xception", 79.79, "paper"),
+        ("cityscapes", "v3", 77.23, "paper"),
+        ("cityscapes", "xception", 78.79, "paper"),
+        ("ade20k", "xception, output stride 8, scales and flip", 45.65, "release"),
+        ("camvid", "v3plus", 50.2, "measured after 600 steps"),
+        ("camvid", "v3", 42.3, "measured after 300 steps"),
+        ("camvid", "cascade", 36.6, "measured after 300 steps"),
+        ("shapes", "v3plus", 52.6, "measured, from random weights"),
+    ),
+}
 
 _HEADS = {
     "v3plus": (
@@ -61,9 +71,7 @@ _HEADS = {
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument, "configs/deeplab.py", variant=_HEADS, data=_DATA
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/deeplab.py", **RECIPE["choices"])
     config = default_config()
     config.model.name, options = _HEADS[chosen["variant"]]
     recipes.set_options(

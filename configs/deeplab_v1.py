@@ -1,33 +1,20 @@
 """DeepLab v1: VGG16 with atrous fully connected layers.
 
-    python train.py --config=configs/deeplab_v1.py --config.init.backbone=VGG16.npz \
-        --workdir=runs/large_fov
-    python train.py --config=configs/deeplab_v1.py:variant=msc --workdir=runs/msc
-    python train.py --config=configs/deeplab_v1.py:data=camvid \
-        --config.data.manual_dir=CAMVID --config.init.backbone=WEIGHTS.safetensors \
-        --workdir=runs/camvid
-    python train.py --config=configs/deeplab_v1.py:data=shapes --workdir=runs/shapes
+    flaxseg train deeplab_v1 --config.init.backbone=VGG16.npz --workdir=runs/large_fov
+    flaxseg train deeplab_v1:variant=msc --workdir=runs/msc
+    flaxseg train deeplab_v1:data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    flaxseg train deeplab_v1:data=shapes --workdir=runs/shapes
 
-VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its names, `conv1_1.weight` to
-`fc7.bias`, for blue, green, red; fc6 and fc7 are thinned out to the size at hand. The second
-command starts from the result of the first (`config.init.model`, by default runs/large_fov) and,
-as the release, trains only the classifier and the branches that are new.
+VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its own names, `conv1_1.weight`
+to `fc7.bias`, and channels in the order blue, green, red; fc6 and fc7 are subsampled to the size at
+hand. The second command starts from the result of the first (`config.init.model`, by default
+runs/large_fov) and, like the release, trains only the classifier and the new branches.
 
-The part after the colon: `variant` is large (default, LargeFOV), 7x7, 4x4, 4x4_large or msc
-(LargeFOV with MSc); `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes.
-
-data        backbone             hardware    mIoU expected
-voc         vgg16                1 x 12 GB   62.25 % large, 64.38 % 7x7, 59.80 % 4x4, 63.41 %
-                                             4x4_large, 64.21 % msc; without CRF (paper: Chen et al.
-                                             2015, arXiv 1412.7062)
-cityscapes  vgg16                1 x 12 GB   none published
-ade20k      vgg16                1 x 12 GB   none published
-camvid      efficientnet_lite0   2 CPU cores 34.7 % measured after 300 steps
-shapes      resnet18             2 CPU cores not measured yet; from random weights
-
-The recipe on VOC is that of the released solver: 6k steps of 20 crops, mirrored only, a tenth of
-the rate every 2k steps, ten times the rate for the classifier, twice for biases, and the loss at
-the output stride, on every eighth pixel of the labels.
+The paper's scores (Chen et al. 2015, arXiv 1412.7062) are without CRF. The recipe on VOC is that of
+the released solver: 6k steps of 20 crops, mirrored only, the rate divided by ten every 2k steps,
+ten times the rate for the classifier, twice for biases, and the loss at the output stride, on every
+eighth pixel of the labels.
 """
 
 from ml_collections import config_dict
@@ -35,6 +22,34 @@ from ml_collections import config_dict
 from flaxseg.models.deeplab_v1 import FIELDS_OF_VIEW
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
+
+RECIPE = {
+    "choices": {
+        "variant": {
+            "large": "LargeFOV",
+            "7x7": "a 7x7 kernel in fc6",
+            "4x4": "a 4x4 kernel in fc6",
+            "4x4_large": "a 4x4 kernel of twice the rate",
+            "msc": "LargeFOV with scores of finer features, started from large",
+        },
+        "data": {
+            "voc": ("vgg16", "1 x 12 GB"),
+            "cityscapes": ("vgg16", "1 x 12 GB"),
+            "ade20k": ("vgg16", "1 x 12 GB"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "large", 62.25, "paper"),
+        ("voc", "7x7", 64.38, "paper"),
+        ("voc", "4x4", 59.8, "paper"),
+        ("voc", "4x4_large", 63.41, "paper"),
+        ("voc", "msc", 64.21, "paper"),
+        ("camvid", "large", 34.7, "measured after 300 steps"),
+    ),
+}
 
 _VARIANTS = {
     **{name: FIELDS_OF_VIEW[name] for name in ("large", "7x7", "4x4", "4x4_large")},
@@ -44,9 +59,7 @@ _VARIANTS = {
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument, "configs/deeplab_v1.py", variant=_VARIANTS, data=_DATA
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/deeplab_v1.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "deeplabv1"
     config.model.output_stride = 8

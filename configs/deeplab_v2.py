@@ -1,39 +1,22 @@
 """DeepLab v2: ASPP on ResNet-101 at three scales, or on VGG16.
 
-    python train.py --config=configs/deeplab_v2.py --config.init.backbone=INIT.npz \
-        --workdir=runs/aspp
-    python train.py --config=configs/deeplab_v2.py:variant=vgg16_aspp_l \
-        --config.init.backbone=VGG16.npz --workdir=runs/vgg16
-    python train.py --config=configs/deeplab_v2.py:data=camvid \
-        --config.data.manual_dir=CAMVID --config.init.backbone=WEIGHTS.safetensors \
-        --workdir=runs/camvid
-    python train.py --config=configs/deeplab_v2.py:data=shapes --workdir=runs/shapes
+    flaxseg train deeplab_v2 --config.init.backbone=INIT.npz --workdir=runs/aspp
+    flaxseg train deeplab_v2:variant=vgg16_aspp_l --config.init.backbone=VGG16.npz \
+        --workdir=runs/vgg16
+    flaxseg train deeplab_v2:data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    flaxseg train deeplab_v2:data=shapes --workdir=runs/shapes
 
-INIT.npz (or .safetensors, .pth) is a Caffe ResNet-101 with its names, `res2a_branch2a` and so on,
-for blue, green, red: the release's, trained on COCO, or ImageNet's, with which 2 to 3 points are
-lost. VGG16.npz is Caffe's ILSVRC classifier, `conv1_1.weight` to `fc7.bias`; fc6 and fc7 are
-thinned out to 3x3 and 1024 channels.
+INIT.npz (or .safetensors, .pth) is a Caffe ResNet-101 with its own names, `res2a_branch2a` and so
+on, and channels in the order blue, green, red: the release's, trained on COCO, or ImageNet's, which
+scores 2 to 3 points lower. VGG16.npz is Caffe's ILSVRC classifier, `conv1_1.weight` to `fc7.bias`;
+fc6 and fc7 are subsampled to 3x3 and 1024 channels.
 
-The part after the colon: `variant` is resnet101 (default, ASPP-L at scales 1, 0.75 and 0.5),
-resnet101_large_fov, vgg16_large_fov, vgg16_aspp_s or vgg16_aspp_l; `data` is voc (default),
-cityscapes, ade20k, camvid, folder or shapes.
-
-data        backbone             hardware    mIoU expected
-voc         resnet101            1 x 16 GB   76.35 % ASPP-L, 75.54 % LargeFOV
-            vgg16                1 x 12 GB   65.76 % LargeFOV, 66.98 % ASPP-S, 68.96 % ASPP-L;
-                                             all without CRF (paper: Chen et al. 2016, arXiv
-                                             1606.00915)
-cityscapes  resnet101            1 x 24 GB   70.4 % ASPP-L, 69.2 % LargeFOV, 71.0 % ASPP-L with
-                                             augmentation (paper)
-            vgg16                1 x 16 GB   64.89 % ASPP-L, 62.97 % LargeFOV (paper)
-ade20k      resnet101, vgg16     1 x 16 GB   none published
-camvid      efficientnet_lite0   2 CPU cores 40.5 % measured after 300 steps
-shapes      resnet18             2 CPU cores not measured yet; from random weights
-
-The recipe on VOC is that of the released solvers: 20k steps of 10 crops, poly, ten times the rate
-for the classifiers, twice for biases; with ResNet-101 one crop at a time, BatchNorm with its
-parameters frozen, scales 0.5, 0.75, ... 1.5, and four losses, of the fused scores and of those at
-each scale, on labels at their own grid.
+The paper's scores (Chen et al. 2016, arXiv 1606.00915) are without CRF. The recipe on VOC is that
+of the released solvers: 20k steps of 10 crops, poly, ten times the rate for the classifiers, twice
+for biases; with ResNet-101 one crop at a time, BatchNorm with frozen parameters, scales 0.5, 0.75,
+... 1.5, and four losses, of the fused scores and of those at each scale, on labels at their own
+grid.
 """
 
 from ml_collections import config_dict
@@ -41,6 +24,39 @@ from ml_collections import config_dict
 from flaxseg.models.deeplab_v2 import RATES
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
+
+RECIPE = {
+    "choices": {
+        "variant": {
+            "resnet101": "ASPP-L at scales 1, 0.75 and 0.5",
+            "resnet101_large_fov": "LargeFOV at the same scales",
+            "vgg16_large_fov": "LargeFOV on vgg16",
+            "vgg16_aspp_s": "ASPP-S on vgg16",
+            "vgg16_aspp_l": "ASPP-L on vgg16",
+        },
+        "data": {
+            "voc": ("resnet101; vgg16", "1 x 16 GB; vgg16 1 x 12 GB"),
+            "cityscapes": ("resnet101; vgg16", "1 x 24 GB; vgg16 1 x 16 GB"),
+            "ade20k": ("resnet101; vgg16", "1 x 16 GB"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "resnet101", 76.35, "paper"),
+        ("voc", "resnet101_large_fov", 75.54, "paper"),
+        ("voc", "vgg16_large_fov", 65.76, "paper"),
+        ("voc", "vgg16_aspp_s", 66.98, "paper"),
+        ("voc", "vgg16_aspp_l", 68.96, "paper"),
+        ("cityscapes", "resnet101", 70.4, "paper"),
+        ("cityscapes", "resnet101, augmentation", 71.0, "paper"),
+        ("cityscapes", "resnet101_large_fov", 69.2, "paper"),
+        ("cityscapes", "vgg16_aspp_l", 64.89, "paper"),
+        ("cityscapes", "vgg16_large_fov", 62.97, "paper"),
+        ("camvid", "resnet101", 40.5, "measured after 300 steps"),
+    ),
+}
 
 _VARIANTS = {
     "resnet101": ("resnet101", "aspp_l"),
@@ -53,9 +69,7 @@ _VARIANTS = {
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument, "configs/deeplab_v2.py", variant=_VARIANTS, data=_DATA
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/deeplab_v2.py", **RECIPE["choices"])
     config = default_config()
     backbone, rates = _VARIANTS[chosen["variant"]]
     config.model.name = "deeplabv2"

@@ -1,36 +1,21 @@
 """DFN: a smooth network with channel attention, and a border network beside it in training.
 
-    python train.py --config=configs/dfn.py --workdir=runs/voc
-    python train.py --config=configs/dfn.py:data=cityscapes --workdir=runs/cityscapes
-    python train.py --config=configs/dfn.py:data=camvid --config.data.manual_dir=CAMVID \
+    flaxseg train dfn --workdir=runs/voc
+    flaxseg train dfn:data=cityscapes --workdir=runs/cityscapes
+    flaxseg train dfn:data=camvid --config.data.manual_dir=CAMVID \
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
-    python train.py --config=configs/dfn.py:data=shapes --workdir=runs/shapes
+    flaxseg train dfn:data=shapes --workdir=runs/shapes
 
-Without internet give the files, as in the third command: the data set as published and ImageNet
-weights in a file.
-
-The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes;
-`variant` is
-
-dfn        (default) smooth and border network, a loss at every stage
-smooth     without the border network
-rrb        refinement alone: neither context nor attention nor losses of the coarser stages
-
-data        backbone             hardware           mIoU expected
-voc         resnet101            8 x 16 GB and up   79.40 % (author's code), 79.67 % (paper: Yu et
-                                                    al. 2018, arXiv 1804.09337)
-cityscapes  resnet101            8 x 32 GB and up   79.09 % (author's code), 78.5 % (paper); with
-                                                    windows slid over the picture
-ade20k      resnet101            8 x 16 GB and up   none published
-camvid      efficientnet_lite0   2 CPU cores        30.4 % measured after 300 steps
-shapes      resnet18             2 CPU cores        not measured yet; from random weights
+Without internet access, give the files as in the third command: the data set as published, and
+ImageNet weights in a file. Paper: Yu et al. 2018, arXiv 1804.09337. The scores on Cityscapes slide
+windows over the image.
 
 Source of the recipe: the first author's PyTorch code (TorchSeg). Its focal loss is smallest where
-a border is said to be everywhere, whatever the labels; here it is the paper's, so that the border
+a border is predicted everywhere, whatever the labels; here it is the paper's, so that the border
 network learns. The losses of borders weigh 0.1. A border is four pixels to both sides of where
-classes meet; that code has edges along ignored rings too, which here count for nothing. Its scales
-are 0.5, 0.75, 1, 1.5, 1.75 and 2, here any between. The paper has the rate 0.004. The normalisation
-of the context sees one number a picture, so a step needs many pictures.
+classes meet; that code also has edges along ignored rings, which do not count here. Its scales are
+0.5, 0.75, 1, 1.5, 1.75 and 2; here they are continuous. The paper's rate is 0.004. The context
+branch normalises one number an image, so a step needs many images.
 """
 
 from ml_collections import config_dict
@@ -38,15 +23,38 @@ from ml_collections import config_dict
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
 
+RECIPE = {
+    "choices": {
+        "variant": {
+            "dfn": "smooth and border network, a loss at every stage",
+            "smooth": "without the border network",
+            "rrb": "refinement alone: no context, attention or losses of coarser stages",
+        },
+        "data": {
+            "voc": ("resnet101", "8 x 16 GB and up"),
+            "cityscapes": ("resnet101", "8 x 32 GB and up"),
+            "ade20k": ("resnet101", "8 x 16 GB and up"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "dfn", 79.67, "paper"),
+        ("voc", "dfn", 79.4, "author's code"),
+        ("cityscapes", "dfn", 78.5, "paper"),
+        ("cityscapes", "dfn", 79.09, "author's code"),
+        ("camvid", "dfn", 30.4, "measured after 300 steps"),
+    ),
+}
+
 _SMOOTH = ("smooth_c5", "smooth_c4", "smooth_c3")
 _BORDER = ("border_c2", "border_c3", "border_c4", "border_c5")
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument, "configs/dfn.py", variant=_VARIANTS, data=_DATA
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/dfn.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "dfn"
     config.model.backbone = "resnet101"

@@ -1,36 +1,24 @@
 """Dilated-Net: the front end, then the context module, then both.
 
-    python train.py --config=configs/dilatednet.py --config.init.backbone=VGG16.npz \
-        --workdir=runs/dilatednet_front
-    python train.py --config=configs/dilatednet.py:variant=context --workdir=runs/dilatednet_context
-    python train.py --config=configs/dilatednet.py:variant=joint --workdir=runs/dilatednet_joint
-    python train.py --config=configs/dilatednet.py:data=camvid --config.data.manual_dir=CAMVID \
+    flaxseg train dilatednet --config.init.backbone=VGG16.npz --workdir=runs/dilatednet_front
+    flaxseg train dilatednet:variant=context --workdir=runs/dilatednet_context
+    flaxseg train dilatednet:variant=joint --workdir=runs/dilatednet_joint
+    flaxseg train dilatednet:data=camvid --config.data.manual_dir=CAMVID \
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
-    python train.py --config=configs/dilatednet.py:data=shapes --workdir=runs/shapes
+    flaxseg train dilatednet:data=shapes --workdir=runs/shapes
 
-VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its names, `conv1_1.weight` to
-`fc7.bias`, for blue, green, red. The second command starts from the result of the first
-(`config.init.model`, by default runs/dilatednet_front) and trains the context module alone, the
-third from that of the second and trains everything.
+VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its own names, `conv1_1.weight`
+to `fc7.bias`, and channels in the order blue, green, red. The second command starts from the result
+of the first (`config.init.model`, by default runs/dilatednet_front) and trains the context module
+alone; the third starts from that of the second and trains everything.
 
-The part after the colon: `variant` is front (default), context or joint; `context` is basic
-(default) or large; `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes.
-
-data        backbone             hardware    mIoU expected
-voc         vgg16                1 x 12 GB   67.6 % front on the test split; with COCO's pictures on
-                                             val 69.8 % front, 71.3 % basic, 72.1 % large (paper: Yu
-                                             and Koltun 2016, arXiv 1511.07122)
-cityscapes  vgg16                1 x 12 GB   68.7 % joint, on val (paper, ten layers of context)
-ade20k      vgg16                1 x 12 GB   none published
-camvid      efficientnet_lite0   2 CPU cores 42.5 % measured after 300 steps
-shapes      resnet18             2 CPU cores not measured yet; from random weights
-
-Rates are those of the release's solvers (front end 1e-4, on VOC the paper's 1e-3; context 1e-3;
-joint 1e-5), twice for biases, with batches of 14; steps are the paper's: 60k for the front end on
-VOC, and on Cityscapes 40k, 24k and 60k for the three, which other data sets have too. The loss is
-on the scores at stride 8. The release's crops of 500 pixels are 128 and a margin of real pixels;
-here the margin of a crop is its reflection, so that crops are larger. Where no margin is needed, on
-camvid and shapes, rates of dilation are halved with the twice as coarse grid.
+Paper: Yu and Koltun 2016, arXiv 1511.07122. Rates are those of the release's solvers (front end
+1e-4, on VOC the paper's 1e-3; context 1e-3; joint 1e-5), twice for biases, with batches of 14;
+steps are the paper's: 60k for the front end on VOC, and on Cityscapes 40k, 24k and 60k for the
+three, which other data sets share. The loss is on the scores at stride 8. The release's crops of
+500 pixels are 128 and a margin of real pixels; here the margin of a crop is its reflection, so
+crops are larger. Where no margin is needed, on camvid and shapes, dilation rates are halved because
+the grid is twice as coarse.
 """
 
 from ml_collections import config_dict
@@ -38,6 +26,36 @@ from ml_collections import config_dict
 from flaxseg.layers import CONTEXT_RATES
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
+
+RECIPE = {
+    "choices": {
+        "variant": {
+            "front": "the front end",
+            "context": "the context module, started from front",
+            "joint": "both, started from context",
+        },
+        "context": {
+            "basic": "of the context module: as many channels as classes",
+            "large": "of the context module: more channels",
+        },
+        "data": {
+            "voc": ("vgg16", "1 x 12 GB"),
+            "cityscapes": ("vgg16", "1 x 12 GB"),
+            "ade20k": ("vgg16", "1 x 12 GB"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "front, test split", 67.6, "paper"),
+        ("voc", "front, with COCO", 69.8, "paper"),
+        ("voc", "basic context, with COCO", 71.3, "paper"),
+        ("voc", "large context, with COCO", 72.1, "paper"),
+        ("cityscapes", "joint, ten layers of context", 68.7, "paper"),
+        ("camvid", "front", 42.5, "measured after 300 steps"),
+    ),
+}
 
 # Rate, and steps on VOC and on all others.
 _VARIANTS = {
@@ -49,13 +67,7 @@ _VARIANTS = {
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,context=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument,
-        "configs/dilatednet.py",
-        variant=_VARIANTS,
-        context=("basic", "large"),
-        data=_DATA,
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/dilatednet.py", **RECIPE["choices"])
     config = default_config()
     variant = chosen["variant"]
     config.model.name = "dilatednet"

@@ -1,40 +1,28 @@
-"""FCN: 32s, 16s and 8s, at once, AlexNet, and the dilated form on ResNet.
+"""FCN: 32s, 16s and 8s, all at once, AlexNet, and the dilated form on ResNet.
 
-    python train.py --config=configs/fcn.py --config.init.backbone=VGG16.npz --workdir=runs/fcn32s
-    python train.py --config=configs/fcn.py:variant=16s --workdir=runs/fcn16s
-    python train.py --config=configs/fcn.py:variant=8s --workdir=runs/fcn8s
-    python train.py --config=configs/fcn.py:variant=8s,data=camvid \
-        --config.data.manual_dir=CAMVID --config.init.backbone=WEIGHTS.safetensors \
-        --workdir=runs/camvid
-    python train.py --config=configs/fcn.py:variant=8s,data=shapes --workdir=runs/shapes
+    flaxseg train fcn --config.init.backbone=VGG16.npz --workdir=runs/fcn32s
+    flaxseg train fcn:variant=16s --workdir=runs/fcn16s
+    flaxseg train fcn:variant=8s --workdir=runs/fcn8s
+    flaxseg train fcn:variant=8s,data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    flaxseg train fcn:variant=8s,data=shapes --workdir=runs/shapes
 
 The second command starts from the result of the first (`config.init.model`, by default
-runs/fcn32s), the third from that of the second: everything is taken over, and the new skip's scores
-begin at zero. VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its names,
-`conv1_1.weight` to `fc7.bias`, for blue, green, red. With `weights=torchvision` the first command
-downloads timm/vgg16.tv_in1k in its place, with which ports reach some points less.
+runs/fcn32s), the third from that of the second: everything is taken over, and the scores of the new
+skip start at zero. VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its own
+names, `conv1_1.weight` to `fc7.bias`, and channels in the order blue, green, red. With
+`weights=torchvision` the first command downloads timm/vgg16.tv_in1k instead; ports that start from
+it score some points lower.
 
-The part after the colon: `variant` is 32s (default), 16s, 8s, 8s_atonce, alexnet or resnet; `data`
-is voc (default), cityscapes, ade20k, camvid, folder or shapes; `weights`, of VGG16, is caffe
-(default) or torchvision, the same for all stages.
+The VOC scores are the release's own, on the 736 images of VOC 2011 val that are not in SBD train,
+after training on 8,498 images of SBD train. That of variant resnet is torchvision's, trained on
+COCO. Cityscapes: Cordts et al. 2016, arXiv 1604.01685. ADE20K: Zhou et al. 2017, arXiv 1608.05442.
 
-data        backbone             hardware    mIoU expected
-voc         vgg16, alexnet       1 x 8 GB    63.6 % 32s, 65.0 % 16s, 65.5 % 8s, 65.4 % at once,
-                                             48.0 % AlexNet (paper: the release's own, on the 736
-                                             pictures of VOC 2011 val that are not in SBD train,
-                                             trained on 8,498 of SBD train)
-            resnet50, OS 8       8 x 16 GB   60.5 % (torchvision's own, trained on COCO)
-cityscapes  vgg16                1 x 16 GB   65.3 % 8s, on the test split (paper: Cordts et al.
-                                             2016, arXiv 1604.01685)
-ade20k      vgg16                1 x 16 GB   29.4 % 8s (paper: Zhou et al. 2017, arXiv 1608.05442)
-camvid      efficientnet_lite0   2 CPU cores 48.6 % 8s, 43.3 % resnet (on the same backbone, OS 16),
-                                             measured after 300 steps
-shapes      resnet18             2 CPU cores not measured yet; from random weights
-
-Source of the recipe on VOC: the solvers of the released nets. A whole picture a step, no
-augmentation, the loss summed over the pixels, momentum 0.99. The same with the mean over the pixels
-(`--config.loss.reduction=mean`) is a learning rate S times as large, S the valid pixels of a
-picture: 1.9e-5 in place of 1e-10 for 500 x 375, and a weight decay of 5e-4 / S, which is none.
+Source of the recipe on VOC: the solvers of the released nets. One whole image a step, no
+augmentation, the loss summed over the pixels, momentum 0.99. With the mean over the pixels
+(`--config.loss.reduction=mean`) the same recipe has a learning rate S times as large, where S is
+the number of valid pixels of an image: 1.9e-5 instead of 1e-10 for 500 x 375, and a weight decay of
+5e-4 / S, which is practically none.
 """
 
 import dataclasses
@@ -44,6 +32,43 @@ from ml_collections import config_dict
 from flaxseg.layers.image_normalization import IMAGENET
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
+
+RECIPE = {
+    "choices": {
+        "variant": {
+            "32s": "scores of stride 32, enlarged",
+            "16s": "one skip, started from 32s",
+            "8s": "two skips, started from 16s",
+            "8s_atonce": "both skips, trained in one run",
+            "alexnet": "32s on AlexNet",
+            "resnet": "the dilated form on resnet50, output stride 8",
+        },
+        "weights": {
+            "caffe": "of VGG16, from a file; the same for all stages",
+            "torchvision": "of VGG16, downloaded",
+        },
+        "data": {
+            "voc": ("vgg16", "1 x 8 GB; resnet 8 x 16 GB"),
+            "cityscapes": ("vgg16", "1 x 16 GB"),
+            "ade20k": ("vgg16", "1 x 16 GB"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "32s", 63.6, "paper"),
+        ("voc", "16s", 65.0, "paper"),
+        ("voc", "8s", 65.5, "paper"),
+        ("voc", "8s_atonce", 65.4, "paper"),
+        ("voc", "alexnet", 48.0, "paper"),
+        ("voc", "resnet", 60.5, "torchvision"),
+        ("cityscapes", "8s, test split", 65.3, "paper"),
+        ("ade20k", "8s", 29.4, "paper"),
+        ("camvid", "8s", 48.6, "measured after 300 steps"),
+        ("camvid", "resnet, output stride 16", 43.3, "measured after 300 steps"),
+    ),
+}
 
 _VARIANTS = {
     "32s": "fcn32s",
@@ -64,13 +89,7 @@ _STAGES = {
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...,weights=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument,
-        "configs/fcn.py",
-        variant=_VARIANTS,
-        data=_DATA,
-        weights=("caffe", "torchvision"),
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/fcn.py", **RECIPE["choices"])
     config = default_config()
     variant = chosen["variant"]
     config.model.name = _VARIANTS[variant]

@@ -1,44 +1,24 @@
 """GCN: large kernels, boundary refinement, and what the paper compares them with.
 
-    python train.py --config=configs/gcn.py --workdir=runs/voc
-    python train.py --config=configs/gcn.py:data=cityscapes --workdir=runs/cityscapes
-    python train.py --config=configs/gcn.py:data=camvid --config.data.manual_dir=CAMVID \
+    flaxseg train gcn --workdir=runs/voc
+    flaxseg train gcn:data=cityscapes --workdir=runs/cityscapes
+    flaxseg train gcn:data=camvid --config.data.manual_dir=CAMVID \
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
-    python train.py --config=configs/gcn.py:data=shapes --workdir=runs/shapes
+    flaxseg train gcn:data=shapes --workdir=runs/shapes
 
-Without internet give the files, as in the third command: the data set as published and ImageNet
-weights in a file.
+Without internet access, give the files as in the third command: the data set as published, and
+ImageNet weights in a file. No ImageNet weights were published for resnet_gcn: give your own as
+--config.init.backbone.
 
-The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes;
-`variant` is
+Paper: Peng et al. 2017, arXiv 1703.02719, tables 1 to 7. Its score on Cityscapes uses the coarse
+annotations first, and crops of 1024 pixels. Sizes and augmentation (mirror images alone) are the
+paper's. Its solver is not usable as it stands: one image a step, momentum 0.99, weight decay 5e-4,
+and no learning rate is given. Here it is that of other systems: 16 images a step, rate 0.0025
+falling by the power 0.9 and ten times that in the head, 30k steps. After VOC with the additional
+annotations, the paper trains on VOC alone:
 
-gcn         (default) the paper's network: k = 15, on Cityscapes 25, and boundary refinement
-unrefined   without boundary refinement, as all of the ablations
-baseline    1x1 convolutions in place of the large kernels
-trivial     k x k convolutions, k = 9
-stack       five 3x3 convolutions without ReLU, which see 11 x 11 cells
-resnet_gcn  gcn on a ResNet-50 of large kernels, of which no ImageNet weights were published: give
-            your own as --config.init.backbone
-
-data        backbone             hardware           mIoU expected
-voc         resnet152            8 x 16 GB and up   74.7 % gcn, 74.5 % unrefined, 69.0 % baseline,
-                                                    68.8 % trivial, 67.5 % stack; 72.5 % resnet_gcn
-                                                    (paper: Peng et al. 2017, arXiv 1703.02719,
-                                                    tables 1 to 6); 80.3 % gcn with COCO before and
-                                                    VOC alone after it (table 7)
-cityscapes  resnet152            8 x 32 GB and up   76.9 % with the coarse annotations first, on
-                                                    crops of 1024 pixels (paper)
-ade20k      resnet152            8 x 16 GB and up   none published
-camvid      efficientnet_lite0   2 CPU cores        35.1 % measured after 300 steps
-shapes      resnet18             2 CPU cores        not measured yet; from random weights
-
-Sizes and augmentation (mirror images alone) are the paper's. Its solver is not usable as it stands:
-a picture a step, momentum 0.99, weight decay 5e-4, and no learning rate is given. Here it is that
-of other systems, 16 pictures a step, rate 0.0025 falling by the power 0.9 and ten times that in the
-head, 30k steps. After VOC with the additional annotations, the paper trains on VOC alone:
-
-    python train.py --config=configs/gcn.py --config.data.train_split=train \
-        --config.init.backbone= --config.init.model=runs/voc --workdir=runs/voc_alone
+    flaxseg train gcn --config.data.train_split=train --config.init.backbone= \
+        --config.init.model=runs/voc --workdir=runs/voc_alone
 """
 
 from ml_collections import config_dict
@@ -46,12 +26,42 @@ from ml_collections import config_dict
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
 
+RECIPE = {
+    "choices": {
+        "variant": {
+            "gcn": "the paper's network: k = 15, on Cityscapes 25, and boundary refinement",
+            "unrefined": "without boundary refinement, as all ablations",
+            "baseline": "1x1 convolutions instead of large kernels",
+            "trivial": "k x k convolutions, k = 9",
+            "stack": "five 3x3 convolutions without ReLU, which see 11 x 11 cells",
+            "resnet_gcn": "gcn on a ResNet-50 of large kernels",
+        },
+        "data": {
+            "voc": ("resnet152", "8 x 16 GB and up"),
+            "cityscapes": ("resnet152", "8 x 32 GB and up"),
+            "ade20k": ("resnet152", "8 x 16 GB and up"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "gcn", 74.7, "paper"),
+        ("voc", "unrefined", 74.5, "paper"),
+        ("voc", "baseline", 69.0, "paper"),
+        ("voc", "trivial", 68.8, "paper"),
+        ("voc", "stack", 67.5, "paper"),
+        ("voc", "resnet_gcn", 72.5, "paper"),
+        ("voc", "gcn, with COCO before and VOC alone after", 80.3, "paper"),
+        ("cityscapes", "gcn, with coarse annotations", 76.9, "paper"),
+        ("camvid", "gcn", 35.1, "measured after 300 steps"),
+    ),
+}
+
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument, "configs/gcn.py", variant=_VARIANTS, data=_DATA
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/gcn.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "gcn"
     config.model.backbone = "resnet152"

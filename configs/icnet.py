@@ -1,37 +1,23 @@
 """ICNet.
 
-    python train.py --config=configs/icnet.py:variant=full --workdir=runs/full
-    python -m flaxseg prune runs/full --keep=0.5 --out=models/half
-    python train.py --config=configs/icnet.py:variant=half --config.init.model=models/half \
-        --workdir=runs/half
+    flaxseg train icnet:variant=full --workdir=runs/full
+    flaxseg prune runs/full --keep=0.5 --out=models/half
+    flaxseg train icnet:variant=half --config.init.model=models/half --workdir=runs/half
 
-    python train.py --config=configs/icnet.py:variant=full,data=camvid \
-        --config.data.manual_dir=CAMVID --config.init.backbone=WEIGHTS.safetensors \
-        --workdir=runs/camvid
-    python train.py --config=configs/icnet.py:data=shapes --workdir=runs/shapes
+    flaxseg train icnet:variant=full,data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    flaxseg train icnet:data=shapes --workdir=runs/shapes
 
-The first three commands are the paper's way to its network (Zhao et al., 2018, section 3.4): train
-one of twice the channels, prune it, train on. Trained from random weights the small one stays some
-seven points behind. Without internet give the files, as in the fourth command.
-
-The part after the colon: `variant` is half (default), the paper's network, or full, the one before
-pruning; `data` is cityscapes (default), voc, ade20k, camvid, folder or shapes. With the
-EfficientNet-Lite0 of camvid only the head differs between the two.
-
-data        backbone             hardware           mIoU expected
-cityscapes  resnet50             8 x 16 GB and up   67.7 % half, validation split at 1025 x 2049
-                                                    (paper: Zhao et al. 2018, arXiv 1704.08545); an
-                                                    unpruned port in PyTorch reports 71.0 %
-voc         resnet50             8 x 16 GB and up   none published
-ade20k      resnet50             8 x 16 GB and up   none published
-camvid      efficientnet_lite0   2 CPU cores        39.9 % measured after 300 steps of half; the
-                                                    paper's 67.1 % is at 720 x 960 on its ResNet
-shapes      resnet18             2 CPU cores        not measured yet; from random weights
+The first three commands are the paper's way to its network (Zhao et al. 2018, arXiv 1704.08545,
+section 3.4): train one of twice the channels, prune it, continue training. Trained from random
+weights, the small one stays some seven points behind. Without internet access, give the files as in
+the fourth command. With the EfficientNet-Lite0 of camvid, only the head differs between the two
+variants. The paper's 67.1 % on CamVid is at 720 x 960 on its own ResNet.
 
 Learning rate, batch, decay and augmentation are the paper's; its crops are not published, and those
-here are 32 k + 1 pixels a side, so that all branches meet cell by cell. The paper begins with a
-PSPNet50, whose ImageNet weights have no public name; the recipe has torchvision's ResNet-50, and so
-its layout: a 7x7 stem and the stride on the 3x3 convolution.
+here are 32 k + 1 pixels a side, so that all branches meet cell by cell. The paper starts from a
+PSPNet50 whose ImageNet weights have no public name; the recipe uses torchvision's ResNet-50, and
+therefore its layout: a 7x7 stem and the stride on the 3x3 convolution.
 """
 
 from ml_collections import config_dict
@@ -39,14 +25,34 @@ from ml_collections import config_dict
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
 
+RECIPE = {
+    "choices": {
+        "variant": {
+            "half": "the paper's network",
+            "full": "the one of twice the channels, before pruning",
+        },
+        "data": {
+            "cityscapes": ("resnet50", "8 x 16 GB and up"),
+            "voc": ("resnet50", "8 x 16 GB and up"),
+            "ade20k": ("resnet50", "8 x 16 GB and up"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("cityscapes", "half, at 1025 x 2049", 67.7, "paper"),
+        ("cityscapes", "full, never pruned", 71.0, "a PyTorch port"),
+        ("camvid", "half", 39.9, "measured after 300 steps"),
+    ),
+}
+
 _WIDTHS = {"half": 0.5, "full": 1.0}
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument, "configs/icnet.py", variant=_WIDTHS, data=_DATA
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/icnet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "icnet"
     config.model.output_stride = 8

@@ -1,52 +1,67 @@
 """LRR: Laplacian pyramid reconstruction with learned bases, level by level.
 
-    python -m flaxseg learn-basis voc_segmentation --out=runs/bases_voc
-    python train.py --config=configs/lrr.py:variant=32x --config.init.bases=runs/bases_voc \
+    flaxseg learn-basis voc_segmentation --out=runs/bases_voc
+    flaxseg train lrr:variant=32x --config.init.bases=runs/bases_voc \
         --config.init.backbone=VGG16.npz --workdir=runs/lrr32x
-    python train.py --config=configs/lrr.py:variant=16x --config.init.bases=runs/bases_voc \
-        --workdir=runs/lrr16x
-    python train.py --config=configs/lrr.py:variant=8x --config.init.bases=runs/bases_voc \
-        --workdir=runs/lrr8x
-    python train.py --config=configs/lrr.py:variant=4x --config.init.bases=runs/bases_voc \
-        --workdir=runs/lrr4x
+    flaxseg train lrr:variant=16x --config.init.bases=runs/bases_voc --workdir=runs/lrr16x
+    flaxseg train lrr:variant=8x --config.init.bases=runs/bases_voc --workdir=runs/lrr8x
+    flaxseg train lrr:variant=4x --config.init.bases=runs/bases_voc --workdir=runs/lrr4x
 
-    python -m flaxseg learn-basis camvid --scale=unit --out=runs/bases_camvid
-    python train.py --config=configs/lrr.py:data=camvid --config.init.bases=runs/bases_camvid \
+    flaxseg learn-basis camvid --scale=unit --out=runs/bases_camvid
+    flaxseg train lrr:data=camvid --config.init.bases=runs/bases_camvid \
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
-    python train.py --config=configs/lrr.py:data=shapes --workdir=runs/shapes
+    flaxseg train lrr:data=shapes --workdir=runs/shapes
 
 Each stage starts from the one before (`config.init.model`, by default runs/lrr32x, runs/lrr16x,
-runs/lrr8x): all is taken over, and the new level's coefficients begin at zero. The released code
-gives 16x and 8x no steps of their own: `variant=4x --config.init.model=runs/lrr32x`. Without
-`init.bases` the bases are cosines. VGG16.npz is Caffe's ILSVRC classifier with its names, for blue,
-green, red, as for configs/fcn.py; its mean stands for that of the training set.
+runs/lrr8x): everything is taken over, and the coefficients of the new level start at zero. The
+released code gives 16x and 8x no steps of their own: `variant=4x --config.init.model=runs/lrr32x`.
+Without `init.bases` the bases are cosines. VGG16.npz is Caffe's ILSVRC classifier with its own
+names, as for the recipe fcn; its mean stands for that of the training set. On camvid, folder and
+shapes all levels are trained at once.
 
-The part after the colon: `variant` is 4x (default), 32x, 16x or 8x; `data` is voc (default),
-cityscapes, ade20k, camvid, folder or shapes; `backbone`, of the first three, is vgg16 (default) or
-resnet101. On camvid and shapes all levels are trained at once.
-
-data        backbone             hardware     mIoU expected
-voc         vgg16                4 x 24 GB    76.8 % 4x with COCO, VOC 2012 test (paper: the public
-                                              leaderboard, from Chen et al. 2016, arXiv 1606.00915)
-            resnet101            8 x 24 GB    79.3 % 4x with COCO and CRF, VOC 2012 test (paper)
-cityscapes  vgg16                8 x 24 GB    69.7 % 4x, test split, fine annotations alone (paper)
-ade20k      vgg16                4 x 24 GB    none published
-camvid      efficientnet_lite0   2 CPU cores  52.3 % measured after 300 steps, bases of CamVid
-shapes      resnet18             2 CPU cores  not measured yet; from random weights
-
+The scores on VOC are those of the public leaderboard, from Chen et al. 2016, arXiv 1606.00915.
 Source of the recipe: the released training code for VOC (golnazghiasi/LRR): rate 1e-3 for 65 epochs
 of 32x, halved after 50 and 60, then 6.25e-5 for 16 epochs of each stage; momentum 0.9, decay 5e-4,
-also of biases, which have twice the rate; pictures whose longer side becomes 288 to 704 pixels,
-parts of 384 x 384; a loss per level on labels of its size, all of weight 1, and the heads of
-dilation and erosion at 32x. The bases are not trained. Four things differ: the release takes the
-centre of a picture, one scale for a batch, the mean over each picture's pixels before that over the
-batch, and forgets its momentum after each epoch.
+also of biases, which have twice the rate; images whose longer side becomes 288 to 704 pixels, parts
+of 384 x 384; a loss per level on labels of its size, all of weight 1, and the heads of dilation and
+erosion at 32x. The bases are not trained. Four things differ: the release takes the centre of an
+image, one scale for a batch, the mean over each image's pixels before that over the batch, and
+forgets its momentum after each epoch.
 """
 
 from ml_collections import config_dict
 
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
+
+RECIPE = {
+    "choices": {
+        "variant": {
+            "4x": "all levels, started from 8x",
+            "32x": "the coarsest level",
+            "16x": "two levels, started from 32x",
+            "8x": "three levels, started from 16x",
+        },
+        "backbone": {
+            "vgg16": "of voc, cityscapes and ade20k",
+            "resnet101": "of voc, cityscapes and ade20k",
+        },
+        "data": {
+            "voc": ("vgg16; resnet101", "4 x 24 GB; resnet101 8 x 24 GB"),
+            "cityscapes": ("vgg16; resnet101", "8 x 24 GB"),
+            "ade20k": ("vgg16; resnet101", "4 x 24 GB"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "4x, with COCO, test split", 76.8, "paper"),
+        ("voc", "4x, resnet101, with COCO and CRF, test split", 79.3, "paper"),
+        ("cityscapes", "4x, test split, fine annotations", 69.7, "paper"),
+        ("camvid", "4x, bases of CamVid", 52.3, "measured after 300 steps"),
+    ),
+}
 
 _VARIANTS = {"4x": 4, "32x": 32, "16x": 16, "8x": 8}
 _START = {"4x": "runs/lrr8x", "8x": "runs/lrr16x", "16x": "runs/lrr32x", "32x": ""}
@@ -58,13 +73,7 @@ _BATCH_SIZE = 20
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...,backbone=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument,
-        "configs/lrr.py",
-        variant=_VARIANTS,
-        data=_DATA,
-        backbone=("vgg16", "resnet101"),
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/lrr.py", **RECIPE["choices"])
     config = default_config()
     finest = _VARIANTS[chosen["variant"]]
     config.model.name = "lrr"

@@ -1,28 +1,17 @@
 """ParseNet.
 
-    python train.py --config=configs/parsenet.py --config.init.backbone=VGG16.npz \
-        --workdir=runs/parsenet
-    python train.py --config=configs/parsenet.py:data=camvid --config.data.manual_dir=CAMVID \
+    flaxseg train parsenet --config.init.backbone=VGG16.npz --workdir=runs/parsenet
+    flaxseg train parsenet:data=camvid --config.data.manual_dir=CAMVID \
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
-    python train.py --config=configs/parsenet.py:data=shapes --workdir=runs/shapes
+    flaxseg train parsenet:data=shapes --workdir=runs/shapes
 
-VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its names, `conv1_1.weight` to
-`fc7.bias`, for blue, green, red; fc6 and fc7 are thinned out to the size at hand.
+VGG16.npz (or .safetensors, .pth) is Caffe's ILSVRC classifier with its own names, `conv1_1.weight`
+to `fc7.bias`, and channels in the order blue, green, red; fc6 and fc7 are subsampled to the size at
+hand.
 
-The part after the colon: `variant` is global (default), the mean over the picture beside the last
-feature; multi_layer, and two earlier features; or baseline, neither of them nor a normalisation.
-`data` is voc (default), cityscapes, ade20k, camvid, folder or shapes.
-
-data        backbone             hardware    mIoU expected
-voc         vgg16                1 x 12 GB   69.8 % global, 67.3 % baseline, on the test split
-                                             (paper: Liu et al. 2016, arXiv 1506.04579)
-cityscapes  vgg16                1 x 12 GB   none published
-ade20k      vgg16                1 x 12 GB   none published
-camvid      efficientnet_lite0   2 CPU cores 30.4 % measured after 300 steps
-shapes      resnet18             2 CPU cores not measured yet; from random weights
-
-The polynomial decay of the rate with power 0.9 is this paper's; it starts from 1e-9 for the loss
-summed over the pixels, batches of 8, momentum 0.9. The number of steps, 20k, is not the paper's.
+Paper: Liu et al. 2016, arXiv 1506.04579. The polynomial decay of the rate with power 0.9 is this
+paper's; it starts from 1e-9 for the loss summed over the pixels, batches of 8, momentum 0.9. The
+number of steps, 20k, is not the paper's.
 """
 
 from ml_collections import config_dict
@@ -30,14 +19,33 @@ from ml_collections import config_dict
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
 
-_VARIANTS = ("global", "multi_layer", "baseline")
+RECIPE = {
+    "choices": {
+        "variant": {
+            "global": "the mean over the image beside the last feature",
+            "multi_layer": "the same, and two earlier features",
+            "baseline": "neither, and no normalisation",
+        },
+        "data": {
+            "voc": ("vgg16", "1 x 12 GB"),
+            "cityscapes": ("vgg16", "1 x 12 GB"),
+            "ade20k": ("vgg16", "1 x 12 GB"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "global, test split", 69.8, "paper"),
+        ("voc", "baseline, test split", 67.3, "paper"),
+        ("camvid", "global", 30.4, "measured after 300 steps"),
+    ),
+}
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument, "configs/parsenet.py", variant=_VARIANTS, data=_DATA
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/parsenet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "parsenet"
     config.model.output_stride = 8

@@ -1,34 +1,19 @@
 """PSPNet.
 
-    python train.py --config=configs/pspnet.py:data=ade20k --workdir=runs/ade20k
-    python train.py --config=configs/pspnet.py:data=cityscapes --config.model.backbone=resnet101 \
+    flaxseg train pspnet:data=ade20k --workdir=runs/ade20k
+    flaxseg train pspnet:data=cityscapes --config.model.backbone=resnet101 \
         --config.init.backbone=timm/resnet101s.gluon_in1k --workdir=runs/cityscapes
-    python train.py --config=configs/pspnet.py:data=camvid --config.data.manual_dir=CAMVID \
+    flaxseg train pspnet:data=camvid --config.data.manual_dir=CAMVID \
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
-    python train.py --config=configs/pspnet.py:data=shapes --workdir=runs/shapes
+    flaxseg train pspnet:data=shapes --workdir=runs/shapes
 
-Without internet give the files, as in the third command: the data set as published and ImageNet
-weights in a file. The weights of the author's own ResNets (resnet50_v2.pth and so on, of semseg)
-fit too; weights of torchvision's want the 7x7 stem,
+Without internet access, give the files as in the third command: the data set as published, and
+ImageNet weights in a file. The weights of the author's own ResNets (resnet50_v2.pth and so on, of
+semseg) fit too; torchvision's need the 7x7 stem,
 --config.model.options.backbone_options.deep_stem="()".
 
-The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes;
-`variant` is
-
-semseg    (default) the recipe of the author's PyTorch code
-caffe     the network and the rates of the Caffe release, as far as they are known
-baseline  semseg's without pyramid pooling, the baseline of the paper's ablations
-
-data        hardware           mIoU expected of semseg, resnet50 / resnet101
-voc         4 x 12 GB and up   77.05 / 79.07 % (author's code)
-cityscapes  8 x 12 GB and up   77.30 / 78.63 % (author's code)
-ade20k      4 x 12 GB and up   41.89 / 43.10 % (author's code); 41.68 / 41.96 % (paper: Zhao et al.
-                               2017, arXiv 1612.01105, tables 1 and 3), 37.23 % baseline (table 1)
-camvid      2 CPU cores        44.4 % measured after 300 steps; efficientnet_lite0
-shapes      2 CPU cores        not measured yet; resnet18 of one block a stage, random weights
-
-The author's scores are of windows of the crop's size slid over the picture, each with its mirror
-image; the evaluation here is of whole pictures.
+Paper: Zhao et al. 2017, arXiv 1612.01105, tables 1 and 3. The author's scores slide windows of the
+crop's size over the image, each with its mirror image; here whole images are evaluated.
 """
 
 from ml_collections import config_dict
@@ -36,12 +21,40 @@ from ml_collections import config_dict
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
 
+RECIPE = {
+    "choices": {
+        "variant": {
+            "semseg": "the recipe of the author's PyTorch code",
+            "caffe": "the network and rates of the Caffe release, as far as they are known",
+            "baseline": "semseg without pyramid pooling, the baseline of the paper's ablations",
+        },
+        "data": {
+            "voc": ("resnet50", "4 x 12 GB and up"),
+            "cityscapes": ("resnet50", "8 x 12 GB and up"),
+            "ade20k": ("resnet50", "4 x 12 GB and up"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "semseg", 77.05, "author's code"),
+        ("voc", "semseg, resnet101", 79.07, "author's code"),
+        ("cityscapes", "semseg", 77.3, "author's code"),
+        ("cityscapes", "semseg, resnet101", 78.63, "author's code"),
+        ("ade20k", "semseg", 41.89, "author's code"),
+        ("ade20k", "semseg, resnet101", 43.1, "author's code"),
+        ("ade20k", "semseg", 41.68, "paper"),
+        ("ade20k", "semseg, resnet101", 41.96, "paper"),
+        ("ade20k", "baseline", 37.23, "paper"),
+        ("camvid", "semseg", 44.4, "measured after 300 steps"),
+    ),
+}
+
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument, "configs/pspnet.py", variant=_VARIANTS, data=_DATA
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/pspnet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "pspnet"
     config.model.backbone = "resnet50"

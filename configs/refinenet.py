@@ -1,48 +1,25 @@
 """RefineNet and Light-Weight RefineNet.
 
-    python train.py --config=configs/refinenet.py --workdir=runs/voc
-    python train.py --config=configs/refinenet.py:variant=lw,data=cityscapes --workdir=runs/lw
-    python train.py --config=configs/refinenet.py:variant=lw,data=camvid \
-        --config.data.manual_dir=CAMVID --config.init.backbone=WEIGHTS.safetensors \
-        --workdir=runs/camvid
-    python train.py --config=configs/refinenet.py:data=shapes --workdir=runs/shapes
+    flaxseg train refinenet --workdir=runs/voc
+    flaxseg train refinenet:variant=lw,data=cityscapes --workdir=runs/lw
+    flaxseg train refinenet:variant=lw,data=camvid --config.data.manual_dir=CAMVID \
+        --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
+    flaxseg train refinenet:data=shapes --workdir=runs/shapes
 
-Without internet give the files, as in the third command: the data set as published and ImageNet
-weights in a file.
+Without internet access, give the files as in the third command: the data set as published, and
+ImageNet weights in a file. On camvid, folder and shapes a variant is a head on their own small
+backbone.
 
-The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes;
-`variant` is
-
-4cascaded         (default) a block for each level, on resnet101
-2cascaded         two blocks
-single            one block that fuses all levels
-4cascaded_2scale  four blocks fed by two networks, for the picture enlarged by 1.2 and for half that
-lw                Light-Weight RefineNet on resnet50
-lw_mobilenet      its form for MobileNetV2
-
-camvid and shapes have a small backbone of their own; a variant is then its head.
-
-data        hardware       mIoU expected
-voc         1 x 12 GB      4cascaded 82.4 %, on resnet152 83.4 %, test set (paper: Lin et al. 2017,
-                           arXiv 1611.06612); on resnet50 69.1 % from VOC's own 1,464 pictures
-                           (authors' code). lw 78.5 %, on resnet101 80.3 %, on resnet152 82.1 %,
-                           lw_mobilenet 76.2 %, after training on COCO (authors' code of Nekrasov
-                           et al. 2018, arXiv 1810.03272)
-cityscapes  1 x 12 GB      4cascaded 73.6 %, test set (paper)
-ade20k      1 x 12 GB      4cascaded 40.2 %, on resnet152 40.7 % (paper)
-camvid      2 CPU cores    31.1 %, lw 41.3 %, measured after 300 steps; efficientnet_lite0
-shapes      2 CPU cores    not measured yet; resnet18 of one block a stage, random weights
-
-The papers' scores are means over several scales of the picture; those of the light-weight networks
-are of one.
+Papers: Lin et al. 2017, arXiv 1611.06612, whose scores are means over several scales of the image,
+and Nekrasov et al. 2018, arXiv 1810.03272, whose scores are of one scale, after training on COCO.
 
 Rates, decay, batch, crops and frozen BatchNorm statistics are those of the authors' code, in both
-cases with ten times the rate for what is not backbone. RefineNet is trained there on one picture a
-step, picked by class, until its score no longer rises, and then at a tenth of the rate; here
-pictures come in turn, and the rate falls after two thirds of 600k steps. Its loss is at a quarter
-of the picture, here at the picture. Its ResNets were Caffe's, here they are torchvision's. The
+cases with ten times the rate for what is not backbone. RefineNet is trained there on one image a
+step, picked by class, until its score no longer rises, and then at a tenth of the rate; here images
+come in turn, and the rate falls after two thirds of 600k steps. Its loss is at a quarter of the
+image, here at the full size. Its ResNets were Caffe's, here they are torchvision's. The
 light-weight recipe is that for NYUDv2: three stages of 100 epochs, each at half the rate of the one
-before (there, the last at 0.4). There no picture is made smaller than 350 pixels a side.
+before (there, the last at 0.4). There no image is made smaller than 350 pixels a side.
 """
 
 from ml_collections import config_dict
@@ -50,6 +27,41 @@ from ml_collections import config_dict
 from flaxseg.layers import IMAGENET
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
+
+RECIPE = {
+    "choices": {
+        "variant": {
+            "4cascaded": "a block for each level",
+            "2cascaded": "two blocks",
+            "single": "one block that fuses all levels",
+            "4cascaded_2scale": "four blocks fed by two networks, at 1.2 and 0.6 times the size",
+            "lw": "Light-Weight RefineNet on resnet50",
+            "lw_mobilenet": "its form for MobileNetV2",
+        },
+        "data": {
+            "voc": ("resnet101", "1 x 12 GB"),
+            "cityscapes": ("resnet101", "1 x 12 GB"),
+            "ade20k": ("resnet101", "1 x 12 GB"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("voc", "4cascaded, test split", 82.4, "paper"),
+        ("voc", "4cascaded, resnet152, test split", 83.4, "paper"),
+        ("voc", "4cascaded, resnet50, VOC's own 1,464 images", 69.1, "authors' code"),
+        ("voc", "lw, with COCO", 78.5, "authors' code"),
+        ("voc", "lw, resnet101, with COCO", 80.3, "authors' code"),
+        ("voc", "lw, resnet152, with COCO", 82.1, "authors' code"),
+        ("voc", "lw_mobilenet, with COCO", 76.2, "authors' code"),
+        ("cityscapes", "4cascaded, test split", 73.6, "paper"),
+        ("ade20k", "4cascaded", 40.2, "paper"),
+        ("ade20k", "4cascaded, resnet152", 40.7, "paper"),
+        ("camvid", "lw", 41.3, "measured after 300 steps"),
+        ("camvid", "4cascaded", 31.1, "measured after 300 steps"),
+    ),
+}
 
 # Blocks and scales of the picture.
 _HEAVY = {
@@ -63,9 +75,7 @@ _LIGHT = {"lw": "resnet", "lw_mobilenet": "mobilenet"}
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument, "configs/refinenet.py", variant=_HEAVY | _LIGHT, data=_DATA
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/refinenet.py", **RECIPE["choices"])
     variant = chosen["variant"]
     config = default_config()
     config.model.output_stride = 32

@@ -1,33 +1,19 @@
 """SegNet and SegNet-Basic.
 
-    python train.py --config=configs/segnet.py --config.data.manual_dir=CAMVID \
-        --workdir=runs/segnet
-    python train.py --config=configs/segnet.py:variant=basic --config.data.manual_dir=CAMVID \
-        --workdir=runs/segnet_basic
-    python train.py --config=configs/segnet.py:data=camvid --config.data.manual_dir=CAMVID \
+    flaxseg train segnet --config.data.manual_dir=CAMVID --workdir=runs/segnet
+    flaxseg train segnet:variant=basic --config.data.manual_dir=CAMVID --workdir=runs/segnet_basic
+    flaxseg train segnet:data=camvid --config.data.manual_dir=CAMVID \
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
-    python train.py --config=configs/segnet.py:data=shapes --workdir=runs/shapes
+    flaxseg train segnet:data=shapes --workdir=runs/shapes
 
-The part after the colon: `variant` is segnet (default) or basic, four 7x7 convolutions down and up,
-from random weights; `data` is camvid_whole (default), the paper's: whole pictures on VGG16; or voc,
-cityscapes, ade20k, camvid, folder or shapes. camvid and shapes have small backbones without pools,
-on which the two variants differ in kernels and ReLU only.
-
-data          backbone             hardware    mIoU expected
-camvid_whole  vgg16_bn             1 x 12 GB   50.0 % after 40k steps, 57.2 % after 80k, 60.1 %
-                                               later (paper: Badrinarayanan et al. 2017, arXiv
-                                               1511.00561)
-voc           vgg16_bn             1 x 12 GB   none published
-cityscapes    vgg16_bn             4 x 12 GB   none published
-ade20k        vgg16_bn             1 x 12 GB   none published
-camvid        efficientnet_lite0   2 CPU cores 26.2 % measured after 300 steps
-shapes        resnet18             2 CPU cores not measured yet; from random weights
+The backbones of camvid and shapes have no pooling; there the two variants differ only in kernel
+size and ReLU. Paper: Badrinarayanan et al. 2017, arXiv 1511.00561.
 
 The recipe is that of the authors' tutorial: SGD at a constant rate of 0.001, for SegNet-Basic 0.1
-(as in the paper for both), batches of 4 (12 in the paper), twice the rate for biases, classes
-weighed by the median of their frequencies over their own. It starts from a VGG16 that already has
-BatchNorm, and so subtracts ImageNet's mean, where the authors insert BatchNorm into one without.
-They compute statistics anew after training, here they are running averages.
+(as in the paper for both), batches of 4 (12 in the paper), twice the rate for biases, and class
+weights: the median of the class frequencies over each. It starts from a VGG16 that already has
+BatchNorm, and so subtracts ImageNet's mean, whereas the authors insert BatchNorm into one without.
+They recompute the statistics after training; here they are running averages.
 """
 
 import dataclasses
@@ -37,6 +23,30 @@ from ml_collections import config_dict
 from flaxseg.layers.image_normalization import IMAGENET
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
+
+RECIPE = {
+    "choices": {
+        "variant": {
+            "segnet": "VGG16 with pooling indices",
+            "basic": "four 7x7 convolutions down and up, from random weights",
+        },
+        "data": {
+            "camvid_whole": ("vgg16_bn", "1 x 12 GB"),  # the paper's: whole images
+            "voc": ("vgg16_bn", "1 x 12 GB"),
+            "cityscapes": ("vgg16_bn", "4 x 12 GB"),
+            "ade20k": ("vgg16_bn", "1 x 12 GB"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (
+        ("camvid_whole", "segnet, 40k steps", 50.0, "paper"),
+        ("camvid_whole", "segnet, 80k steps", 57.2, "paper"),
+        ("camvid_whole", "segnet, longer", 60.1, "paper"),
+        ("camvid", "segnet", 26.2, "measured after 300 steps"),
+    ),
+}
 
 _VARIANTS = {"segnet": "segnet", "basic": "segnet_basic"}
 # The median of the classes' frequencies over each, from sky to cyclist.
@@ -48,9 +58,7 @@ _MEDIAN_FREQUENCY = (
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument, "configs/segnet.py", variant=_VARIANTS, data=_DATA
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/segnet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = _VARIANTS[chosen["variant"]]
     config.model.output_stride = 32

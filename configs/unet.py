@@ -1,32 +1,19 @@
 """U-Net.
 
-    python train.py --config=configs/unet.py --workdir=runs/unet
-    python train.py --config=configs/unet.py:variant=backbone,data=cityscapes \
-        --workdir=runs/unet_resnet34
-    python train.py --config=configs/unet.py:data=camvid --config.data.manual_dir=CAMVID \
+    flaxseg train unet --workdir=runs/unet
+    flaxseg train unet:variant=backbone,data=cityscapes --workdir=runs/unet_resnet34
+    flaxseg train unet:data=camvid --config.data.manual_dir=CAMVID \
         --config.init.backbone=WEIGHTS.safetensors --workdir=runs/camvid
-    python train.py --config=configs/unet.py:data=shapes --workdir=runs/shapes
+    flaxseg train unet:data=shapes --workdir=runs/shapes
 
-The part after the colon: `data` is voc (default), cityscapes, ade20k, camvid, folder or shapes;
-`variant` is
+The paper's network (`valid`) pads nothing: margins of 92 pixels are reflections, and crops are
+16 k + 4 pixels a side, so that none is lost. camvid, folder and shapes always use the form of
+`backbone`, on backbones of their own.
 
-valid     (default) the paper's network, which pads nothing: margins of 92 pixels are reflections,
-          and crops are 16 k + 4 pixels a side, of which nothing is lost
-same      the same with padding and BatchNorm, as most later versions
-backbone  the form of segmentation_models.pytorch, on resnet34; camvid and shapes are always this,
-          on backbones of their own
-
-data        backbone             hardware           mIoU expected
-voc         none; resnet34       1 x 16 GB and up   none published
-cityscapes  none; resnet34       4 x 16 GB and up   none published
-ade20k      none; resnet34       4 x 16 GB and up   none published
-camvid      efficientnet_lite0   2 CPU cores        38.9 % measured after 300 steps
-shapes      resnet18             2 CPU cores        not measured yet; from random weights
-
-The paper's scores are of cells under a microscope (paper: Ronneberger et al. 2015, arXiv
-1505.04597: IoU 92.0 % on PhC-U373, 77.6 % on DIC-HeLa): give such pictures as pairs in folders. Its
-recipe has one large tile a step, momentum 0.99, rotations, shifts and grey values; its elastic
-deformations and its weights of pixels between touching cells are not in these recipes. The learning
+The paper's scores are for cells under a microscope (Ronneberger et al. 2015, arXiv 1505.04597: IoU
+92.0 % on PhC-U373, 77.6 % on DIC-HeLa); such images can be given as pairs in folders. Its recipe
+has one large tile a step, momentum 0.99, rotations, shifts and changes of grey values; its elastic
+deformations and its pixel weights between touching cells are not in these recipes. The learning
 rate is not published; that of `valid` and `same` is chosen for a mean over pixels.
 """
 
@@ -35,14 +22,29 @@ from ml_collections import config_dict
 from flaxseg.training import recipes
 from flaxseg.training.config import default_config
 
-_VARIANTS = ("valid", "same", "backbone")
+RECIPE = {
+    "choices": {
+        "variant": {
+            "valid": "the paper's network, without padding",
+            "same": "the same with padding and BatchNorm, as most later versions",
+            "backbone": "the form of segmentation_models.pytorch, on resnet34",
+        },
+        "data": {
+            "voc": ("none; resnet34", "1 x 16 GB and up"),
+            "cityscapes": ("none; resnet34", "4 x 16 GB and up"),
+            "ade20k": ("none; resnet34", "1 x 16 GB and up"),
+            "camvid": ("efficientnet_lite0", "2 CPU cores"),
+            "folder": ("efficientnet_lite0", "2 CPU cores"),
+            "shapes": ("resnet18", "2 CPU cores"),
+        },
+    },
+    "scores": (("camvid", "backbone", 38.9, "measured after 300 steps"),),
+}
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     """The recipe for `variant=...,data=...`."""
-    chosen = recipes.parse_recipe_argument(
-        argument, "configs/unet.py", variant=_VARIANTS, data=_DATA
-    )
+    chosen = recipes.parse_recipe_argument(argument, "configs/unet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "unet"
     config.model.output_stride = 32

@@ -1,29 +1,31 @@
-"""The command line: `python -m flaxseg COMMAND`; what the commands do is in `flaxseg.programs`.
+"""The command line: `flaxseg COMMAND`, `python -m flaxseg COMMAND`, and `train.py`.
 
-Exit codes: 0 done; 1 an error that is named on stderr; 2 wrong flags or settings; 130 interrupted.
+What the commands do is in `flaxseg.programs`. Exit codes: 0 done; 1 an error that is named on
+stderr; 2 wrong flags or settings; 3 a loss that is not finite; 75 a training that a signal stopped;
+130 interrupted.
 """
 
 import argparse
-import difflib
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Sequence
 
 import flaxseg
-from flaxseg.errors import ConfigError, FlaxsegError
+from flaxseg.errors import ConfigError, FlaxsegError, near
 from flaxseg.host_memory import keep_freed_memory
 from flaxseg.programs import COMMANDS
 
 _INTERRUPTED = 130
 
 _EPILOG = """examples:
-  python -m flaxseg prepare-data camvid --manual_dir=downloads/CamVid
+  python -m flaxseg recipes
+  python -m flaxseg train deeplab:data=camvid --workdir=runs/camvid
   python -m flaxseg evaluate runs/camvid --data=camvid --split=test --out=runs/camvid/test
   python -m flaxseg predict street.jpg --model=runs/camvid --out=masks
-  python -m flaxseg models
 
-'python -m flaxseg COMMAND --help' explains a command. Training: python train.py --help
+'python -m flaxseg COMMAND --help' explains a command.
 """
 
 
@@ -34,11 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name; those of the process by default.
     """
     try:
-        args = _parser().parse_args(argv)
-        keep_freed_memory()
-        return args.run(args)
+        return _run(sys.argv[1:] if argv is None else argv)
     except FlaxsegError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _leave_other_processes(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -49,6 +50,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _run(argv: Sequence[str]) -> int:
+    own_flags = {command.NAME: command for command in COMMANDS if hasattr(command, "main")}
+    if argv and argv[0] in own_flags:
+        program = _program()
+        words = program if program.endswith("train.py") else f"{program} {argv[0]}"
+        keep_freed_memory()
+        return own_flags[argv[0]].main(argv[1:], words)
+    args = _parser().parse_args(argv)
+    keep_freed_memory()
+    return args.run(args)
+
+
+def _program() -> str:
+    """Returns how the user calls this program."""
+    called = pathlib.Path(sys.argv[0]).name
+    known = {"flaxseg": "flaxseg", "train.py": "python train.py"}
+    return known.get(called, "python -m flaxseg")
+
+
+def _leave_other_processes(exit_code: int) -> None:
+    """Ends this process at once if it is one of several of a training.
+
+    Leaving in good order would wait minutes for the others, which wait for this one.
+    """
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        os._exit(exit_code)
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises ConfigError, with what might have been meant, in place of leaving the process."""
 
@@ -57,11 +87,11 @@ class _Parser(argparse.ArgumentParser):
         if match:
             known = self._choices()
             message = f"there is no command {match[1]!r}; commands: {', '.join(known)}."
-            message += _near(match[1], known)
+            message += near(match[1], known)
         elif message.startswith("unrecognized arguments:"):
             known = [name for action in self._all_actions() for name in action.option_strings]
             unknown = message.split(": ", 1)[1].split()
-            message += "".join(_near(word.split("=")[0], known) for word in unknown)
+            message += "".join(near(word.split("=")[0], known) for word in unknown)
         raise ConfigError(f"{message}\nSee: {self.prog} --help")
 
     def _choices(self) -> list[str]:
@@ -82,27 +112,26 @@ class _Parser(argparse.ArgumentParser):
         return actions
 
 
-def _near(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
 def _parser() -> argparse.ArgumentParser:
+    program = _program()
     parser = _Parser(
-        prog="python -m flaxseg",
-        description="Evaluates and applies saved segmentation models.",
-        epilog=_EPILOG,
+        prog=program,
+        description="Trains, evaluates and applies segmentation models.",
+        epilog=_EPILOG.replace("python -m flaxseg", program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"flaxseg {flaxseg.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
+        if hasattr(command, "main"):  # reads its own flags, and is here for the list alone
+            commands.add_parser(command.NAME, help=command.SUMMARY)
+            continue
         added = commands.add_parser(
             command.NAME,
             help=command.SUMMARY,
             description=command.TEXT,
-            epilog=command.EPILOG,
+            epilog=command.EPILOG.replace("python -m flaxseg", program),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

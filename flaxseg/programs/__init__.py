@@ -1,6 +1,10 @@
-"""Implements the commands of `python -m flaxseg`, one file each: name, help, flags and work."""
+"""Implements the commands of `flaxseg`, one file each: name, help, flags and work.
+
+A command has `add_arguments` and `run`, or, where its flags are not argparse's, `main`.
+"""
 
 from flaxseg.programs import (
+    config,
     evaluate,
     export,
     import_weights,
@@ -9,14 +13,19 @@ from flaxseg.programs import (
     predict,
     prepare_data,
     prune,
+    recipes,
     report,
     results,
     show_data,
+    train,
     tune_crf,
     verify_data,
 )
 
 COMMANDS = (
+    train,
+    recipes,
+    config,
     evaluate,
     report,
     results,

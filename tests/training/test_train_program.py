@@ -173,9 +173,10 @@ MISTAKES = [
         "configs/deeplab.py:data=shapes",
         ["--config.optimizer.learnin_rate=1"],
         2,
-        ["no field 'optimizer.learnin_rate'", 'Did you mean "optimizer.learning_rate"?'],
+        ["no field 'optimizer.learnin_rate'", "Did you mean 'optimizer.learning_rate'?"],
     ),
-    (None, ["--coordinator=localhost:1"], 2, ["--coordinator needs --num_processes and"]),
+    ("deeplab", ["--coordinator=localhost:1"], 2, ["--coordinator needs --num_processes and"]),
+    (None, ["--config.steps=1"], 2, ["no recipe is given", "flaxseg recipes"]),
     ("configs/deeplab.py:data=shapes", ["--config.steps=many"], 2, ["steps", "many"]),
     (
         "configs/deeplab.py:data=shapes",
@@ -190,20 +191,21 @@ MISTAKES = [
 ]
 MORE_MISTAKES = [
     ("configs/deeplab.py:varant=v3", [], 2, ['Did you mean "variant"?']),
-    ("configs/nope.py", [], 2, ["configs/nope.py can not be read"]),
+    ("configs/nope.py", [], 2, ["configs/nope.py cannot be read"]),
     (
         "configs/deeplab.py:data=shapes",
         ["--config.optimzer.learning_rate=1"],
         2,
-        ['Did you mean "optimizer.learning_rate"?'],
+        ["Did you mean 'optimizer.learning_rate'?"],
     ),
     (
         "configs/deeplab.py:data=shapes",
         ["--config.model.options.rates=1,2", "--config.model.options.featurs=9"],
         2,
-        ["no field 'model.options.featurs'", 'Did you mean "model.options.features"?'],
+        ["no field 'model.options.featurs'", "Did you mean 'model.options.features'?"],
     ),
-    (None, ["--config.stepz=1"], 2, ['Did you mean "steps"?']),
+    ("deeplab", ["--config.stepz=1"], 2, ["Did you mean 'steps'?"]),
+    ("deeplap:data=shapes", [], 2, ["no recipe 'deeplap'", "Did you mean 'deeplab'?"]),
     ("configs/deeplab.py:data=shapes", ["--wrkdir=x"], 2, ["wrkdir", "workdir"]),
     (
         "configs/deeplab.py:data=camvid",
