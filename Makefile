@@ -29,6 +29,7 @@ test-rest: .venv-test/peers
 lint: .venv-test/ready
 	.venv-test/bin/python -m ruff format --check .
 	.venv-test/bin/python -m ruff check .
+	.venv-test/bin/lint-imports
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

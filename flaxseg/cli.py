@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import flaxseg
-from flaxseg.errors import ConfigError, FlaxsegError, near
+from flaxseg.errors import ConfigError, FlaxsegError, missing_package, near
 from flaxseg.host_memory import keep_freed_memory
 from flaxseg.programs import COMMANDS
 
@@ -38,9 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except FlaxsegError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        _leave_other_processes(error.exit_code)
-        return error.exit_code
+        return _fail(error)
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        return _fail(missing)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -69,14 +72,14 @@ def _program() -> str:
     return known.get(called, "python -m flaxseg")
 
 
-def _leave_other_processes(exit_code: int) -> None:
-    """Ends this process at once if it is one of several of a training.
-
-    Leaving in good order would wait minutes for the others, which wait for this one.
-    """
+def _fail(error: FlaxsegError) -> int:
+    """Prints an error and returns its exit code."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
-        os._exit(exit_code)
+        # Leaving in good order would wait minutes for the other processes, which wait for this one.
+        os._exit(error.exit_code)
+    return error.exit_code
 
 
 class _Parser(argparse.ArgumentParser):

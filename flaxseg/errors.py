@@ -47,6 +47,35 @@ class NonFiniteLossError(FlaxsegError):
     exit_code = 3
 
 
+class MissingPackageError(FlaxsegError, ImportError):
+    """A package is missing that only one of the extras of flaxseg brings."""
+
+
+# Of each extra, the packages by the names that they are imported by.
+_EXTRAS = {
+    "train": (
+        *("absl", "array_record", "cv2", "grain", "huggingface_hub", "ml_collections", "optax"),
+        *("orbax", "tensorboardX", "tensorflow_datasets"),
+    ),
+}
+
+
+def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
+    """Returns the error that says which extra brings the package that was not found, or None.
+
+    >>> str(missing_package(ModuleNotFoundError(name="grain.python")))
+    "the package 'grain' is not installed; it comes with: pip install \\"flaxseg[train]\\""
+    """
+    package = (error.name or "").partition(".")[0]
+    for extra, packages in _EXTRAS.items():
+        if package in packages:
+            return MissingPackageError(
+                f"the package {package!r} is not installed; it comes with: "
+                f'pip install "flaxseg[{extra}]"'
+            )
+    return None
+
+
 def near(name: object, known: Iterable[str]) -> str:
     """Returns a question after the known name nearest to `name`, or "" where none is near.
 

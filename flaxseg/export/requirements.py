@@ -6,7 +6,7 @@ from flaxseg.errors import ExportError
 
 # jax2onnx pins an older orbax-checkpoint than training needs and does not use it for this, so pip
 # must be told not to resolve what it asks for.
-INSTALL_ONNX = 'pip install onnx onnx-ir onnxruntime && pip install --no-deps "jax2onnx==0.17.*"'
+INSTALL_ONNX = 'pip install "flaxseg[onnx]" && pip install --no-deps "jax2onnx==0.17.*"'
 
 
 def require(package: str, what: str, install: str | None = None):

@@ -1,8 +1,10 @@
 """Implements `python -m flaxseg models`."""
 
 import argparse
+from collections.abc import Sequence
 
 import flaxseg
+from flaxseg.errors import MissingPackageError
 
 NAME = "models"
 SUMMARY = "list models, backbones and data sets"
@@ -17,16 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    from flaxseg import data
-    from flaxseg.backbones import list_backbones
-
-    for title, names in (
-        ("models", flaxseg.list_models()),
-        ("backbones", list_backbones()),
-        ("data sets", data.list_datasets()),
-    ):
-        print(f"{title}:")
-        for name in names:
-            print(f"  {name}")
+    _print("models", flaxseg.list_models())
+    _print("backbones", flaxseg.list_backbones())
+    try:
+        _print("data sets", flaxseg.list_datasets())
+    except MissingPackageError as error:
+        print(f"data sets: {error}")
+        return 0
     print("  folder: your own images and masks, with --manual_dir=FOLDER; see docs/data.md")
     return 0
+
+
+def _print(title: str, names: Sequence[str]) -> None:
+    print(f"{title}:", *names, sep="\n  ")
