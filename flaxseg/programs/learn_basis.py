@@ -29,7 +29,7 @@ interpolation from as many values.
 """
 EPILOG = """examples:
   python -m flaxseg learn-basis camvid --num_bases=10 --out=runs/bases_camvid
-  python train.py --config=configs/lrr.py:data=camvid \\
+  python -m flaxseg train lrr:data=camvid \\
       --config.init.bases=runs/bases_camvid/bases.npz --workdir=runs/lrr
 """
 

@@ -13,7 +13,7 @@ whose outputs are added keep the same channels.
 """
 EPILOG = """examples:
   python -m flaxseg prune runs/full --keep=0.5 --out=models/half
-  python train.py --config=configs/icnet.py --config.init.model=models/half --workdir=runs/half
+  python -m flaxseg train icnet --config.init.model=models/half --workdir=runs/half
 
 The paper keeps 3/4, trains, and then keeps 2/3 of that.
 """

@@ -3,11 +3,10 @@
 import argparse
 import os
 import pathlib
-import runpy
 from typing import TYPE_CHECKING, Any
 
-from flaxseg.errors import ConfigError
 from flaxseg.programs import arguments
+from flaxseg.programs.recipes import load_recipe
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     from flaxseg.data import Augmentation
@@ -21,7 +20,7 @@ it. Labels that are shifted, swapped or missing are obvious there, so look at it
 --config takes the settings of a recipe; flags given here override them.
 """
 EPILOG = """examples:
-  python -m flaxseg show-data camvid --config=configs/deeplab.py:data=camvid --out=sheet.png
+  python -m flaxseg show-data camvid --config=deeplab:data=camvid --out=sheet.png
   python -m flaxseg show-data folder --manual_dir=my_images --photometric=0.5 --rotate=10
 """
 
@@ -34,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.allow_problems(parser)
     arguments.split(parser, "its training split")
     parser.add_argument(
-        "--config", metavar="FILE[:ARGUMENT]", help="recipe to take the settings from"
+        "--config", metavar="RECIPE", help="recipe to take the settings from"
     )
     arguments.flag(
         parser, "--crop_size", type=arguments.at_least(1), nargs=2, metavar=("H", "W"),
@@ -98,7 +97,7 @@ def show_data(
     Args:
       name: name of the data set, which is prepared if need be.
       out: the PNG to write.
-      config: a recipe, FILE or FILE:ARGUMENT, whose settings are taken; None for the defaults.
+      config: a recipe, by name or file, whose settings are taken; None for the defaults.
       manual_dir, data_dir, allow_problems: see `flaxseg.data.prepare`.
       num_examples: number of examples.
       **settings: overrides of the recipe: split, seed, crop_size, and the attributes of
@@ -144,14 +143,7 @@ def show_data(
 
 def _settings_of(config: str) -> dict[str, Any]:
     """Returns the settings of a recipe that `show_data` takes."""
-    file, colon, argument = config.partition(":")
-    try:
-        get_config = runpy.run_path(file)["get_config"]
-    except OSError as error:
-        raise ConfigError(f"--config={config}: {file} cannot be read: {error.strerror}") from None
-    except KeyError:
-        raise ConfigError(f"--config={config}: {file} has no function get_config") from None
-    recipe = get_config(argument) if colon else get_config()
+    recipe = load_recipe(config)
     fields = ("crop_size", "scale", "scale_step", "flip", "rotate", "blur", "photometric")
     settings = {field: getattr(recipe.data, field) for field in fields}
     return {**settings, "split": recipe.data.train_split, "seed": recipe.seed}
