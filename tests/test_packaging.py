@@ -2,6 +2,7 @@
 type checker sees them."""
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
@@ -92,7 +93,10 @@ def test_an_editable_install_is_a_path(source, tmp_path):
         path = wheel.read(hook).decode().strip()
     assert path == str(source)
     code = f"import sys; sys.path.append({path!r}); import flaxseg.classes; print(flaxseg.__file__)"
-    found = subprocess.check_output([sys.executable, "-c", code], cwd=source.parent, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.check_output(
+        [sys.executable, "-c", code], cwd=source.parent, env=environment, text=True
+    )
     assert found.strip() == str(source / "flaxseg" / "__init__.py")
 
 

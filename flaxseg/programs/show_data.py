@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.manual_dir(parser)
     arguments.allow_problems(parser)
     arguments.split(parser, "its training split")
-    parser.add_argument(
-        "--config", metavar="RECIPE", help="recipe to take the settings from"
-    )
+    parser.add_argument("--config", metavar="RECIPE", help="recipe to take the settings from")
     arguments.flag(
         parser, "--crop_size", type=arguments.at_least(1), nargs=2, metavar=("H", "W"),
         help="height and width of the crops",
