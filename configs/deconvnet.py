@@ -41,7 +41,7 @@ RECIPE = {
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `data=...`."""
+    """Returns the recipe for `data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/deconvnet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "deconvnet"

@@ -70,7 +70,7 @@ _HEADS = {
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...`."""
+    """Returns the recipe for `variant=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/deeplab.py", **RECIPE["choices"])
     config = default_config()
     config.model.name, options = _HEADS[chosen["variant"]]
@@ -91,21 +91,21 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
 
 
 def _voc(config: config_dict.ConfigDict, variant: str) -> None:
-    """The recipe of the papers (section 4.1 of 1706.05587), 30k steps."""
+    """Sets the recipe of the papers (section 4.1 of 1706.05587), 30k steps."""
     recipes.voc(config, crop=513)
     _train_as_in_the_papers(config, variant)
     config.steps = 30_000
 
 
 def _cityscapes(config: config_dict.ConfigDict, variant: str) -> None:
-    """The papers' recipe with larger crops, 90k steps (section 4.3 of 1706.05587)."""
+    """Sets the papers' recipe with larger crops and 90k steps (section 4.3 of 1706.05587)."""
     recipes.cityscapes(config, crop=769)
     _train_as_in_the_papers(config, variant)
     config.steps = 90_000
 
 
 def _ade20k(config: config_dict.ConfigDict, variant: str) -> None:
-    """The papers' recipe with the steps of the release's instructions."""
+    """Sets the papers' recipe with the steps of the release's instructions."""
     recipes.ade20k(config, crop=513)
     _train_as_in_the_papers(config, variant)
     config.steps = 150_000
@@ -143,7 +143,7 @@ def _train_as_in_the_papers(config: config_dict.ConfigDict, variant: str) -> Non
 
 
 def _camvid(config: config_dict.ConfigDict, variant: str) -> None:
-    """Rates that fit the crop.
+    """Sets rates that fit the crop.
 
     The papers' reach over most of a small crop's features. The statistics of BatchNorm are then
     those of taps on padding, and do not hold for whole images: at (6, 12, 18) pixel accuracy fell

@@ -58,7 +58,7 @@ _VARIANTS = {
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...`."""
+    """Returns the recipe for `variant=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/deeplab_v1.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "deeplabv1"
@@ -108,7 +108,7 @@ def _cityscapes(config: config_dict.ConfigDict) -> None:
 def _ade20k(config: config_dict.ConfigDict) -> None:
     recipes.ade20k(config, crop=321)
     _released_solver(config)
-    config.data.scale = (0.5, 1.0)  # pictures are of up to thousands of pixels
+    config.data.scale = (0.5, 1.0)  # images are of up to thousands of pixels
     config.steps = 40_000
     config.schedule.step_milestones = (13_000, 26_000)
 

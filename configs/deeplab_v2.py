@@ -68,7 +68,7 @@ _VARIANTS = {
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...`."""
+    """Returns the recipe for `variant=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/deeplab_v2.py", **RECIPE["choices"])
     config = default_config()
     backbone, rates = _VARIANTS[chosen["variant"]]
@@ -131,7 +131,7 @@ def _cityscapes(config: config_dict.ConfigDict) -> None:
 def _ade20k(config: config_dict.ConfigDict) -> None:
     recipes.ade20k(config, crop=321)
     _released_solver(config)
-    config.steps = 40_000  # twice the pictures of VOC
+    config.steps = 40_000  # twice the images of VOC
 
 
 def _camvid(config: config_dict.ConfigDict) -> None:

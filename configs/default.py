@@ -1,8 +1,8 @@
-"""The default of every field; `flaxseg.training.config.default_config` says what each means.
+"""Holds the default of every field; `flaxseg.training.config.default_config` says what each means.
 
 A recipe of your own: copy `deeplab.py`, change what differs, and run
 
-    python train.py --config=configs/mine.py --workdir=runs/mine
+    flaxseg train ./mine.py --workdir=runs/mine
 
 Any field can be set on the command line, such as `--config.optimizer.learning_rate=0.02` or
 `--config.data.crop_size=321,321`.

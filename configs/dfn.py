@@ -53,7 +53,7 @@ _BORDER = ("border_c2", "border_c3", "border_c4", "border_c5")
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...`."""
+    """Returns the recipe for `variant=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/dfn.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "dfn"
@@ -80,12 +80,13 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
         align_corners=True,
     )
     _DATA[chosen["data"]](config)
-    _VARIANTS[chosen["variant"]](config)
+    if chosen["variant"] in _CHANGES:
+        _CHANGES[chosen["variant"]](config)
     return config
 
 
 def _published(config: config_dict.ConfigDict) -> None:
-    """What the author's recipes have in common."""
+    """Sets what the author's recipes have in common."""
     config.init.backbone = "timm/resnet101s.gluon_in1k"
     recipes.set_options(config, backbone_options={"deep_stem": (64, 64, 128)})
     config.optimizer.head_lr_multiplier = 10.0
@@ -114,7 +115,7 @@ def _cityscapes(config: config_dict.ConfigDict) -> None:
 
 
 def _ade20k(config: config_dict.ConfigDict) -> None:
-    """As on VOC, for 60 epochs of twice the pictures."""
+    """Trains as on VOC, for 60 epochs of twice the images."""
     recipes.ade20k(config, crop=512)
     _published(config)
     config.steps = 60 * (20_210 // 32)
@@ -144,10 +145,6 @@ _DATA = {
 }
 
 
-def _dfn(config: config_dict.ConfigDict) -> None:
-    """As it is."""
-
-
 def _smooth(config: config_dict.ConfigDict) -> None:
     config.model.options.border = False
     _drop(config, _BORDER)
@@ -161,10 +158,10 @@ def _rrb(config: config_dict.ConfigDict) -> None:
 
 
 def _drop(config: config_dict.ConfigDict, outputs: tuple[str, ...]) -> None:
-    """Takes back the losses of outputs that the variant does not have."""
+    """Removes the losses of outputs that the variant does not have."""
     with config.unlocked():
         for name in outputs:
             del config.loss.outputs[name]
 
 
-_VARIANTS = {"dfn": _dfn, "smooth": _smooth, "rrb": _rrb}
+_CHANGES = {"smooth": _smooth, "rrb": _rrb}

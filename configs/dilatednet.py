@@ -66,7 +66,7 @@ _VARIANTS = {
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,context=...,data=...`."""
+    """Returns the recipe for `variant=...,context=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/dilatednet.py", **RECIPE["choices"])
     config = default_config()
     variant = chosen["variant"]
@@ -115,7 +115,7 @@ def _voc(config: config_dict.ConfigDict, variant: str) -> None:
 
 
 def _cityscapes(config: config_dict.ConfigDict, variant: str) -> None:
-    """Dilation10."""
+    """Sets up Dilation10."""
     recipes.cityscapes(config, crop=512)
     recipes.set_options(config, rates=(1, 1, 2, 4, 8, 16, 32, 64, 1), upsampling="deconv")
     _released_solver(config, variant)
@@ -124,7 +124,7 @@ def _cityscapes(config: config_dict.ConfigDict, variant: str) -> None:
 def _ade20k(config: config_dict.ConfigDict, variant: str) -> None:
     recipes.ade20k(config, crop=320)
     _released_solver(config, variant)
-    config.data.scale = (0.5, 1.0)  # pictures are of up to thousands of pixels
+    config.data.scale = (0.5, 1.0)  # images are of up to thousands of pixels
 
 
 def _camvid(config: config_dict.ConfigDict, variant: str) -> None:

@@ -88,7 +88,7 @@ _STAGES = {
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...,weights=...`."""
+    """Returns the recipe for `variant=...,data=...,weights=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/fcn.py", **RECIPE["choices"])
     config = default_config()
     variant = chosen["variant"]
@@ -111,7 +111,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
 
 
 def _released_recipe(config: config_dict.ConfigDict, variant: str) -> None:
-    """What the released solvers say, for any data set."""
+    """Sets what the released solvers say, for any data set."""
     if variant == "resnet":
         config.steps = 30_000
         config.batch_size = 16
@@ -124,7 +124,7 @@ def _released_recipe(config: config_dict.ConfigDict, variant: str) -> None:
     config.optimizer.weight_decay = 5e-4
     if variant == "alexnet":
         config.init.backbone = "ALEXNET.npz"  # Caffe's reference net; give its path
-        config.steps = 5_000  # of 20 pictures
+        config.steps = 5_000  # of 20 images
         config.batch_size = 20
         config.optimizer.accumulate_steps = 20
         config.optimizer.learning_rate = 1e-4
@@ -147,7 +147,7 @@ def _released_recipe(config: config_dict.ConfigDict, variant: str) -> None:
 
 
 def _voc(config: config_dict.ConfigDict, variant: str) -> None:
-    """Pictures have at most 500 x 500 pixels: a crop of that size is the whole picture."""
+    """Trains on whole images: they have at most 500 x 500 pixels."""
     recipes.voc(config, crop=500)
     config.eval.batch_size = 1
     config.eval.pad_to = (500, 500)
@@ -155,7 +155,7 @@ def _voc(config: config_dict.ConfigDict, variant: str) -> None:
 
 
 def _cityscapes(config: config_dict.ConfigDict, variant: str) -> None:
-    """Parts of 512 x 1024 in place of whole pictures, for memory."""
+    """Trains on crops of 512 x 1024 instead of whole images, to save memory."""
     recipes.cityscapes(config, crop=768)
     config.data.crop_size = (512, 1024)
     _released_recipe(config, variant)
@@ -169,7 +169,7 @@ def _ade20k(config: config_dict.ConfigDict, variant: str) -> None:
 
 
 def _camvid(config: config_dict.ConfigDict, variant: str) -> None:
-    """Heads on a small backbone, all at once, with the mean loss."""
+    """Trains all heads at once on a small backbone, with the mean loss."""
     recipes.camvid(config, crop=256)
     if variant == "resnet":
         config.model.output_stride = 16

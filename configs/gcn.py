@@ -60,7 +60,7 @@ RECIPE = {
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...`."""
+    """Returns the recipe for `variant=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/gcn.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "gcn"
@@ -75,12 +75,13 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
         upsampling="dense",
     )
     _DATA[chosen["data"]](config)
-    _VARIANTS[chosen["variant"]](config)
+    if chosen["variant"] in _CHANGES:
+        _CHANGES[chosen["variant"]](config)
     return config
 
 
 def _paper(config: config_dict.ConfigDict) -> None:
-    """What does not depend on the data set."""
+    """Sets what does not depend on the data set."""
     config.init.backbone = "timm/resnet152.tv_in1k"
     config.steps = 30_000
     config.batch_size = 16
@@ -94,7 +95,7 @@ def _paper(config: config_dict.ConfigDict) -> None:
 
 
 def _voc(config: config_dict.ConfigDict) -> None:
-    """A crop of 512 pixels is a whole picture, padded; features of stride 32 have 16 x 16 cells."""
+    """Trains on whole images, padded to 512 pixels: features of stride 32 have 16 x 16 cells."""
     recipes.voc(config, crop=512)
     config.eval.pad_to = (512, 512)
     _paper(config)
@@ -131,10 +132,6 @@ _DATA = {
 }
 
 
-def _gcn(config: config_dict.ConfigDict) -> None:
-    """As it is."""
-
-
 def _unrefined(config: config_dict.ConfigDict) -> None:
     config.model.options.boundary_refinement = False
 
@@ -145,29 +142,28 @@ def _baseline(config: config_dict.ConfigDict) -> None:
 
 
 def _trivial(config: config_dict.ConfigDict) -> None:
-    """The largest kernel of table 2."""
+    """Uses the largest kernel of table 2."""
     _unrefined(config)
     config.model.options.kind = "trivial"
     config.model.options.kernel_size = 9
 
 
 def _stack(config: config_dict.ConfigDict) -> None:
-    """The deepest stack of table 3."""
+    """Uses the deepest stack of table 3."""
     _unrefined(config)
     config.model.options.kind = "stack"
     config.model.options.kernel_size = 11
 
 
 def _resnet_gcn(config: config_dict.ConfigDict) -> None:
-    """On small data sets too; there its depth and width are those of the small backbone."""
+    """Uses its backbone on small data sets too, with the depth and width of theirs."""
     if config.data.name in ("camvid", "folder"):
         recipes.set_options(config, backbone_options={"stage_sizes": (1, 1, 1, 1), "width": 0.25})
     config.model.backbone = "resnet50_gcn"
     config.init.backbone = ""
 
 
-_VARIANTS = {
-    "gcn": _gcn,
+_CHANGES = {
     "unrefined": _unrefined,
     "baseline": _baseline,
     "trivial": _trivial,

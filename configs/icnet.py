@@ -51,7 +51,7 @@ _WIDTHS = {"half": 0.5, "full": 1.0}
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...`."""
+    """Returns the recipe for `variant=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/icnet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "icnet"
@@ -85,11 +85,11 @@ def _voc(config: config_dict.ConfigDict) -> None:
 def _ade20k(config: config_dict.ConfigDict) -> None:
     recipes.ade20k(config, crop=513)
     _on_resnet50(config)
-    config.steps = 60_000  # seven times the pictures of Cityscapes
+    config.steps = 60_000  # seven times the images of Cityscapes
 
 
 def _on_resnet50(config: config_dict.ConfigDict) -> None:
-    """The paper's 30k steps."""
+    """Trains for the paper's 30k steps."""
     config.model.backbone = "resnet50"
     recipes.set_options(
         config,

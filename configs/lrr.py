@@ -72,7 +72,7 @@ _BATCH_SIZE = 20
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...,backbone=...`."""
+    """Returns the recipe for `variant=...,data=...,backbone=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/lrr.py", **RECIPE["choices"])
     config = default_config()
     finest = _VARIANTS[chosen["variant"]]
@@ -100,9 +100,9 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
 
 
 def _released_recipe(
-    config: config_dict.ConfigDict, variant: str, backbone: str, pictures: int
+    config: config_dict.ConfigDict, variant: str, backbone: str, images: int
 ) -> None:
-    """What the released code says for VOC, for as many epochs of any data set."""
+    """Sets what the released code says for VOC, for as many epochs of any data set."""
     config.model.backbone = backbone
     if backbone == "vgg16":
         config.init.backbone = "VGG16.npz"  # Caffe's ILSVRC net; give its path
@@ -114,7 +114,7 @@ def _released_recipe(
         config.init.model = _START[variant]
         config.init.reinit_head = True
     config.batch_size = _BATCH_SIZE
-    epoch = pictures // _BATCH_SIZE
+    epoch = images // _BATCH_SIZE
     if variant == "32x":
         config.steps = 65 * epoch
         config.optimizer.learning_rate = 1e-3
@@ -139,29 +139,29 @@ def _released_recipe(
 
 
 def _voc(config: config_dict.ConfigDict, variant: str, backbone: str) -> None:
-    """The longer side of nearly all pictures is 500 pixels."""
+    """Scales for images whose longer side is 500 pixels, as nearly all here."""
     recipes.voc(config)
-    _released_recipe(config, variant, backbone, pictures=10_582)
+    _released_recipe(config, variant, backbone, images=10_582)
     config.model.options.background_class = 0
     config.data.scale = (288 / 500, 704 / 500)
     config.data.scale_step = 32 / 500
 
 
 def _cityscapes(config: config_dict.ConfigDict, variant: str, backbone: str) -> None:
-    """With the masks' window of the released network."""
+    """Uses the mask window of the released network."""
     recipes.cityscapes(config)
-    _released_recipe(config, variant, backbone, pictures=2_975)
+    _released_recipe(config, variant, backbone, images=2_975)
     config.model.options.mask_window = 17
     config.data.crop_size = (768, 768)
 
 
 def _ade20k(config: config_dict.ConfigDict, variant: str, backbone: str) -> None:
     recipes.ade20k(config)
-    _released_recipe(config, variant, backbone, pictures=20_210)
+    _released_recipe(config, variant, backbone, images=20_210)
 
 
 def _camvid(config: config_dict.ConfigDict, variant: str, backbone: str) -> None:
-    """With bases of unit norm, for which these are ordinary rates."""
+    """Sets ordinary rates, which fit bases of unit norm."""
     del variant, backbone
     recipes.camvid(config, crop=256)
     config.optimizer.head_lr_multiplier = 0.1  # scores without a BatchNorm before them
@@ -175,7 +175,7 @@ def _shapes(config: config_dict.ConfigDict, variant: str, backbone: str) -> None
 
 
 def _without_masks(config: config_dict.ConfigDict) -> None:
-    """Without the heads of dilation and erosion, which only serve the training."""
+    """Leaves out the heads of dilation and erosion, which only serve the training."""
     recipes.set_options(config, dilation_erosion=False)
     with config.unlocked():
         del config.loss.outputs["dilation"], config.loss.outputs["erosion"]

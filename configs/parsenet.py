@@ -44,7 +44,7 @@ RECIPE = {
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...`."""
+    """Returns the recipe for `variant=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/parsenet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "parsenet"
@@ -87,7 +87,7 @@ def _cityscapes(config: config_dict.ConfigDict) -> None:
 def _ade20k(config: config_dict.ConfigDict) -> None:
     recipes.ade20k(config, crop=497)
     _papers(config)
-    config.data.scale = (0.5, 1.0)  # pictures are of up to thousands of pixels
+    config.data.scale = (0.5, 1.0)  # images are of up to thousands of pixels
 
 
 def _camvid(config: config_dict.ConfigDict) -> None:

@@ -53,7 +53,7 @@ RECIPE = {
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...`."""
+    """Returns the recipe for `variant=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/pspnet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "pspnet"
@@ -72,14 +72,15 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.loss.outputs.auxiliary.weight = 0.4
     config.optimizer.decay_bn_and_bias = True
     _DATA[chosen["data"]](config)
-    _VARIANTS[chosen["variant"]](config)
+    if chosen["variant"] in _CHANGES:
+        _CHANGES[chosen["variant"]](config)
     return config
 
 
 def _published(config: config_dict.ConfigDict, steps: int) -> None:
-    """What semseg's recipes have in common.
+    """Sets what semseg's recipes have in common.
 
-    There a picture is rotated with probability 0.5, here always, by an angle of the same range.
+    There an image is rotated with probability 0.5, here always, by an angle of the same range.
     """
     recipes.set_options(config, backbone_options={"deep_stem": (64, 64, 128)})
     config.init.backbone = "timm/resnet50s.gluon_in1k"
@@ -99,7 +100,7 @@ def _voc(config: config_dict.ConfigDict) -> None:
 
 
 def _cityscapes(config: config_dict.ConfigDict) -> None:
-    """As semseg; the paper has rotation and blur for the two other data sets only."""
+    """Trains as semseg; the paper has rotation and blur for the two other data sets only."""
     recipes.cityscapes(config, crop=713)
     _published(config, 200 * (2_975 // 16))
 
@@ -130,12 +131,8 @@ _DATA = {
 }
 
 
-def _semseg(config: config_dict.ConfigDict) -> None:
-    """As it is."""
-
-
 def _caffe(config: config_dict.ConfigDict) -> None:
-    """The published definitions of the networks have the rates too; the solver was not published.
+    """Sets the rates in the published network definitions; the solver was not published.
 
     Their weight decay of the classifier's bias, 1e-4, is left out.
     """
@@ -154,4 +151,4 @@ def _baseline(config: config_dict.ConfigDict) -> None:
     config.model.options.bins = ()
 
 
-_VARIANTS = {"semseg": _semseg, "caffe": _caffe, "baseline": _baseline}
+_CHANGES = {"caffe": _caffe, "baseline": _baseline}

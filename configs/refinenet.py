@@ -63,7 +63,7 @@ RECIPE = {
     ),
 }
 
-# Blocks and scales of the picture.
+# Blocks and scales of the image.
 _HEAVY = {
     "4cascaded": (4, (1.2,)),
     "2cascaded": (2, (1.2,)),
@@ -74,7 +74,7 @@ _LIGHT = {"lw": "resnet", "lw_mobilenet": "mobilenet"}
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...`."""
+    """Returns the recipe for `variant=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/refinenet.py", **RECIPE["choices"])
     variant = chosen["variant"]
     config = default_config()
@@ -99,7 +99,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
 
 
 def _published(config: config_dict.ConfigDict, variant: str, light_steps: int) -> None:
-    """What the authors' recipes have in common, and where they differ."""
+    """Sets what the authors' recipes have in common, and where they differ."""
     config.model.frozen_batch_norm = True
     config.optimizer.head_lr_multiplier = 10.0
     config.optimizer.decay_bn_and_bias = True
@@ -141,7 +141,7 @@ def _published(config: config_dict.ConfigDict, variant: str, light_steps: int) -
 
 def _voc(config: config_dict.ConfigDict, variant: str) -> None:
     recipes.voc(config, crop=400)
-    _published(config, variant, 300 * (1_464 // 6))  # epochs of the pictures without the additions
+    _published(config, variant, 300 * (1_464 // 6))  # epochs of the images without the additions
 
 
 def _cityscapes(config: config_dict.ConfigDict, variant: str) -> None:
@@ -171,7 +171,7 @@ def _shapes(config: config_dict.ConfigDict, variant: str) -> None:
 
 
 def _small(config: config_dict.ConfigDict, variant: str, features: int) -> None:
-    """Fewer channels, and cells that lie over the same pixels in a crop and in a whole picture."""
+    """Uses fewer channels, and cells over the same pixels in a crop and in a whole image."""
     options = config.model.options
     options.features = features
     options.dropout = 0.1

@@ -57,7 +57,7 @@ _MEDIAN_FREQUENCY = (
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...`."""
+    """Returns the recipe for `variant=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/segnet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = _VARIANTS[chosen["variant"]]
@@ -67,7 +67,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
 
 
 def _tutorial(config: config_dict.ConfigDict) -> None:
-    """What the authors' solvers say, for any data set."""
+    """Sets what the authors' solvers say, for any data set."""
     if config.model.name == "segnet_basic":
         config.model.backbone = "segnet_basic_encoder"
         config.optimizer.learning_rate = 0.1

@@ -43,7 +43,7 @@ RECIPE = {
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
-    """The recipe for `variant=...,data=...`."""
+    """Returns the recipe for `variant=...,data=...`."""
     chosen = recipes.parse_recipe_argument(argument, "configs/unet.py", **RECIPE["choices"])
     config = default_config()
     config.model.name = "unet"
@@ -59,7 +59,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
 
 
 def _papers(config: config_dict.ConfigDict, *, padded: bool) -> None:
-    """One tile a step; the crop of the data set becomes the next size without loss."""
+    """Trains on one tile a step, with the data set's crop at the next size without loss."""
     config.model.backbone = "unet_encoder"
     options = {"padding": "torch", "batch_norm": True} if padded else {"padding": "valid"}
     recipes.set_options(config, backbone_options=options, dropout=0.5)
