@@ -63,8 +63,8 @@ _EXTRAS = {
 def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
     """Returns the error that says which extra brings the package that was not found, or None.
 
-    >>> str(missing_package(ModuleNotFoundError(name="grain.python")))
-    "the package 'grain' is not installed; it comes with: pip install \\"flaxseg[train]\\""
+    >>> print(missing_package(ModuleNotFoundError(name="grain.python")))
+    the package 'grain' is not installed; it comes with: pip install "flaxseg[train]"
     """
     package = (error.name or "").partition(".")[0]
     for extra, packages in _EXTRAS.items():

@@ -137,6 +137,7 @@ def parse_command_line(
     flags.DEFINE_boolean("multi_process", False, _FLAGS["multi_process"], flag_values=values)
     try:
         left = values(command_line)[1:]
+        _ = values.config.seed  # what a recipe raised is raised when its config is used
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise _as_config_error(error, recipe, others) from error
     if left:
@@ -169,11 +170,12 @@ def _take_recipe(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def _as_config_error(error: Exception, recipe: str, others: Sequence[str]) -> ConfigError:
     """Returns what was wrong on the command line as one error."""
     # What a recipe raises, ml_collections raises once more with the traceback as its message.
-    cause = error
+    cause, found = error, None
     while cause is not None:
-        if isinstance(cause, ConfigError):
-            return cause
+        found = cause if isinstance(cause, ConfigError) else found
         cause = cause.__cause__ or cause.__context__
+    if found is not None:
+        return found
     if isinstance(error, (AttributeError, KeyError)):
         from flaxseg.training.config import field_names
 
