@@ -186,7 +186,7 @@ def test_a_type_checker_tells_right_use_from_wrong(repository, tmp_path):
     skipped = ("jax", "flax", "optax", "grain", "orbax", "tensorflow_datasets", "scipy", "cv2")
     skipped += ("numpy", "ml_collections", "PIL", "tqdm", "huggingface_hub", "array_record", "absl")
     settings.write_text(
-        "[mypy]\nfollow_imports = silent\nignore_missing_imports = True\n"
+        f"[mypy]\ncache_dir = {tmp_path}\nfollow_imports = silent\nignore_missing_imports = True\n"
         + "".join(f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in skipped)
     )
     checked = subprocess.run(
