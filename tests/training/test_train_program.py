@@ -166,7 +166,7 @@ MISTAKES = [
         "configs/deeplab.py:data=cityscapes",
         ["--config.data.dir=DIR/data"],
         1,
-        ["can not be downloaded by a program", "--config.data.manual_dir"],
+        ["cannot be downloaded by a program", "--config.data.manual_dir"],
     ),
     ("configs/deeplab.py:data=shapess", [], 2, ['Did you mean "shapes"?']),
     (
