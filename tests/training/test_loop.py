@@ -34,7 +34,7 @@ def config(shapes_dir):
     config.model.name = "tiny"
     config.model.backbone = "resnet18"  # not used by the tiny model
     config.data.dir = str(shapes_dir)
-    config.data.eval_split = "val[:20]"
+    config.data.eval_split = "val[:21]"
     config.data.crop_size = (24, 32)
     config.batch_size = 8
     config.steps = STEPS
@@ -43,7 +43,7 @@ def config(shapes_dir):
     config.log.tensorboard = False
     config.checkpoint.every_steps = 2
     config.eval.every_steps = 3
-    config.eval.batch_size = 16
+    config.eval.batch_size = 8
     config.eval.num_pictures = 2
     return config
 
