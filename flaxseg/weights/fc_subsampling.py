@@ -4,7 +4,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +11,7 @@ from flaxseg.errors import WeightsError
 from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.load_report import LoadReport
 from flaxseg.weights.name_map import FLAXSEG, NameMap
+from flaxseg.weights.variable_paths import flatten, unflatten
 
 
 def load_fully_connected(
@@ -36,7 +36,7 @@ def load_fully_connected(
       WeightsError: a value is not finite.
     """
     maps = [m for m in NAME_MAPS["vgg16"] if m.name == report.layout and m is not FLAXSEG]
-    flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    flat = flatten(variables["params"])
     pairs = [
         (path.removesuffix("/kernel"), re.sub(r"fc6(_\d+)?/kernel$", r"fc7\1", path))
         for path in flat
@@ -67,8 +67,7 @@ def load_fully_connected(
         unused=tuple(name for name in report.unused if name not in used),
         notes=(*report.notes, note),
     )
-    params = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return {**variables, "params": params}, report
+    return {**variables, "params": unflatten(flat)}, report
 
 
 def _layer(tensors: Mapping[str, np.ndarray], name_map: NameMap, layer: str):
