@@ -217,7 +217,8 @@ def create_model(
       **options: attributes of the model, such as `rates` or `dropout`; see its class.
 
     Raises:
-      ConfigError: the model or the backbone is unknown, or the backbone cannot do what is asked.
+      ConfigError: the model or the backbone is unknown, the backbone cannot do what is asked, or
+        what is asked is for backbones given by name.
       ValueError: num_classes or output_stride is impossible.
       TypeError: the model has no such option.
     """
@@ -243,6 +244,11 @@ def create_model(
             remat=remat,
             dtype=dtype,
             **{**spec.form_of(backbone, options), **(backbone_options or {})},
+        )
+    elif remat or backbone_options:
+        given = "remat" if remat else "backbone_options"
+        raise ConfigError(
+            f"{given} is for a backbone given by name; set it on your {type(backbone).__name__}."
         )
     elif getattr(backbone, "output_stride", output_stride) != output_stride:
         raise ValueError(

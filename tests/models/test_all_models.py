@@ -10,9 +10,10 @@ import pytest
 from random_weights import picture, shapes_of
 
 import flaxseg
-from flaxseg.backbones import EfficientNetLite0, ResNet
+from flaxseg.backbones import EfficientNetLite0, MobileNetV2, ResNet
 from flaxseg.backbones.mobile import Stage
 from flaxseg.backbones.resnet import BasicBlock
+from flaxseg.errors import ConfigError
 
 # Small backbones of both kinds: what is tested here is the models.
 BACKBONES = {
@@ -420,6 +421,14 @@ def test_backbone_options_reach_a_backbone_given_by_name():
     options = {"padding": "torch"}
     model = flaxseg.create_model("deeplabv3", 2, backbone="mobilenet_v2", backbone_options=options)
     assert model.backbone.padding == "torch"
+
+
+@pytest.mark.parametrize("options", [{"remat": True}, {"backbone_options": {"padding": "tf"}}])
+def test_what_a_module_of_ones_own_cannot_be_told_is_refused(options):
+    with pytest.raises(
+        ConfigError, match=rf"{next(iter(options))} is for a backbone given by name"
+    ):
+        flaxseg.create_model("deeplabv3", 2, backbone=MobileNetV2(), output_stride=32, **options)
 
 
 def test_mistakes_are_named():
