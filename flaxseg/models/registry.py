@@ -132,7 +132,7 @@ MODELS: dict[str, ModelSpec] = {
         dict.fromkeys(_RESNETS, pspnet.RESNET_OPTIONS),
         options_in_cells=("windows",),
     ),
-    # Of the half image, before it shrinks; 32 of the whole image.
+    # The stride counts on the half image, before its features shrink; on the whole image it is 32.
     "icnet": ModelSpec(
         icnet.ICNet,
         "resnet50",
