@@ -54,4 +54,4 @@ lint: .venv-test/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test .cache build dist *.egg-info
+	rm -rf .venv .venv-test .cache .mypy_cache .import_linter_cache build dist *.egg-info

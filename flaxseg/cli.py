@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    """Finds the command, lets it read its flags, and runs it; returns the exit code."""
     own_flags = {command.NAME: command for command in COMMANDS if hasattr(command, "main")}
     if argv and argv[0] in own_flags:
         program = _program()

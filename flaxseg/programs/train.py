@@ -102,7 +102,7 @@ def main(arguments: Sequence[str], command: str = "flaxseg train") -> int:
 
 def help_text(command: str) -> str:
     """Returns the help: the recipes, the flags, and the fields that are set most often."""
-    names = textwrap.fill(", ".join(recipe_names()), initial_indent="  ", subsequent_indent="  ")
+    names = textwrap.indent(textwrap.fill(", ".join(recipe_names()), width=90), "  ")
     return _USAGE.format(
         command=command,
         names=names,
