@@ -17,6 +17,20 @@ def shapes_of(module, size: tuple[int, int] = (65, 65)):
     return jax.eval_shape(module.init, jax.random.key(0), image)
 
 
+def fresh(module, size: tuple[int, int] = (33, 33)):
+    """Variables as at the start of a training, drawn by NumPy: compiling `init` would take as long
+    as a test."""
+    rng = np.random.default_rng(0)
+
+    def value(path, leaf):
+        if path[-1].key == "kernel":
+            deviation = np.sqrt(2 / np.prod(leaf.shape[:3]))
+            return (rng.normal(size=leaf.shape) * deviation).astype(np.float32)
+        return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
+
+    return jax.tree_util.tree_map_with_path(value, shapes_of(module, size))
+
+
 def torch_tensors(shapes, name_map: NameMap, seed: int = 0) -> dict[str, np.ndarray]:
     """Random tensors with the names and layouts that a PyTorch library has for a module.
 

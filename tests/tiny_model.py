@@ -1,10 +1,13 @@
-"""A model with the interface of the real ones that compiles in a moment."""
+"""A model and a backbone with the interfaces of the real ones that compile in a moment."""
+
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Dtype
 
-from flaxseg.layers import ImageNormalization
+from flaxseg.layers import BatchNorm, ConvBlock, ImageNormalization
 from flaxseg.models import Prediction
 
 
@@ -22,6 +25,24 @@ class TinyModel(nn.Module):
         x = nn.Conv(4, size, name="backbone")(image)
         x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
         return Prediction(nn.Conv(self.num_classes, (1, 1), name="head")(x).astype(jnp.float32), {})
+
+
+class TinyBackbone(nn.Module):
+    """A convolution, BatchNorm and ReLU for each of five levels, at output stride 16."""
+
+    frozen_batch_norm: bool = False
+    dtype: Dtype = jnp.float32
+    output_stride: int = 16
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Returns the features `"c1"` to `"c5"`."""
+        norm = partial(BatchNorm, frozen=self.frozen_batch_norm)
+        x, features = image.astype(self.dtype), {}
+        for level, strides in enumerate((2, 2, 2, 2, 1), 1):
+            block = ConvBlock(8, 3, strides, norm=norm, dtype=self.dtype, name=f"stage{level}")
+            features[f"c{level}"] = x = block(x, train=train)
+        return features
 
 
 def create_tiny(name: str, num_classes: int, **options) -> nn.Module:

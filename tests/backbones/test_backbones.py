@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_weights import picture, shapes_of, torch_tensors
+from random_weights import fresh, picture, shapes_of, torch_tensors
 
 from flaxseg.backbones import (
     VGG,
@@ -51,29 +51,44 @@ DEEPER = ("resnet34", "resnet101", "resnet152", "resnet101_beta", "xception65", 
 GRIDS = [name for name in list_backbones() if name not in (*WITHOUT_GRIDS, *DEEPER)]
 
 
+@functools.cache
+def tree_at(name, output_stride):
+    """The shapes of a backbone's variables at an output stride."""
+    return shapes_of(create_backbone(name, output_stride=output_stride))
+
+
 def count(params) -> int:
     return sum(value.size for value in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("name", [name for name in list_backbones() if name not in ENCODERS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in DEEPER else name
+        for name in list_backbones()
+        if name not in ENCODERS
+    ],
+)
 def test_parameters_are_those_of_the_papers_network(name):
     shapes = shapes_of(create_backbone(name, num_classes=1000), (227, 227))
     assert count(shapes["params"]) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_all_output_strides_share_one_tree(name):
-    trees = [shapes_of(create_backbone(name, output_stride=stride)) for stride in (8, 16, 32)]
-    assert trees[0] == trees[1] == trees[2]
+@pytest.mark.parametrize("output_stride", [8, pytest.param(16, marks=pytest.mark.slow)])
+def test_all_output_strides_share_one_tree(name, output_stride):
+    assert tree_at(name, output_stride) == tree_at(name, 32)
 
 
-@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize(
+    "output_stride", [8, *(pytest.param(stride, marks=pytest.mark.slow) for stride in (16, 32))]
+)
 @pytest.mark.parametrize("name", GRIDS)
 def test_features_have_the_size_of_their_stride(name, output_stride):
     backbone = create_backbone(name, output_stride=output_stride)
     for height, width in ((65, 97), (64, 96), (1, 1), (2, 3)):
         image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-        features, _ = jax.eval_shape(backbone.init_with_output, jax.random.key(0), image)
+        features = jax.eval_shape(backbone.apply, tree_at(name, 32), image)
         wanted = {f"c{level}": 2**level for level in range(1, 6)}
         if name.startswith("vgg"):  # also what its pools see
             wanted |= {f"conv{level}": 2 ** (level - 1) for level in range(1, 6)}
@@ -145,7 +160,14 @@ def test_all_layouts_of_a_resnet_share_one_tree_over_output_strides():
         assert trees[0] == trees[1] == shapes_of(create_backbone("resnet50"))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("resnet18", marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2", marks=pytest.mark.slow),
+        "efficientnet_lite0",
+    ],
+)
 def test_a_finer_output_stride_computes_the_same_features_on_a_finer_grid(name):
     # With odd sizes TensorFlow's padding is symmetric too, and the identity holds up to the border.
     coarse, fine = (create_backbone(name, output_stride=stride) for stride in (32, 16))
@@ -185,14 +207,22 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet",
+        pytest.param("mobile", marks=pytest.mark.slow),
+        "vgg",
+        pytest.param("unet", marks=pytest.mark.slow),
+    ],
+)
 def test_remat_changes_neither_value_nor_gradient_nor_statistics(name):
     image = picture(2, 17, 17)
-    variables = SMALL[name]().init(jax.random.key(0), image)
+    variables = fresh(SMALL[name]())
     results = []
     for remat in (False, True):
         backbone = SMALL[name](remat=remat)
-        assert jax.tree.structure(shapes_of(backbone)) == jax.tree.structure(dict(variables))
+        assert jax.tree.structure(shapes_of(backbone)) == jax.tree.structure(variables)
 
         def loss(params, backbone=backbone):
             features, updates = backbone.apply(
@@ -214,6 +244,7 @@ def test_a_backbone_that_cannot_recompute_its_blocks_says_which_can():
             create_backbone(name, remat=True)
 
 
+@pytest.mark.slow
 def test_all_of_xception_is_trained_with_remat_too():
     image = picture(2, 17, 17)
     backbone = Xception(entry=((32, 2),), middle_blocks=1, width=1 / 32, remat=True)
@@ -241,9 +272,14 @@ def test_all_of_xception_is_trained_with_remat_too():
 
 
 def test_frozen_batch_norm_uses_and_keeps_the_running_statistics():
-    image = picture(2, 17, 17)
     backbone = SMALL["resnet"](frozen_batch_norm=True)
-    variables = backbone.init(jax.random.key(0), image)
-    trained, updates = backbone.apply(variables, image, train=True, mutable=["batch_stats"])
-    np.testing.assert_array_equal(trained["c5"], backbone.apply(variables, image)["c5"])
+    variables = fresh(backbone)
+
+    @jax.jit
+    def both(variables, image):
+        trained = backbone.apply(variables, image, train=True, mutable=["batch_stats"])
+        return *trained, backbone.apply(variables, image)
+
+    trained, updates, wanted = both(variables, picture(2, 17, 17))
+    np.testing.assert_array_equal(trained["c5"], wanted["c5"])
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])

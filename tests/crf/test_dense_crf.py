@@ -158,9 +158,14 @@ def test_without_the_self_term_lattice_and_exact_kernel_agree_too():
     energy, image = scene(20, 22)
     kernels = [BilateralKernel(6.0, 40.0, 3.0, "after")]
     features = bilateral_features(kernels[0], image)
-    lattice = build_lattice(features)
-    matrix = lattice_filter(lattice, jnp.eye(len(features)))
-    own = LatticeFilter(lattice).self_weight()
+
+    @jax.jit
+    def run(features):
+        lattice = build_lattice(features)
+        matrix = lattice_filter(lattice, jnp.eye(len(features)))
+        return matrix, LatticeFilter(lattice).self_weight()
+
+    matrix, own = run(features)
     ratio = own / jnp.diag(matrix)
     assert float(ratio.min()) > 0.999
     assert float(ratio.mean()) < 1.1
@@ -174,7 +179,7 @@ def test_forms_of_the_potts_model_are_one():
     energy, image = scene()
     compats = (3.0, -3.0 * np.ones(CLASSES, np.float32), -3.0 * np.eye(CLASSES, dtype=np.float32))
     first, *others = (
-        dense_crf(energy, image, [BilateralKernel(4.0, 30.0, compat)], iterations=3)
+        dense_crf(energy, image, [BilateralKernel(4.0, 30.0, compat)], backend="exact")
         for compat in compats
     )
     for other in others:
@@ -200,8 +205,10 @@ def test_classes_have_no_order():
 
 def test_average_of_a_constant_is_the_constant():
     _, image = scene()
-    filter = make_filter(BilateralKernel(4.0, 30.0, normalization="after"), jnp.asarray(image))
-    np.testing.assert_allclose(filter(jnp.full((HEIGHT * WIDTH, 1), 0.7)), 0.7, atol=1e-6)
+    kernel = BilateralKernel(4.0, 30.0, normalization="after")
+    average = jax.jit(lambda image, values: make_filter(kernel, image)(values))
+    values = np.full((HEIGHT * WIDTH, 1), 0.7, np.float32)
+    np.testing.assert_allclose(average(image, values), 0.7, atol=1e-6)
 
 
 def test_batch_is_each_picture_alone_and_compiles_once_for_all_parameters():
@@ -218,7 +225,14 @@ def test_batch_is_each_picture_alone_and_compiles_once_for_all_parameters():
         np.testing.assert_allclose(together[index], alone, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param((1, 1), marks=pytest.mark.slow),
+        pytest.param((1, 6), marks=pytest.mark.slow),
+        (5, 1),
+    ],
+)
 def test_lines_and_single_pixels_work(size):
     energy, image = scene(*size)
     wanted = all_pairs(energy, image, KERNELS, 2)
@@ -246,8 +260,9 @@ def test_constant_image_pulls_to_the_majority():
 def gradients_agree(function, arguments):
     """Whether the gradient along a random direction is the difference of the values."""
     rng = np.random.default_rng(5)
-    gradients = jax.jit(jax.grad(function, argnums=tuple(range(len(arguments)))))(*arguments)
-    value = jax.jit(function)
+    # One program for values and gradients.
+    both = jax.jit(jax.value_and_grad(function, argnums=tuple(range(len(arguments)))))
+    gradients = both(*arguments)[1]
     for index, gradient in enumerate(gradients):
         direction = rng.normal(size=gradient.shape).astype(np.float32)
         step = 1e-2 / np.abs(direction).max()
@@ -255,7 +270,7 @@ def gradients_agree(function, arguments):
         for sign in (1, -1):
             moved = list(arguments)
             moved[index] = arguments[index] + sign * step * direction
-            ends.append(float(value(*moved)))
+            ends.append(float(both(*moved)[0]))
         slope = (ends[0] - ends[1]) / (2 * step)
         assert float(jnp.vdot(gradient, direction)) == pytest.approx(slope, rel=2e-2, abs=1e-3)
         assert float(jnp.abs(gradient).max()) > 1e-3
@@ -277,20 +292,31 @@ def test_gradients_are_slopes(backend):
     gradients_agree(value, (energy, np.float32(1.0), MATRIX))
 
 
-def test_crf_rnn_begins_as_the_dense_crf_and_can_be_trained():
+def crf_rnn(**options):
+    return CrfRnn(
+        CLASSES, iterations=3, eval_iterations=10, sigma_xy=5.0, sigma_rgb=30.0, **options
+    )
+
+
+def test_crf_rnn_begins_as_the_dense_crf():
     energy, image = scene()
-    layer = CrfRnn(CLASSES, iterations=3, eval_iterations=10, sigma_xy=5.0, sigma_rgb=30.0)
-    logits, image = -energy[None], image[None]
-    weight = np.random.default_rng(4).normal(size=logits.shape).astype(np.float32)
-    variables = layer.init(jax.random.key(0), logits, image)
+    layer, logits, image = crf_rnn(), -energy[None], image[None]
+    variables = jax.jit(layer.init)(jax.random.key(0), logits, image)
     preset = crf_preset("crfasrnn")
     pair = (
         preset.kernels[0],
         preset.kernels[1].replace(sigma_xy=5.0, sigma_rgb=30.0),
     )
     wanted = dense_crf(energy, image[0], pair, iterations=preset.iterations)
-    ours = jax.nn.softmax(layer.apply(variables, logits, image)[0])
+    ours = jax.nn.softmax(jax.jit(layer.apply)(variables, logits, image)[0])
     np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", [pytest.param("lattice", marks=pytest.mark.slow), "exact"])
+def test_crf_rnn_can_be_trained(backend):
+    energy, image = scene()
+    layer, logits, image = crf_rnn(backend=backend), -energy[None], image[None]
+    weight = np.random.default_rng(4).normal(size=logits.shape).astype(np.float32)
 
     def value(logits, *parameters):
         names = ("spatial_weights", "bilateral_weights", "compatibility")
@@ -406,17 +432,24 @@ def test_too_little_room_inside_jit_gives_nan():
 def test_a_large_picture_that_needs_more_room_than_photos_gets_it(monkeypatch):
     energy, image = scene()
     kernels = [BilateralKernel(1.0, 1.0)]
-    lattice = build_lattice(bilateral_features(kernels[0], jnp.asarray(image)))
+    lattice = jax.jit(build_lattice)(bilateral_features(kernels[0], jnp.asarray(image)))
     assert lattice.num_vertices > 3.5 * HEIGHT * WIDTH
     wanted = dense_crf(energy, image, kernels)
     monkeypatch.setattr(importlib.import_module("flaxseg.crf.mean_field"), "_LARGE", 1)
     np.testing.assert_array_equal(dense_crf(energy, image, kernels), wanted)
+
+
+@pytest.mark.slow
+def test_a_large_picture_inside_jit_has_all_the_room_there_can_be(monkeypatch):
+    energy, image = scene()
+    kernels = [BilateralKernel(1.0, 1.0)]
+    monkeypatch.setattr(importlib.import_module("flaxseg.crf.mean_field"), "_LARGE", 1)
     assert np.isfinite(jax.jit(lambda e: dense_crf(e, image, kernels))(energy)).all()
 
 
 def test_mean_field_takes_filters_that_were_made_before():
     energy, image = scene()
-    filters = [make_filter(kernel, jnp.asarray(image)) for kernel in KERNELS]
+    filters = jax.jit(lambda image: [make_filter(kernel, image) for kernel in KERNELS])(image)
     compats = [kernel.compat for kernel in KERNELS]
     marginals = jax.jit(mean_field, static_argnums=3)(
         energy.reshape(-1, CLASSES), filters, compats, 10

@@ -42,7 +42,15 @@ FEATURES = {
 }
 
 
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("one", "all in one place", "a single point")
+        else name
+        for name in FEATURES
+    ],
+)
 def test_filter_equals_brute_force(name):
     features = FEATURES[name]
     values = np.random.default_rng(1).normal(size=(len(features), 3)).astype(np.float32)
@@ -59,17 +67,17 @@ def test_filter_equals_brute_force(name):
     np.testing.assert_allclose(back, matrix.T @ values, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("spread", [0.01, 0.3, 3.0])
-def test_all_sizes_of_the_filter_are_the_filter(spread, monkeypatch):
+def test_all_sizes_of_the_filter_are_the_filter(monkeypatch):
     """Points that need few, some and almost all of the rows."""
     monkeypatch.setattr("flaxseg.crf.lattice._SMALLEST", 16)
-    features = clusters(150, 3, spread, 40.0)
     values = np.random.default_rng(1).normal(size=(150, 2)).astype(np.float32)
-    built = build_lattice(features)
-    assert built.fits
-    matrix = reference.matrix(features)
-    np.testing.assert_allclose(lattice_filter(built, values), matrix @ values, atol=1e-3)
-    np.testing.assert_allclose(lattice_filter(built, values, True), matrix.T @ values, atol=1e-3)
+    for spread in (0.01, 0.3, 3.0):
+        features = clusters(150, 3, spread, 40.0)
+        built, forth, back = run(features, values)
+        assert built.fits
+        matrix = reference.matrix(features)
+        np.testing.assert_allclose(forth, matrix @ values, atol=1e-3)
+        np.testing.assert_allclose(back, matrix.T @ values, atol=1e-3)
 
 
 def test_order_of_axes_matters_so_the_transpose_is_another_operator():
@@ -120,9 +128,10 @@ def test_too_little_room_is_never_silent():
 def test_features_without_a_place_do_not_fit(value):
     features = np.array(FEATURES["pictures have five"])
     features[7, 2] = value
-    built = build_lattice(features)
+    built, forth, back = run(features, np.ones((300, 3), np.float32))
     assert not built.fits
-    assert np.isnan(lattice_filter(built, jnp.ones((300, 1)))).all()
+    assert np.isnan(forth).all()
+    assert np.isnan(back).all()
 
 
 @pytest.mark.parametrize("transpose", [False, True])

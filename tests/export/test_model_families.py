@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from onnx_packages import import_onnx
 from random_weights import relative_difference
+from tiny_model import TinyBackbone
 
 import flaxseg
 from flaxseg.backbones import EfficientNetLite0, ResNet
@@ -31,19 +32,20 @@ FAMILIES = {
     "segnet": (MOBILE, {"convs": (1,) * 4}),
     "lrr": (MOBILE, {"num_bases": 2, "mask_window": 3}),
 }
+# Their backbones are exported with the families.
 OTHERS = {
-    "deeplabv1": (MOBILE, {"features": 16}),
-    "deeplabv2": (MOBILE, {"fc_features": 16, "rates": (1, 2)}),
-    "deeplabv3": (MOBILE, {"features": 16}),
-    "deeplabv3_cascade": (MOBILE, {"features": 16, "rates": (2,), "multi_grid": (1, 2)}),
-    "fcn": (MOBILE, {}),
-    "dfn": (MOBILE, {"features": 8, "border_features": 4, "head_factor": 2}),
-    "refinenet": (MOBILE, {"features": 8, "input_units": 1, "output_units": 1}),
-    "refinenet_lw": (MOBILE, {"features": 8}),
-    "unet": (MOBILE, {"features": (8,) * 5}),
-    "deconvnet": (MOBILE, {"fc_features": 16, "fc_kernel_size": 3, "convs": (1,) * 4}),
-    "dilatednet": (MOBILE, {"context": "large", "rates": (1, 2, 1)}),
-    "parsenet": (MOBILE, {"features": 16, "rate": 1, "levels": ("c3", "fc7")}),
+    "deeplabv1": (TinyBackbone(), {"features": 16}),
+    "deeplabv2": (TinyBackbone(), {"fc_features": 16, "rates": (1, 2)}),
+    "deeplabv3": (TinyBackbone(), {"features": 16}),
+    "deeplabv3_cascade": (TinyBackbone(), {"features": 16, "rates": (2,), "multi_grid": (1, 2)}),
+    "fcn": (TinyBackbone(), {}),
+    "dfn": (TinyBackbone(), {"features": 8, "border_features": 4, "head_factor": 2}),
+    "refinenet": (TinyBackbone(), {"features": 8, "input_units": 1, "output_units": 1}),
+    "refinenet_lw": (TinyBackbone(), {"features": 8}),
+    "unet": (TinyBackbone(), {"features": (8,) * 5}),
+    "deconvnet": (TinyBackbone(), {"fc_features": 16, "fc_kernel_size": 3, "convs": (1,) * 4}),
+    "dilatednet": (TinyBackbone(), {"context": "large", "rates": (1, 2, 1)}),
+    "parsenet": (TinyBackbone(), {"features": 16, "rate": 1, "levels": ("c3", "fc7")}),
 }
 CASES = [
     *FAMILIES,

@@ -25,6 +25,7 @@ def test_kernels_by_hand():
         np.testing.assert_array_equal(bilinear_kernel(size), bilinear_kernel(size)[::-1])
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize(("kernel_size", "strides"), KERNELS)
 def test_fixed_form_equals_the_transposed_convolution(kernel_size, strides):
     torch = peers.import_torch()
@@ -41,6 +42,7 @@ def test_fixed_form_equals_the_transposed_convolution(kernel_size, strides):
     np.testing.assert_allclose(part, wanted[:, 1:5, 1:3], atol=1e-5)
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize(("kernel_size", "strides"), KERNELS)
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_phases_and_their_gradient_equal_the_transposed_convolution(

@@ -187,6 +187,15 @@ def test_normalize_is_the_documented_formula():
         normalize(image[..., :2], IMAGENET)
 
 
+def test_local_response_norm_is_its_formula():
+    x = picture(2, 3, 4)[..., :1] * np.linspace(1, 90, 7, dtype=np.float32)
+    squares = np.pad(x.astype(np.float64) ** 2, ((0, 0), (0, 0), (0, 0), (2, 2)))
+    sums = sum(squares[..., shift : shift + 7] for shift in range(5))
+    wanted = x / (1 + 1e-2 / 5 * sums) ** 0.75
+    np.testing.assert_allclose(local_response_norm(x, alpha=1e-2), wanted, rtol=1e-5)
+
+
+@pytest.mark.peer
 def test_local_response_norm_equals_torch():
     torch = peers.import_torch()
     x = picture(2, 5, 4)[..., :1] * np.linspace(1, 90, 7, dtype=np.float32)
@@ -197,6 +206,17 @@ def test_local_response_norm_equals_torch():
         local_response_norm(x, 4)
 
 
+def test_each_group_sees_its_own_channels():
+    x, kernel = (
+        np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        for shape in ((2, 5, 4, 6), (1, 1, 3, 4))
+    )
+    y = AtrousConv(4, 1, groups=2).apply({"params": {"kernel": kernel}}, x)
+    wanted = [x[..., :3] @ kernel[0, 0, :, :2], x[..., 3:] @ kernel[0, 0, :, 2:]]
+    np.testing.assert_allclose(y, np.concatenate(wanted, -1), atol=1e-5)
+
+
+@pytest.mark.peer
 @pytest.mark.parametrize(("strides", "rate"), [(1, 1), (2, 1), (1, 2)])
 def test_groups_equal_torch(strides, rate):
     torch = peers.import_torch()

@@ -33,6 +33,7 @@ def inputs(height, width, classes, bases, size):
     return x, rng.normal(size=(size, size, 1, classes * bases)).astype(np.float32)
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize(("height", "width", "classes", "bases", "size", "strides"), SHAPES)
 def test_value_and_gradient_are_those_of_the_grouped_transposed_convolution(
     height, width, classes, bases, size, strides
@@ -130,7 +131,10 @@ def mask_by_loops(scores, window):
     return mask
 
 
-@pytest.mark.parametrize("window", [1, 3, 9, 17])
+@pytest.mark.parametrize(
+    "window",
+    [1, pytest.param(3, marks=pytest.mark.slow), 9, pytest.param(17, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("size", [(13, 20), (1, 3)])
 def test_masks_equal_loops_over_windows(window, size):
     scores = 3 * np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
@@ -155,6 +159,7 @@ def test_without_a_window_the_residual_is_added_everywhere_and_flat_scores_have_
         boundary_mask(flat, 8)
 
 
+@pytest.mark.peer
 def test_the_gradient_flows_through_the_mask_as_in_pytorch():
     torch = peers.import_torch()
     rng = np.random.default_rng(0)

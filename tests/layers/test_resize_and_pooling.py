@@ -82,7 +82,7 @@ def test_gradient_of_resize_equals_torch(align_corners):
 @pytest.mark.parametrize(
     ("source", "target"), [((5, 7), (17, 25)), ((33, 2), (65, 3)), ((1, 2), (70, 140)), *SIZES[3:5]]
 )
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_both_forms_of_resize_and_their_gradients_agree(source, target, align_corners, dtype):
     x, weight = random(2, *source, 3), random(2, *target, 3, seed=1)
     results = []
@@ -122,7 +122,14 @@ def test_nearest_keeps_labels_of_any_integer_type():
     np.testing.assert_array_equal(aligned, label[:, ::3, ::2])
 
 
-@pytest.mark.parametrize("size", [(1, 5), (16, 17), (33, 65), (31, 40), (96, 100)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (1, 5),
+        (31, 40),
+        *(pytest.param(size, marks=pytest.mark.slow) for size in ((16, 17), (33, 65), (96, 100))),
+    ],
+)
 @pytest.mark.parametrize("stride", [2, 4, 16])
 def test_features_stay_where_a_strided_convolution_took_them(size, stride):
     """A ramp that was subsampled by `stride` comes back, up to the last cell; beyond it is flat."""
@@ -233,6 +240,7 @@ def test_global_average_is_taken_in_float32():
     assert pooled.item() == x[0, 0, 0, 0].item()
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("window", [2, 3])
 def test_dilated_max_pool_equals_torch(window):
     torch = peers.import_torch()

@@ -1,13 +1,15 @@
 """What every model promises, checked on all of them."""
 
 import functools
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from random_weights import picture, shapes_of
+from random_weights import fresh, picture, shapes_of
+from tiny_model import TinyBackbone
 
 import flaxseg
 from flaxseg.backbones import EfficientNetLite0, MobileNetV2, ResNet
@@ -15,10 +17,11 @@ from flaxseg.backbones.mobile import Stage
 from flaxseg.backbones.resnet import BasicBlock
 from flaxseg.errors import ConfigError
 
-# Small backbones of both kinds: what is tested here is the models.
+# What is tested here is the models.
 BACKBONES = {
+    "tiny": TinyBackbone,
     "resnet": functools.partial(
-        ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock, output_stride=16
+        ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock, width=0.125, output_stride=16
     ),
     "mobile": functools.partial(
         EfficientNetLite0,
@@ -77,17 +80,25 @@ def has(name, option):
     return option in flaxseg.models.MODELS[name].options
 
 
+def simplest(name):
+    """The backbone that compiles fastest; ICNet asks for more than named features."""
+    return "mobile" if name == "icnet" else "tiny"
+
+
+# With its auxiliary outputs, each system trains all that it can have.
 CASES = [
     pytest.param(
-        name, backbone, options, id=f"{name}-{backbone}{''.join('-' + o for o in options)}"
+        (name, backbone, options),
+        id=f"{name}-{backbone}{''.join('-' + o for o in options)}",
+        marks=() if backbone == simplest(name) else pytest.mark.slow,
     )
-    for name in NAMES
-    for backbone, options in (
-        ("resnet", {"auxiliary": True}),
-        ("mobile", {}),
-        *(("mobile", other) for other in OTHER_FORMS.get(name, ())),
+    for name, backbone, options in (
+        *((name, "tiny", {"auxiliary": True} if has(name, "auxiliary") else {}) for name in NAMES),
+        *((name, "tiny", options) for name in OTHER_FORMS for options in OTHER_FORMS[name]),
+        ("deeplabv3plus", "resnet", {"auxiliary": True}),
+        ("pspnet", "mobile", {}),
+        ("unet", "mobile", {}),
     )
-    if options.keys() <= flaxseg.models.MODELS[name].options
 ]
 
 
@@ -105,37 +116,19 @@ def make(name, backbone, num_classes=2, *, frozen=False, dtype=jnp.float32, **op
     )
 
 
-def initial(model):
-    """Fresh variables, drawn by NumPy: compiling `init` would take as long as the test."""
-    rng = np.random.default_rng(0)
-
-    def value(path, leaf):
-        match path[-1].key:
-            case "kernel":
-                return rng.normal(size=leaf.shape).astype(np.float32) * np.sqrt(
-                    2 / np.prod(leaf.shape[:3])
-                ).astype(np.float32)
-            case "scale" | "var":
-                return np.ones(leaf.shape, np.float32)
-        return np.zeros(leaf.shape, np.float32)
-
-    return jax.tree_util.tree_map_with_path(value, shapes_of(model, (33, 33)))
-
-
-@functools.cache
 def make_train_step(model):
-    """A function that gives loss, new statistics and gradient, auxiliary losses included; one for
-    each model, so that tests share what they compile."""
+    """Returns a function that gives loss, logits, new statistics and gradient, auxiliary losses
+    included."""
 
     @jax.jit
-    def step(variables, image, label):
+    def step(variables, image, label, key):
         def loss(params):
             prediction, updates = model.apply(
                 {**variables, "params": params},
                 image,
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": jax.random.key(1)},
+                rngs={"dropout": key},
             )
             total = 0.0
             for logits in (prediction.logits, *prediction.auxiliary.values()):
@@ -145,43 +138,73 @@ def make_train_step(model):
                     target = jnp.minimum(target, 1)
                 log_probs = jax.nn.log_softmax(logits)
                 total -= jnp.take_along_axis(log_probs, target[..., None], -1).mean()
-            return total, updates["batch_stats"]
+            return total, (prediction.logits, updates["batch_stats"])
 
-        (total, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        return total, statistics, gradient
+        (total, others), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return total, *others, gradient
 
     return step
+
+
+def make_evaluation(model):
+    """Returns a function that gives the prediction outside training, and the statistics after."""
+    return jax.jit(functools.partial(model.apply, mutable=["batch_stats"]))
 
 
 def some_labels(*shape, num_classes=2):
     return np.random.default_rng(0).integers(0, num_classes, shape).astype(np.int32)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("size", "num_classes"), [((65, 97), 21), ((1, 1), 2)])
-def test_any_size_in_evaluation(name, size, num_classes):
-    model = make(name, "mobile", num_classes)
-    variables = initial(model)
-    image = picture(1, *size)
-    prediction = jax.jit(model.apply)(variables, image)
-    assert prediction.logits.shape == (1, *size, num_classes)
+class Trained(NamedTuple):
+    """A model of three classes with dropout, and what is compiled once for all that is asked."""
+
+    name: str
+    model: nn.Module
+    variables: dict
+    step: jax.stages.Wrapped
+
+
+@pytest.fixture(scope="module", params=CASES)
+def trained(request):
+    name, backbone, options = request.param
+    model = make(name, backbone, 3, dropout=0.5, **options)
+    return Trained(name, model, fresh(model), make_train_step(model))
+
+
+def test_any_size_in_evaluation_without_new_statistics(trained):
+    _, model, variables, _ = trained
+    prediction, updates = make_evaluation(model)(variables, picture(1, 65, 97))
+    assert prediction.logits.shape == (1, 65, 97, 3)
     assert prediction.logits.dtype == jnp.float32
     assert bool(np.isfinite(prediction.logits).all())
     assert prediction.auxiliary == {}
-    for other in ((2, 33), (96, 64)):
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+    for other in ((1, 1), (2, 33), (96, 64)):
         image = jax.ShapeDtypeStruct((3, *other, 3), jnp.float32)
-        logits = jax.eval_shape(model.apply, variables, image).logits
-        assert logits.shape == (3, *other, num_classes)
+        assert jax.eval_shape(model.apply, variables, image).logits.shape == (3, *other, 3)
 
 
-@pytest.mark.parametrize(("name", "backbone", "options"), CASES)
-def test_every_parameter_gets_a_gradient_and_only_training_moves_statistics(
-    name, backbone, options
-):
-    model = make(name, backbone, 3, dropout=0.0, **options)
-    variables = initial(model)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("deeplabv3plus", "pspnet", "refinenet")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in NAMES
+    ],
+)
+def test_a_single_pixel_has_finite_logits(name):
+    model = make(name, simplest(name), 21)
+    logits = jax.jit(model.apply)(fresh(model), picture(1, 1, 1)).logits
+    assert logits.shape == (1, 1, 1, 21)
+    assert logits.dtype == jnp.float32
+    assert bool(np.isfinite(logits).all())
+
+
+def test_every_parameter_gets_a_gradient_and_training_moves_statistics(trained):
+    _, _, variables, step = trained
     image, label = picture(2, 65, 33), some_labels(2, 65, 33, num_classes=3)
-    loss, statistics, gradient = make_train_step(model)(variables, image, label)
+    loss, _, statistics, gradient = step(variables, image, label, jax.random.key(1))
     assert bool(np.isfinite(loss))
     for path, value in jax.tree_util.tree_leaves_with_path(gradient):
         assert bool(np.isfinite(value).all()), jax.tree_util.keystr(path)
@@ -192,69 +215,91 @@ def test_every_parameter_gets_a_gradient_and_only_training_moves_statistics(
         strict=True,
     ):
         assert bool(np.any(new != old)), jax.tree_util.keystr(path)
-    _, updates = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]))(variables, image)
-    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_few_steps_learn_a_picture(name):
-    model = make(name, "mobile", 3, dropout=0.0)
-    variables = initial(model)
+def test_dropout_follows_its_key(trained):
+    name, _, variables, step = trained
+    image, label = picture(2, 65, 33), some_labels(2, 65, 33, num_classes=3)
+    a, b, c = (step(variables, image, label, jax.random.key(k))[1] for k in (0, 0, 1))
+    np.testing.assert_array_equal(a, b)
+    # A model without dropout draws nothing.
+    assert bool(np.any(a != c)) == has(name, "dropout")
+
+
+def test_a_few_steps_learn_an_image(trained):
+    _, _, variables, step = trained
     label = np.zeros((2, 65, 33), np.int32)
     label[:, :, 16:] = 1
     label[:, 40:, :10] = 2
     image = np.eye(3, dtype=np.float32)[label] * 2 - 1
-    optimizer, step, losses = optax.adam(0.01), make_train_step(model), []
-    state = optimizer.init(variables["params"])
+    losses, moments = [], None
     # Most halve their loss in a few steps; the number to it differs between machines.
-    for _ in range(80):
-        loss, statistics, gradient = step(variables, image, label)
+    for count in range(80):
+        loss, _, statistics, gradient = step(variables, image, label, jax.random.key(1))
         losses.append(float(loss))
         if losses[-1] < 0.5 * losses[0]:
             break
-        updates, state = optimizer.update(gradient, state)
-        params = optax.apply_updates(variables["params"], updates)
-        variables = {"params": params, "batch_stats": statistics}
+        leaves, tree = jax.tree.flatten(variables["params"])
+        moments = moments or [(0.0, 0.0)] * len(leaves)
+        leaves, moments = zip(
+            *map(functools.partial(adam, count), leaves, jax.tree.leaves(gradient), moments),
+            strict=True,
+        )
+        variables = {"params": jax.tree.unflatten(tree, leaves), "batch_stats": statistics}
     assert losses[-1] < 0.5 * losses[0]
+
+
+def adam(count, value, gradient, moments, rate=0.01, first=0.9, second=0.999):
+    """Returns a parameter after a step of Adam, and its moments. In NumPy nothing is compiled."""
+    gradient = np.asarray(gradient)
+    mean = first * moments[0] + (1 - first) * gradient
+    square = second * moments[1] + (1 - second) * gradient**2
+    change = mean / (1 - first ** (count + 1))
+    change = change / (np.sqrt(square / (1 - second ** (count + 1))) + 1e-8)
+    return (value - rate * change).astype(np.float32), (mean, square)
 
 
 # Without normalisation in the head there is only that of the backbone: one of these is enough.
 @pytest.mark.parametrize("name", ["fcn8s", *(name for name in NAMES if has(name, "norm"))])
 def test_frozen_batch_norm_keeps_all_statistics_in_training(name):
-    model = make(name, "resnet", frozen=True, dropout=0.0)
-    variables = initial(model)
-    image = picture(2, 33, 33)
-    prediction, updates = jax.jit(
-        functools.partial(model.apply, train=True, mutable=["batch_stats"])
-    )(variables, image, rngs={"dropout": jax.random.key(0)})
-    np.testing.assert_allclose(
-        prediction.logits, jax.jit(model.apply)(variables, image).logits, atol=1e-6
-    )
+    model = make(name, simplest(name), frozen=True, dropout=0.0)
+    variables = fresh(model)
+
+    @jax.jit
+    def both(variables, image, key):
+        trained = model.apply(
+            variables, image, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )
+        return *trained, model.apply(variables, image).logits
+
+    prediction, updates, wanted = both(variables, picture(2, 33, 33), jax.random.key(0))
+    np.testing.assert_allclose(prediction.logits, wanted, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
 
 
 @pytest.mark.parametrize(
     ("name", "backbone", "options"),
     [
-        case
-        for case in CASES
-        if case.id
-        in ("deeplabv3-mobile", "deeplabv3plus-resnet-auxiliary", "pspnet-mobile", "icnet-mobile")
+        ("pspnet", "tiny", {}),
+        pytest.param("deeplabv3", "tiny", {}, marks=pytest.mark.slow),
+        pytest.param("deeplabv3plus", "tiny", {"auxiliary": True}, marks=pytest.mark.slow),
+        pytest.param("icnet", "mobile", {}, marks=pytest.mark.slow),
     ],
 )
 def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, backbone, options):
     image, label = picture(2, 65, 33), some_labels(2, 65, 33)
-    variables = initial(make(name, backbone, **options))
-    model = make(name, backbone, dtype=jnp.bfloat16, **options)
+    full, model = (make(name, backbone, dtype=t, **options) for t in (jnp.float32, jnp.bfloat16))
+    variables = fresh(full)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(shapes_of(model)))
-    wanted = jax.jit(make(name, backbone, **options).apply)(variables, image).logits
-    logits = jax.jit(model.apply)(variables, image).logits
+    wanted, logits = jax.jit(lambda *xs: (full.apply(*xs).logits, model.apply(*xs).logits))(
+        variables, image
+    )
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, wanted, atol=0.1 * float(np.abs(wanted).max()))
     # It does compute in bfloat16.
     assert float(np.abs(logits - wanted).max()) > 1e-6 * float(np.abs(wanted).max())
-    loss, statistics, gradient = make_train_step(model)(variables, image, label)
-    for value in jax.tree.leaves((loss, statistics, gradient)):
+    results = make_train_step(model)(variables, image, label, jax.random.key(1))
+    for value in jax.tree.leaves(results):
         assert value.dtype == jnp.float32
         assert bool(np.isfinite(value).all())
 
@@ -268,8 +313,8 @@ def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, bac
     ],
 )  # whose outputs are no heads of their own; see their tests
 def test_auxiliary_logits_are_there_in_training_only(name):
-    model = make(name, "resnet", 4, auxiliary=True)
-    variables = initial(model)
+    model = make(name, "tiny", 4, auxiliary=True)
+    variables = shapes_of(model, (33, 33))
     assert "auxiliary_head" in variables["params"]
     image = picture(1, 65, 33)
     assert jax.eval_shape(model.apply, variables, image).auxiliary == {}
@@ -281,45 +326,53 @@ def test_auxiliary_logits_are_there_in_training_only(name):
     )
     assert prediction.auxiliary["c4"].shape == (1, 5, 3, 4)
     assert prediction.auxiliary["c4"].dtype == jnp.float32
-    assert "auxiliary_head" not in shapes_of(make(name, "resnet", 4))["params"]
+    assert "auxiliary_head" not in shapes_of(make(name, "tiny", 4))["params"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if has(name, "dropout")])
-def test_dropout_follows_its_key(name):
-    model = make(name, "mobile", dropout=0.5)
-    variables, image = initial(model), picture(1, 33, 33)
-    apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
-    a, b, c = (
-        apply(variables, image, rngs={"dropout": jax.random.key(k)})[0].logits for k in (0, 0, 1)
+@functools.cache
+def tree_at(name, output_stride):
+    """The shapes of a model's variables at an output stride."""
+    return shapes_of(
+        flaxseg.create_model(
+            name,
+            3,
+            backbone="resnet18",
+            backbone_options={"stage_sizes": (1,) * 4},
+            output_stride=output_stride,
+            **STRIDE_FORMS.get(name, {}),
+        )
     )
-    np.testing.assert_array_equal(a, b)
-    assert bool(np.any(a != c))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_output_strides_share_one_tree(name):
-    trees = [
-        shapes_of(
-            flaxseg.create_model(
-                name, 3, backbone="resnet18", output_stride=stride, **STRIDE_FORMS.get(name, {})
-            )
-        )
-        for stride in (8, 16, 32)
-    ]
-    assert trees[0] == trees[1] == trees[2]
+@pytest.mark.parametrize("output_stride", [8, pytest.param(16, marks=pytest.mark.slow)])
+def test_output_strides_share_one_tree(name, output_stride):
+    assert tree_at(name, output_stride) == tree_at(name, 32)
 
 
 @pytest.mark.parametrize(
     ("name", "backbone", "options", "parameters"),
     [
         ("deeplabv3", "resnet50", {}, 39_048_533),
-        ("deeplabv3", "resnet101", {}, 58_040_661),
-        ("deeplabv3plus", "resnet101", {"separable": False}, 59_468_085 - 123_776),
+        pytest.param("deeplabv3", "resnet101", {}, 58_040_661, marks=pytest.mark.slow),
+        pytest.param(
+            "deeplabv3plus",
+            "resnet101",
+            {"separable": False},
+            59_468_085 - 123_776,
+            marks=pytest.mark.slow,
+        ),
         ("deeplabv3plus", "resnet101", {}, 45_812_037 - 123_776),
-        ("deeplabv3", "resnet101_beta", {}, 58_164_437),
-        ("deeplabv3plus", "resnet101_beta", {"separable": False}, 59_468_085),
+        pytest.param("deeplabv3", "resnet101_beta", {}, 58_164_437, marks=pytest.mark.slow),
+        pytest.param(
+            "deeplabv3plus",
+            "resnet101_beta",
+            {"separable": False},
+            59_468_085,
+            marks=pytest.mark.slow,
+        ),
         ("deeplabv3plus", "resnet101_beta", {}, 45_812_037),
-        ("deeplabv3plus", "xception65", {}, 41_055_413),
+        pytest.param("deeplabv3plus", "xception65", {}, 41_055_413, marks=pytest.mark.slow),
         ("deeplabv3plus", "xception41", {}, 28_108_661),
         # ResNet-101, nine bottlenecks of 2048-512-512-2048, the classifier.
         (
@@ -329,29 +382,33 @@ def test_output_strides_share_one_tree(name):
             42_500_160 + 9 * (2 * 2048 * 512 + 9 * 512 * 512 + 2 * (512 + 512 + 2048)) + 21 * 2049,
         ),
         # Dense decoders of table 2: what differs from two convolutions of 256.
-        (
+        pytest.param(
             "deeplabv3plus",
             "resnet101_beta",
             {"separable": False, "decoder_convs": 1},
             59_468_085 - (9 * 256 * 256 + 512),
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "deeplabv3plus",
             "resnet101_beta",
             {"separable": False, "decoder_convs": 1, "decoder_features": 128},
             59_468_085 - (9 * 256 * 256 + 512) - (9 * 304 * 128 + 256) - 21 * 128,
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "deeplabv3plus",
             "resnet101_beta",
             {"separable": False, "decoder_convs": 1, "decoder_kernel_size": 1},
             59_468_085 - (9 * 256 * 256 + 512) - 8 * 304 * 256,
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "deeplabv3plus",
             "resnet101_beta",
             {"separable": False, "low_level_features": 32},
             59_468_085 - 16 * (256 + 2 + 9 * 256),
+            marks=pytest.mark.slow,
         ),
         (
             "deeplabv3plus",
@@ -360,7 +417,13 @@ def test_output_strides_share_one_tree(name):
             59_468_085 + (512 * 48 + 96) + (9 * 304 * 256 + 512) + (9 * 256 * 256 + 512),
         ),
         ("pspnet", "resnet50", {}, 46_716_373),
-        ("pspnet", "resnet101", {"auxiliary": True}, 65_708_501 + 2_365_205),
+        pytest.param(
+            "pspnet",
+            "resnet101",
+            {"auxiliary": True},
+            65_708_501 + 2_365_205,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_parameters_are_those_of_the_specification(name, backbone, options, parameters):
@@ -380,7 +443,12 @@ def test_rates_follow_the_output_stride():
 @pytest.mark.parametrize(
     ("name", "backbone", "backbone_options"),
     [
-        ("deeplabv3", "xception41", {"middle_blocks": 1, "width": 1 / 16}),
+        pytest.param(
+            "deeplabv3",
+            "xception41",
+            {"middle_blocks": 1, "width": 1 / 16},
+            marks=pytest.mark.slow,
+        ),
         ("deeplabv3", "resnet50_beta", {"stage_sizes": (2, 1, 1, 2), "width": 1 / 16}),
         ("deeplabv3_cascade", "resnet50", {"stage_sizes": (1, 1, 1, 2), "width": 1 / 16}),
     ],
@@ -398,7 +466,7 @@ def test_a_network_trained_at_stride_16_is_the_same_function_at_8(name, backbone
             backbone_options=backbone_options,
             **options,
         )
-        variables = initial(model) if variables is None else variables
+        variables = fresh(model) if variables is None else variables
         logits.append(jax.jit(model.apply)(variables, image).logits)
     # With aligned corners the cells of both grids lie on every sixteenth pixel, where the twice as
     # fine network with twice the rates has seen the same pixels.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from random_weights import picture, relative_difference, shapes_of, torch_tensors
+from random_weights import fresh, picture, relative_difference, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import VGG, ResNet
@@ -32,6 +32,8 @@ TOLERANCE = 1e-4
 THREE = (1.0, 0.75, 0.5)
 WIDTHS = (8, 12, 16, 20, 24)
 NARROW_VGG = {"features": WIDTHS, "output_stride": 8, **VGG_OPTIONS}
+# One convolution a stage, for what does not depend on the depth.
+SHALLOW_VGG = {**NARROW_VGG, "stage_sizes": (1,) * 5}
 NARROW_RESNET = {
     "stage_sizes": (1, 1, 2, 1),
     "width": 0.125,
@@ -47,11 +49,11 @@ def count(params) -> int:
     return sum(p.size for p in jax.tree.leaves(params))
 
 
-def narrow_v1(num_classes=5, *, dtype=jnp.float32, features=16, **options):
+def narrow_v1(num_classes=5, *, dtype=jnp.float32, features=16, vgg=NARROW_VGG, **options):
     return flaxseg.create_model(
         "deeplabv1",
         num_classes,
-        backbone=VGG(**NARROW_VGG, dtype=dtype),
+        backbone=VGG(**vgg, dtype=dtype),
         output_stride=8,
         dtype=dtype,
         features=features,
@@ -59,28 +61,15 @@ def narrow_v1(num_classes=5, *, dtype=jnp.float32, features=16, **options):
     )
 
 
-def narrow_v2(num_classes=5, *, backbone="resnet", dtype=jnp.float32, frozen=True, **options):
-    if backbone == "vgg":
-        net = VGG(**NARROW_VGG, dtype=dtype)
+def narrow_v2(num_classes=5, *, vgg=None, dtype=jnp.float32, frozen=True, **options):
+    if vgg:
+        net = VGG(**vgg, dtype=dtype)
         options.setdefault("fc_features", 16)
     else:
         net = ResNet(**NARROW_RESNET, frozen_batch_norm=frozen, dtype=dtype)
     return flaxseg.create_model(
         "deeplabv2", num_classes, backbone=net, output_stride=8, dtype=dtype, **options
     )
-
-
-def initial(model, size=(33, 33)):
-    """Fresh variables, drawn by NumPy, with kernels large enough to tell branches apart."""
-    rng = np.random.default_rng(0)
-
-    def value(path, leaf):
-        if path[-1].key == "kernel":
-            deviation = np.sqrt(2 / np.prod(leaf.shape[:3]))
-            return rng.normal(0, deviation, leaf.shape).astype(np.float32)
-        return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
-
-    return jax.tree_util.tree_map_with_path(value, shapes_of(model, size))
 
 
 # The specification's numbers
@@ -126,7 +115,9 @@ def train_shapes(model, size):
     return {name: value.shape[1:3] for name, value in prediction.auxiliary.items()}
 
 
-@pytest.mark.parametrize(("size", "cells"), [(321, 41), (513, 65)])
+@pytest.mark.parametrize(
+    ("size", "cells"), [(321, 41), pytest.param(513, 65, marks=pytest.mark.slow)]
+)
 def test_sizes_of_the_scores(size, cells):
     assert train_shapes(narrow_v1(), size) == {"scale100": (cells, cells)}
     assert train_shapes(narrow_v1(multi_scale=True), size) == {"scale100": (cells, cells)}
@@ -220,7 +211,7 @@ POOLS = ("pool1", "pool2", "pool3", "pool4")
 
 @pytest.mark.peer
 def test_vgg_with_aspp_equals_the_transcription():
-    model = narrow_v2(backbone="vgg", rates=RATES["aspp_s"])
+    model = narrow_v2(vgg=NARROW_VGG, rates=RATES["aspp_s"])
     tensors = torch_tensors(shapes_of(model), VGG_NAMES)
     variables, _ = load_weights(shapes_of(model), tensors, name_maps=[VGG_NAMES])
     net = reference().VGG(5, WIDTHS, fc=16, average_pool=False, aspp=RATES["aspp_s"])
@@ -273,9 +264,25 @@ def test_other_sizes_are_padded_with_the_mean_as_in_the_release(resnet_pair):
 # Multi-scale inputs and the sum of branches
 
 
+class OneConvolution(nn.Module):
+    """A backbone of output stride 8 that compiles in a moment."""
+
+    output_stride: int = 8
+
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        return {"c5": AtrousConv(4, 3, 8, name="conv")(image)}
+
+
+def one_convolution_v2(**options):
+    return flaxseg.create_model(
+        "deeplabv2", 5, backbone=OneConvolution(), output_stride=8, **options
+    )
+
+
 def test_fusion_is_the_maximum_over_three_runs_of_one_net():
-    fused_model, model = narrow_v2(scales=THREE), narrow_v2()
-    variables, image = initial(fused_model), picture(1, 65, 33)
+    fused_model, model = one_convolution_v2(scales=THREE), one_convolution_v2()
+    variables, image = fresh(fused_model), picture(1, 65, 33)
     apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     runs = []
     for size in ((65, 33), (49, 25), (33, 17)):
@@ -290,8 +297,8 @@ def test_fusion_is_the_maximum_over_three_runs_of_one_net():
 
 
 def test_the_sum_does_not_depend_on_the_order_of_the_branches():
-    model, turned = narrow_v2(rates=(1, 2, 3)), narrow_v2(rates=(3, 1, 2))
-    variables, image = initial(model), picture(1, 33, 33)
+    model, turned = (one_convolution_v2(rates=rates) for rates in ((1, 2, 3), (3, 1, 2)))
+    variables, image = fresh(model), picture(1, 33, 33)
     aspp = variables["params"]["aspp"]
     order = {f"classifier_{i + 1}": aspp[f"classifier_{j}"] for i, j in enumerate((3, 1, 2))}
     other = {**variables, "params": {**variables["params"], "aspp": order}}
@@ -299,16 +306,6 @@ def test_the_sum_does_not_depend_on_the_order_of_the_branches():
     np.testing.assert_allclose(jax.jit(turned.apply)(other, image).logits, logits, atol=1e-4)
     # The rates matter.
     assert float(np.abs(jax.jit(turned.apply)(variables, image).logits - logits).max()) > 0.1
-
-
-class OneConvolution(nn.Module):
-    """A backbone of output stride 8 that compiles in a moment."""
-
-    output_stride: int = 8
-
-    @nn.compact
-    def __call__(self, image, *, train=False):
-        return {"c5": AtrousConv(4, 3, 8, name="conv")(image)}
 
 
 def cross_entropy(logits, label):
@@ -375,18 +372,18 @@ def test_the_loss_of_a_fresh_net_is_that_of_equal_classes():
 
 
 MODELS = {
-    "v1": narrow_v1,
-    "v1-msc": functools.partial(narrow_v1, multi_scale=True),
-    "v2-vgg": functools.partial(narrow_v2, backbone="vgg", rates=(2, 3)),
+    "v1": functools.partial(narrow_v1, vgg=SHALLOW_VGG),
+    "v1-msc": functools.partial(narrow_v1, vgg=SHALLOW_VGG, multi_scale=True),
+    "v2-vgg": functools.partial(narrow_v2, vgg=SHALLOW_VGG, rates=(2, 3)),
     "v2-resnet": functools.partial(narrow_v2, scales=(1.0, 0.5), frozen=False, rates=(2, 3)),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("size", [(1, 1), (2, 33)])
+@pytest.mark.parametrize("size", [pytest.param((1, 1), marks=pytest.mark.slow), (2, 33)])
 def test_any_size(name, size):
     model = MODELS[name](2)
-    prediction = jax.jit(model.apply)(initial(model), picture(1, *size))
+    prediction = jax.jit(model.apply)(fresh(model), picture(1, *size))
     assert prediction.logits.shape == (1, *size, 2)
     assert bool(np.isfinite(prediction.logits).all())
     assert prediction.auxiliary == {}
@@ -395,16 +392,16 @@ def test_any_size(name, size):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("v1", jnp.bfloat16),
+        pytest.param("v1", jnp.bfloat16, marks=pytest.mark.slow),
         ("v1-msc", jnp.float32),
-        ("v2-vgg", jnp.float32),
+        pytest.param("v2-vgg", jnp.float32, marks=pytest.mark.slow),
         ("v2-resnet", jnp.float32),
-        ("v2-resnet", jnp.bfloat16),
+        pytest.param("v2-resnet", jnp.bfloat16, marks=pytest.mark.slow),
     ],
 )
 def test_every_parameter_gets_a_finite_gradient(name, dtype):
     model = MODELS[name](2, dtype=dtype)
-    variables, image = initial(model), picture(1, 49, 33)
+    variables, image = fresh(model), picture(1, 49, 33)
     label = np.random.default_rng(0).integers(0, 2, (1, 49, 33))
 
     @jax.jit

@@ -258,16 +258,22 @@ def test_the_head_is_linear_but_for_the_refinements():
 
 def test_deconvolutions_begin_as_bilinear_ones():
     image, fixed = picture(1, 49, 33), make(upsampling="fixed")
-    variables = some_variables(fixed)
-    wanted = jax.jit(fixed.apply)(variables, image).logits
-    for upsampling in ("dense", "depthwise"):
-        model = make(upsampling=upsampling)
-        params = dict(variables["params"])
-        for name, layer in shapes_of(model)["params"].items():
-            if name.startswith("up_"):
-                kernel = bilinear_init(jax.random.key(0), layer["kernel"].shape)
-                params[name] = {"kernel": kernel}
-        logits = jax.jit(model.apply)({**variables, "params": params}, image).logits
+    learned = [make(upsampling=upsampling) for upsampling in ("dense", "depthwise")]
+
+    @jax.jit  # one program, so that what the three have in common is compiled once
+    def all_logits(variables, image):
+        found = [fixed.apply(variables, image).logits]
+        for model in learned:
+            params = dict(variables["params"])
+            for name, layer in shapes_of(model)["params"].items():
+                if name.startswith("up_"):
+                    kernel = bilinear_init(jax.random.key(0), layer["kernel"].shape)
+                    params[name] = {"kernel": kernel}
+            found.append(model.apply({**variables, "params": params}, image).logits)
+        return found
+
+    wanted, *others = all_logits(some_variables(fixed), image)
+    for logits in others:
         np.testing.assert_allclose(logits, wanted, atol=1e-5 * float(np.abs(wanted).max()))
 
 

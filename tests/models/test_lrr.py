@@ -111,6 +111,7 @@ def network(tmp_path_factory):
     return net, *load_pretrained(path, auxiliary=True)
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("size", [(64, 96), (65, 33)])
 def test_every_output_equals_the_transcription_from_a_file_with_released_names(network, size):
     net, model, variables = network
@@ -133,6 +134,7 @@ def test_every_output_equals_the_transcription_from_a_file_with_released_names(n
     assert evaluated.auxiliary == {}
 
 
+@pytest.mark.peer
 def test_the_mask_matters(network):
     net, model, variables = network
     image = picture(1, 64, 96)
@@ -141,6 +143,7 @@ def test_the_mask_matters(network):
     assert relative_difference(other, wanted) > 100 * TOLERANCE
 
 
+@pytest.mark.peer
 def test_bfloat16_computes_close_by_with_float32_logits(network):
     net, model, variables = network
     image = picture(1, 64, 32)
@@ -152,6 +155,7 @@ def test_bfloat16_computes_close_by_with_float32_logits(network):
     assert TOLERANCE < relative_difference(logits, wanted) < 0.1
 
 
+@pytest.mark.peer
 def test_files_that_are_no_such_network_are_refused(network):
     tensors = released(network[0])
     with pytest.raises(WeightsError, match="averageImage"):

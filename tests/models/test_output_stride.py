@@ -45,8 +45,8 @@ def test_a_rate_that_would_be_a_fraction_is_refused():
         at_output_stride("deeplabv3", {"output_stride": 16, "rates": (3, 6, 9)}, 32)
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
     """A DeepLabv3 of output stride 16 with rates of its own."""
     options = {
         "backbone": "resnet18",
@@ -58,8 +58,9 @@ def saved(tmp_path):
     }
     model = flaxseg.create_model("deeplabv3", 3, **options)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 33, 33, 3), np.float32))
-    flaxseg.save_model(tmp_path, variables, name="deeplabv3", num_classes=3, options=options)
-    return tmp_path
+    directory = tmp_path_factory.mktemp("saved")
+    flaxseg.save_model(directory, variables, name="deeplabv3", num_classes=3, options=options)
+    return directory
 
 
 def scores_of(model, variables, image):

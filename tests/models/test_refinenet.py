@@ -401,7 +401,14 @@ def test_alignment_can_be_chosen_and_cells_need_the_picture_at_its_size():
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("refinenet", {"cascades": 2, "input_units": 1, "output_units": 1}), ("refinenet_lw", {})],
+    [
+        pytest.param(
+            "refinenet",
+            {"cascades": 2, "input_units": 1, "output_units": 1},
+            marks=pytest.mark.slow,
+        ),
+        ("refinenet_lw", {}),
+    ],
 )
 def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, options):
     image = picture(2, 65, 33)

@@ -115,7 +115,15 @@ def test_every_size_has_logits_of_its_own(name):
             assert jax.eval_shape(model.apply, variables, image).logits.shape == (1, *size, 3)
 
 
-@pytest.mark.parametrize("name", ["unet", "segnet", "dilatednet", "parsenet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet",
+        pytest.param("segnet", marks=pytest.mark.slow),
+        pytest.param("dilatednet", marks=pytest.mark.slow),
+        "parsenet",
+    ],
+)
 def test_bfloat16_computes_close_by_with_float32_logits(name):
     image = picture(1, 33, 20)
     exact = flaxseg.create_model(name, 2, **SMALL[name])

@@ -112,7 +112,7 @@ def test_an_imported_net_is_the_transcription_with_the_same_tensors(tmp_path, le
     assert relative_difference(logits, wanted) < 1e-4
 
 
-@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize("depth", [50, pytest.param(101, marks=pytest.mark.slow)])
 def test_torchvisions_checkpoints_are_recognised(tmp_path, depth):
     model = flaxseg.create_model("fcn", 21, backbone=f"resnet{depth}", auxiliary=True)
     tensors = torch_tensors(shapes_of(model), TORCHVISION_FCN)
