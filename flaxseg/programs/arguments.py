@@ -54,6 +54,7 @@ def split(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def data_dir(parser: argparse.ArgumentParser) -> None:
+    """Adds `--data_dir`."""
     flag(
         parser,
         "--data_dir",
@@ -63,6 +64,7 @@ def data_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def manual_dir(parser: argparse.ArgumentParser) -> None:
+    """Adds `--manual_dir`."""
     flag(
         parser,
         "--manual_dir",
@@ -73,6 +75,7 @@ def manual_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def allow_problems(parser: argparse.ArgumentParser) -> None:
+    """Adds `--allow_problems`."""
     flag(
         parser,
         "--allow_problems",
@@ -84,6 +87,7 @@ def allow_problems(parser: argparse.ArgumentParser) -> None:
 
 
 def output_stride(parser: argparse.ArgumentParser) -> None:
+    """Adds `--output_stride`."""
     flag(
         parser,
         "--output_stride",
@@ -96,6 +100,7 @@ def output_stride(parser: argparse.ArgumentParser) -> None:
 
 
 def protocol(parser: argparse.ArgumentParser) -> None:
+    """Adds `--protocol`."""
     parser.add_argument(
         "--protocol",
         metavar="NAME[(FIELD=VALUE,...)]",
@@ -107,6 +112,7 @@ def protocol(parser: argparse.ArgumentParser) -> None:
 
 
 def crf(parser: argparse.ArgumentParser, **options) -> None:
+    """Adds `--crf`; `options` go to the parser."""
     parser.add_argument(
         "--crf",
         metavar="PRESET[(NAME=VALUE,...)]",

@@ -7,9 +7,9 @@ import flaxseg
 NAME = "import"
 SUMMARY = "convert a network of another library"
 TEXT = """Converts a segmentation network of another library into a saved model, for predict and
-evaluate. SOURCE is what --config.init.backbone takes: a file (.safetensors, .npz, .pth, ...), a
-folder with one, or hf:OWNER/REPOSITORY[/FILE] on the Hugging Face hub. PyTorch files are read
-without running any code in them.
+evaluate. As for --config.init.backbone, SOURCE is a file (.safetensors, .npz, .pth, ...), a folder
+with one, or hf:OWNER/REPOSITORY[/FILE] on the Hugging Face hub. PyTorch files are read without
+running any code in them.
 """
 EPILOG = """examples:
   python -m flaxseg import deeplabv3_resnet50_coco.pth --out=models/coco

@@ -55,26 +55,26 @@ def run(args: argparse.Namespace) -> int:
     extra = flaxseg.read_model_card(args.model).get("extra", {})
     arguments.output_folder(out.parent)
     if args.data is None:
-        args.data, split = _trained_on(extra, args)
-        args.split = args.split or split
+        _take_data_of_training(args, extra)
     found = measurement.measure(args, args.num_images)
     write_page(out, _page(found, pathlib.Path(args.model)))
     print(f"{found.metrics.summary()}\nwritten:\n  {out}")
     return 0
 
 
-def _trained_on(extra: dict, args: argparse.Namespace) -> tuple[str, str]:
-    """Returns the data set and the split that a run was evaluated on during training."""
+def _take_data_of_training(args: argparse.Namespace, extra: dict) -> None:
+    """Sets `data`, and `split` and `data_dir` unless they are given, to those of the training."""
     name, _, split = str(extra.get("data", "")).rpartition("/")
     if not name:
         raise ConfigError(
             f"{args.model} does not say what data it was trained on; give --data=NAME."
         )
     settings = extra.get("config", {}).get("data", {})
+    args.data_dir = args.data_dir or settings.get("dir")
     if settings.get("name") == "folder":
         # The name of one's own data set does not say where its files are.
         name = "folder" if args.manual_dir else f"folder:{settings['manual_dir']}"
-    return name, split
+    args.data, args.split = name, args.split or split
 
 
 def _page(found: measurement.Measurement, folder: pathlib.Path) -> "ReportData":

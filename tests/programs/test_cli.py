@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from own_folder import CLASSES, write_folder
 from PIL import Image
 from tiny_model import create_tiny, init
 
@@ -15,7 +16,7 @@ import flaxseg
 from flaxseg import cli, data
 from flaxseg.data import DatasetInfo
 from flaxseg.drawing.images import voc_colors
-from flaxseg.errors import DataError
+from flaxseg.errors import ConfigError, DataError
 from flaxseg.evaluation import BoundaryMetrics, ConfusionMatrix
 from flaxseg.inference import Segmenter, parse_protocol, predict, read_image
 
@@ -394,6 +395,23 @@ def test_report_is_a_page_of_the_evaluation(tmp_path, model_dir, dataset, capsys
     assert not (tmp_path / "none").exists()
 
 
+def test_report_finds_a_data_set_of_ones_own(tmp_path, model_dir, capsys):
+    folder, data_dir = write_folder(tmp_path / "toy"), tmp_path / "data"
+    data.prepare("folder", data_dir, folder, progress=False)
+    own = {"name": "folder", "manual_dir": str(folder), "dir": str(data_dir)}
+    flaxseg.save_model(
+        tmp_path / "own",
+        init(create_tiny("tiny", 3)),
+        name="tiny",
+        num_classes=3,
+        class_names=CLASSES,
+        extra={"data": "toy/val", "config": {"data": own}},
+    )
+    assert run(capsys, "report", tmp_path / "own")[0] == 0
+    page = (tmp_path / "own" / "report.html").read_text()
+    assert "tiny on toy val" in page
+
+
 def test_evaluate_on_a_canvas(model_dir, dataset, capsys):
     flags = (model_dir, "--data", "toy", "--pad_to")
     code, stdout, _ = run(capsys, "evaluate", *flags, 9, 10)
@@ -436,6 +454,48 @@ def test_evaluate_errors_are_one_clear_line(tmp_path, model_dir, dataset, capsys
 
 
 # The program as a whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "MODEL", "--data=camvit"], "Did you mean 'camvid'?"),
+        (["evaluate", "MODEL", "--data=voc"], "Did you mean 'voc_segmentation'?"),
+        (["report", "MODEL", "--data=foldr"], "Did you mean 'folder'?"),
+        (["tune-crf", "MODEL", "--data=camvit"], "Did you mean 'camvid'?"),
+        (["prepare-data", "camvit"], "Did you mean 'camvid'?"),
+        (["verify-data", "camvit"], "Did you mean 'camvid'?"),
+        (["show-data", "camvit"], "Did you mean 'camvid'?"),
+        (["show-data", "shapes", "--config=nowhere.py"], "nowhere.py cannot be read"),
+        (["learn-basis", "camvit", "--out=OUT"], "Did you mean 'camvid'?"),
+        (["learn-basis", "camvid", "--split=trai", "--out=OUT"], "Did you mean 'train'?"),
+        (["predict", "a.png", "--model=MODEL", "--out=OUT", "--protocol=hole"], "'whole'?"),
+        (["predict", "a.png", "--model=MODEL", "--out=OUT", "--crf=crfasrnm"], "'crfasrnn'?"),
+        (["predict", "a.png", "--model=MODEL", "--out=OUT", "--save=masks"], "'mask'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_name_exits_with_2_wherever_it_is_given(
+    tmp_path, model_dir, capsys, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    places = {"MODEL": str(model_dir), "OUT": str(tmp_path / "out")}
+    for name, path in places.items():
+        arguments = [argument.replace(name, path) for argument in arguments]
+    code, _, stderr = run(capsys, *arguments)
+    assert code == 2
+    assert stderr.startswith("error: ")
+    assert words in stderr
+
+
+def test_a_wrong_split_exits_with_2(tmp_path, model_dir, dataset, capsys, monkeypatch):
+    def open_split(name, split, data_dir=None):
+        raise ConfigError(f"data set {name!r} has no split {split!r}")
+
+    monkeypatch.setattr(data, "open_split", open_split)
+    for command in ("evaluate", "report", "tune-crf"):
+        code, _, stderr = run(capsys, command, model_dir, "--data=toy", "--split=vol")
+        assert (code, "no split 'vol'" in stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

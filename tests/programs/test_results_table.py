@@ -17,7 +17,7 @@ def _tiny_models(monkeypatch):
     monkeypatch.setattr("flaxseg.models.create_model", create_tiny)
 
 
-def make_run(folder, scores, steps=300, *, protocol=None, speeds=(2.0, 90.0, 4.0)):
+def make_run(folder, scores, steps=300, *, protocol=None, speeds=(2.0, 90.0, 4.0), extra=None):
     """A run with evaluations {step: mIoU} of a planned number of steps."""
     directory = RunDirectory(folder)
     directory.create()
@@ -32,7 +32,12 @@ def make_run(folder, scores, steps=300, *, protocol=None, speeds=(2.0, 90.0, 4.0
         log.write("eval", step, {"miou": miou, "pixel_accuracy": 0.9, "iou": {"a": miou}})
     log.close()
     flaxseg.save_model(
-        directory.model, init(create_tiny("tiny", 3)), name="tiny", num_classes=3, options={}
+        directory.model,
+        init(create_tiny("tiny", 3)),
+        name="tiny",
+        num_classes=3,
+        options={},
+        extra=extra,
     )
     return folder
 
@@ -89,6 +94,15 @@ def test_a_run_and_its_evaluation_are_two_rows(tmp_path, capsys):
     assert first["protocol"] == "`whole(flip=True), output stride 8, CRF deeplab_v2_vgg16(w1=5)`"
     assert first["steps"] == "300, best at 200"  # known from the run around it
     assert "Not in the table" not in out
+
+
+def test_a_data_set_of_ones_own_has_its_own_name(tmp_path, capsys):
+    config = make_run(tmp_path / "a", {300: 0.5}, extra={"data": "holes/val"}) / "config.json"
+    settings = json.loads(config.read_text())
+    settings["data"]["name"] = "folder"
+    config.write_text(json.dumps(settings))
+    _, out, _ = run(capsys, tmp_path)
+    assert [row["data"] for row in rows(out)] == ["holes/val"]
 
 
 def test_unfinished_and_broken_runs_are_named(tmp_path, capsys):
