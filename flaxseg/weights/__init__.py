@@ -4,7 +4,6 @@
 take whole segmentation networks, `load_into` starts from another model that flaxseg saved.
 """
 
-from flaxseg.classes import VOC_CLASSES
 from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.bases_file import load_bases, read_bases
 from flaxseg.weights.load import load_backbone, load_into, load_weights
@@ -24,7 +23,6 @@ from flaxseg.weights.torch_file import read_torch_file
 __all__ = [
     "HUB_WEIGHTS",
     "NAME_MAPS",
-    "VOC_CLASSES",
     "Channels",
     "LoadReport",
     "NameMap",

@@ -9,10 +9,10 @@ from random_weights import shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import EfficientNetLite0, MobileNetV2
+from flaxseg.classes import VOC_CLASSES
 from flaxseg.errors import WeightsError
 from flaxseg.layers import normalize, resize
 from flaxseg.weights import (
-    VOC_CLASSES,
     NameMap,
     import_model,
     list_hub_weights,
