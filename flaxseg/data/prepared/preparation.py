@@ -180,7 +180,7 @@ def _explained(name: str, data_dir: pathlib.Path) -> Iterator[None]:
         raise DataError(
             f"data set {name!r} could not be written below {data_dir}: {error.strerror or error} "
             f"({where}). {_free_space(data_dir)}Give a folder that you may write to with "
-            "--data_dir (train.py: --config.data.dir) or FLAXSEG_DATA; nothing half done is left."
+            "--data_dir (train: --config.data.dir) or FLAXSEG_DATA; nothing half done is left."
         ) from error
 
 

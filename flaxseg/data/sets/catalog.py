@@ -80,7 +80,7 @@ def full_name(name: str, manual_dir: str | os.PathLike[str] | None = None) -> st
     if not path and not manual_dir:
         raise ConfigError(
             "data set 'folder' is your own images, and this does not say where they are; give "
-            "the folder that holds dataset.toml with --manual_dir=FOLDER (train.py: "
+            "the folder that holds dataset.toml with --manual_dir=FOLDER (train: "
             "--config.data.manual_dir=FOLDER), or write folder:FOLDER"
         )
     if colon and manual_dir and pathlib.Path(path) != pathlib.Path(manual_dir):

@@ -105,7 +105,7 @@ class Files:
             kinds = ",".join(dict.fromkeys(problem.kind for problem in refused))
             advice += (
                 f" To continue without what cannot be used: --allow_problems={kinds} "
-                "(train.py: --config.data.allow_problems)."
+                "(train: --config.data.allow_problems)."
             )
         raise_problems(name, refused, advice)
         usable = {
@@ -171,7 +171,7 @@ class Published:
         if not self.downloads:
             raise DataError(
                 f"data set {name!r} cannot be downloaded by a program. {self.how_to_get}: "
-                f"python -m flaxseg prepare-data {name} --manual_dir=FOLDER (train.py: "
+                f"python -m flaxseg prepare-data {name} --manual_dir=FOLDER (train: "
                 "--config.data.manual_dir)"
             )
         fetch_files(self.downloads, request.download_dir, name, request.progress)
