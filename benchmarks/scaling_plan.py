@@ -117,7 +117,7 @@ def main() -> None:
             for chips in CHIPS:
                 data = chips // space
                 parts = step_seconds(counted[space], data, 1, machine, args)
-                rows.append((f"{chips} | data:{data},space:{space}", parts, data))
+                rows.append((f"{chips} | data={data},space={space}", parts, data))
             print(table(rows))
         print(f"\n{name}, strong: {args.pictures} pictures a step\n")
         rows = []
@@ -127,7 +127,7 @@ def main() -> None:
             if space > largest:
                 continue
             parts = step_seconds(counted[space], data, args.pictures / data, machine, args)
-            rows.append((f"{chips} | data:{data},space:{space}", parts, args.pictures))
+            rows.append((f"{chips} | data={data},space={space}", parts, args.pictures))
         print(table(rows))
 
 

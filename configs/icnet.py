@@ -117,6 +117,6 @@ _DATA = {
     "voc": _voc,
     "ade20k": _ade20k,
     "camvid": _camvid,
-    "folder": recipes.own_pictures(_camvid),
+    "folder": recipes.own_images(_camvid),
     "shapes": _shapes,
 }

@@ -189,6 +189,6 @@ _DATA = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "camvid": _camvid,
-    "folder": recipes.own_pictures(_camvid),
+    "folder": recipes.own_images(_camvid),
     "shapes": _shapes,
 }

@@ -21,6 +21,25 @@ class ConfigError(FlaxsegError, ValueError):
     exit_code = 2
 
 
+class SettingsError(ConfigError):
+    """Some values of a group of settings are wrong; whoever holds them can say where each stands.
+
+    Args:
+      problems: the name of each wrong setting, and what to say after its name.
+
+    Attributes:
+      problems: the same.
+
+    Examples:
+      >>> print(SettingsError([("momentum", "is 1.5; it must be less than 1.")]))
+      momentum is 1.5; it must be less than 1.
+    """
+
+    def __init__(self, problems: Iterable[tuple[str, str]]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{name} {text}" for name, text in self.problems))
+
+
 class DataError(FlaxsegError):
     """A data set is missing, or one of its files cannot be used."""
 

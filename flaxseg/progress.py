@@ -15,6 +15,7 @@ class Progress:
       what: what is being done, such as "checking camvid".
       total: number of items, or of bytes where `unit` is "B"; None if it is not known.
       unit: what is counted, in the singular, such as "image"; "B" counts bytes.
+      done: items that were done before.
       enabled: False shows nothing.
       stream: where to write; stderr by default. A bar is drawn where it is a terminal.
     """
@@ -25,12 +26,13 @@ class Progress:
         total: int | None,
         unit: str = "image",
         *,
+        done: int = 0,
         enabled: bool = True,
         stream: TextIO | None = None,
     ):
         self._what, self._total, self._unit = what, total, unit
         self._stream = stream or sys.stderr
-        self._done = self._shown = 0
+        self._done = self._shown = done
         terminal = self._stream.isatty()
         self._plain = enabled and not terminal
         self._bar = None
@@ -38,6 +40,7 @@ class Progress:
             self._bar = tqdm.tqdm(
                 desc=what,
                 total=total,
+                initial=done,
                 unit=unit if unit == "B" else f" {unit}s",
                 unit_scale=unit == "B",
                 file=self._stream,
@@ -70,6 +73,11 @@ class Progress:
             self._bar.update(done - self._bar.n)
         elif self._plain and (done == self._total or done - self._shown >= self._interval()):
             self._print()
+
+    def note(self, text: str) -> None:
+        """Writes a remark behind the bar, in place of the last one."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
 
     def print(self, text: str) -> None:
         """Prints a line of output on stdout, above the bar."""

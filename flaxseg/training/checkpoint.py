@@ -1,9 +1,9 @@
-"""Checkpoints of a run: everything that a bit-exact continuation needs, verified when it is read.
+"""Saves and restores checkpoints, with all that a bit-exact continuation needs, verified.
 
-Orbax writes a checkpoint beside its place and renames it when it is complete, so that what has a
-step's name is whole. It keeps no digests, though, and restores a flipped bit without a word;
-therefore each checkpoint holds the SHA-256 of every array and of its own description, and a
-checkpoint that does not match them is set aside in favour of the one before.
+Orbax writes a checkpoint beside its place and renames it when it is complete, so a folder with the
+name of a step is whole. But it keeps no digests, and restores a flipped bit silently. Therefore
+each checkpoint holds the SHA-256 of every array and of its own description; one that does not match
+is set aside in favour of the one before.
 
     checkpoints/<step>/state/<path>/    one array each, its path joined by dots
     checkpoints/<step>/meta/metadata    JSON: digests, config, iterator, history
@@ -38,14 +38,14 @@ Tree = TypeVar("Tree")
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What a checkpoint holds beside the arrays; all of it goes into JSON.
+    """Holds what a checkpoint has in addition to the arrays, as JSON.
 
     Attributes:
-      config: of the run, as `config_to_dict` gives it.
+      config: of the run, see `resume.identity`.
       iterator_state: JSON text of the data iterator's state after the last batch that was used; all
         processes have taken as many batches.
       history: one dict per evaluation so far, with "step" and "miou".
-      environment: what the results may depend on beside the config: versions, devices, data.
+      environment: what the results may depend on in addition to the config: versions and devices.
     """
 
     config: dict[str, Any]
@@ -56,7 +56,7 @@ class Meta:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint that was read and verified.
+    """Holds a checkpoint that was read and verified.
 
     Attributes:
       step: steps done.
@@ -70,25 +70,25 @@ class Restored:
 
 
 class _DamagedError(Exception):
-    """A checkpoint is not what was written."""
+    """Says that a checkpoint is not what was written."""
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """Keeps the checkpoints of one run.
 
-    Saves are asynchronous, and no error of one is lost: it is raised by the next `poll`, `save`,
-    `finish` or `close`, whichever comes first.
+    Saves are asynchronous. An error of one is raised by the next `poll`, `save`, `finish` or
+    `close`, whichever comes first.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep_last: int = 2, keep_best: int = 1):
         """
         Args:
-          directory: made when it is missing.
+          directory: created if it is missing.
           keep_last: newest checkpoints that are kept, at least 1.
           keep_best: checkpoints with the largest mIoU that are kept beside them.
 
         Raises:
-          CheckpointError: the folder can not be made or read.
+          CheckpointError: the folder cannot be made or read.
         """
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}; it must be at least 1.")
@@ -103,27 +103,27 @@ class Checkpoints:
             self._manager = self._open()
         except OSError as error:
             raise CheckpointError(
-                f"the checkpoint folder {self.directory} can not be used: "
+                f"the checkpoint folder {self.directory} cannot be used: "
                 f"{error.strerror or error}. Mend its permissions, or give another --workdir."
             ) from error
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints on disk, rising."""
+        """Returns the steps of the complete checkpoints on disk, rising."""
         self._manager.reload()
         pending = self._pending[0] if self._pending else None
         return sorted(step for step in self._manager.all_steps() if step != pending)
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
-        """Begin to write a checkpoint; returns as soon as the arrays may change.
+        """Begins to write a checkpoint; returns as soon as the arrays may change.
 
         Args:
-          step: steps done. A checkpoint of this step that exists is replaced.
+          step: steps done. An existing checkpoint of this step is replaced.
           state: tree of host arrays; it is not copied, and must not be written to afterwards.
           meta: see `Meta`.
 
         Raises:
           NonFiniteLossError: an array holds a value that is not finite; nothing is written.
-          CheckpointError: it can not be written, or the save before this one failed.
+          CheckpointError: it cannot be written, or the save before this one failed.
         """
         self.finish()
         leaves = _named_leaves(state)
@@ -154,7 +154,7 @@ class Checkpoints:
         self._history = meta.history
 
     def poll(self) -> None:
-        """Take note of a save that is done; never waits.
+        """Notes a save that is done; never waits.
 
         Raises:
           CheckpointError: it failed.
@@ -163,7 +163,7 @@ class Checkpoints:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the save under way, then delete the checkpoints that need not be kept.
+        """Waits for the save under way, then deletes the checkpoints that need not be kept.
 
         Raises:
           CheckpointError: the save failed; the checkpoints before it are still there.
@@ -182,14 +182,14 @@ class Checkpoints:
             self._prune()
 
     def close(self) -> None:
-        """Wait for the save under way and free the threads."""
+        """Waits for the save under way and frees the threads."""
         try:
             self.finish()
         finally:
             self._manager.close()
 
     def restore(self, like: Tree, step: int | None = None) -> Restored | None:
-        """Read the newest good checkpoint.
+        """Reads the newest good checkpoint.
 
         A damaged one is named in a warning and renamed to `<step>.damaged`, and the one before it
         is taken.
@@ -238,7 +238,7 @@ class Checkpoints:
     # Reading
 
     def _read(self, step: int, like: Tree) -> Restored:
-        """One checkpoint, verified; `_DamagedError` says what is wrong with it."""
+        """Reads and verifies one checkpoint; `_DamagedError` says what is wrong with it."""
         content = self._read_meta(step)
         expected = _named_shapes(like)
         self._check_fit(step, content["leaves"], expected)
@@ -273,7 +273,7 @@ class Checkpoints:
             good = meta["sha256"] == _digest_json(content)
         except Exception as error:
             raise _DamagedError(
-                f"checkpoint {step} is incomplete: {path} can not be read ({_first_line(error)})."
+                f"checkpoint {step} is incomplete: {path} cannot be read ({_first_line(error)})."
             ) from error
         if not good:
             raise _DamagedError(
@@ -290,7 +290,7 @@ class Checkpoints:
     def _check_fit(
         self, step: int, saved: Mapping[str, Mapping], expected: Mapping[str, tuple]
     ) -> None:
-        """Raises CheckpointError where the arrays of the run are not those of the checkpoint."""
+        """Checks that the arrays of a checkpoint are those of the run."""
         shapes = {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in saved.items()}
         differ = [name for name in expected if name in shapes and expected[name] != shapes[name]]
         lines = [
@@ -309,7 +309,7 @@ class Checkpoints:
         ]
         if not lines:
             return
-        # What the user knows by name first: parameters before their moments and averages.
+        # Parameters first: users know them by name, unlike their moments and averages.
         lines.sort(key=lambda line: not line.startswith("params/"))
         more = [f"... and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
         raise CheckpointError(
@@ -322,7 +322,7 @@ class Checkpoints:
         )
 
     def _name_unreadable(self, step: int, names: Mapping[str, Any], error: Exception) -> str:
-        """Which array of a checkpoint can not be read: Orbax does not always say it."""
+        """Returns which array of a checkpoint cannot be read: Orbax does not always say it."""
         text = str(error)
         for name in names:
             path = self._leaf_path(step, name)
@@ -331,7 +331,7 @@ class Checkpoints:
         else:
             name, path = "an array", self.directory / str(step) / "state"
         cause = _first_line(error)
-        return f"checkpoint {step} is damaged: {name} in {path} can not be read ({cause})."
+        return f"checkpoint {step} is damaged: {name} in {path} cannot be read ({cause})."
 
     def _leaf_path(self, step: int, name: str) -> pathlib.Path:
         return self.directory / str(step) / "state" / name.replace("/", ".")
@@ -350,13 +350,13 @@ class Checkpoints:
         )
 
     def _check_room(self, step: int, size: int) -> None:
-        """Raises before anything is written where it can not fit."""
+        """Raises CheckpointError where the disk has too little room, before anything is written."""
         free = shutil.disk_usage(self.directory).free
         if free < size:
             raise self._save_failed(step, size, OSError("the disk is full"))
 
     def _save_failed(self, step: int, size: int, error: BaseException) -> CheckpointError:
-        """The error to raise; afterwards the manager knows again what is on the disk."""
+        """Returns the error to raise; reopens the manager, so that it knows what is on the disk."""
         try:
             self._manager.close()
         except Exception as close_error:
@@ -374,7 +374,7 @@ class Checkpoints:
         )
 
     def _prune(self) -> None:
-        """Delete all but the last and the best checkpoints; a failure is only reported."""
+        """Deletes all but the last and the best checkpoints; a failure is only reported."""
         steps = self.steps()
         scores = {entry["step"]: entry["miou"] for entry in self._history}
         ranked = sorted(
@@ -388,7 +388,7 @@ class Checkpoints:
             shutil.rmtree(path, onerror=_report_failed_delete)
 
     def _move(self, step: int, suffix: str) -> None:
-        """Rename a checkpoint, so that from one moment to the next it is none."""
+        """Renames a checkpoint, so that it ceases to be one in a single moment."""
         if jax.process_index() != 0:
             return
         source = self.directory / str(step)
@@ -398,35 +398,35 @@ class Checkpoints:
                 shutil.rmtree(target)
             source.rename(target)
         except OSError as error:
-            _log.warning("%s can not be renamed to %s: %s", source, target.name, error)
+            _log.warning("%s cannot be renamed to %s: %s", source, target.name, error)
 
     def _set_aside(self, restored: int, steps: Sequence[int], suffix: str) -> None:
-        """Rename the checkpoints after the restored one: their steps will be saved again."""
+        """Renames the checkpoints after the restored one: their steps will be saved again."""
         for step in steps:
             if step > restored:
                 self._move(step, suffix)
 
     def _clean_up(self) -> None:
-        """Take back a checkpoint whose replacement was never completed; drop other leftovers."""
+        """Takes back a checkpoint whose replacement was never completed; drops other leftovers."""
         for path in self.directory.glob("*.replaced"):
             original = path.with_suffix("")
             if not original.exists():
                 path.rename(original)
-        # Of a save that failed, some files may still be in the making: what can not be deleted
-        # is no checkpoint, and is deleted the next time.
+        # Some files of a failed save may still be in the making: what cannot be deleted now is not
+        # a checkpoint, and is deleted the next time.
         for suffix in ("replaced", "deleted", "orbax-checkpoint-tmp"):
             for path in self.directory.glob(f"*.{suffix}"):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def best_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The evaluation with the largest mIoU, the earliest of equal ones; NaN is never the best."""
+    """Returns the evaluation with the largest mIoU, the earliest of equal ones; never NaN."""
     scored = [entry for entry in history if _is_score(entry["miou"])]
     return min(scored, key=lambda entry: (-entry["miou"], entry["step"]), default=None)
 
 
 def state_digest(state: Any) -> str:
-    """SHA-256 over the names, types, shapes and bytes of all arrays of a tree."""
+    """Returns the SHA-256 over the names, types, shapes and bytes of all arrays of a tree."""
     return _digest_json(_describe(_named_leaves(state)))
 
 
@@ -435,13 +435,13 @@ def _is_score(value: Any) -> bool:
 
 
 def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
-    """`{"params/backbone/stem/kernel": array}` in the order of the tree's leaves."""
+    """Returns `{"params/backbone/stem/kernel": array}` in the order of the tree's leaves."""
     pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {_name(path): np.asarray(leaf) for path, leaf in pairs}
 
 
 def _named_shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """`(shape, dtype)` by name, of arrays or of their shapes."""
+    """Returns `(shape, dtype)` by name, of arrays or of their shapes."""
     pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {_name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in pairs}
 
@@ -451,7 +451,7 @@ def _name(path: Sequence[Any]) -> str:
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat names as nested dicts."""
+    """Returns flat names as nested dicts."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *parents, last = name.split("/")
@@ -469,7 +469,7 @@ def _find(nested: Mapping[str, Any], name: str) -> Any:
 
 
 def _describe(leaves: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Shape, type and SHA-256 of each array; digests are computed by several threads."""
+    """Returns shape, type and SHA-256 of each array; several threads compute the digests."""
 
     def describe(leaf: np.ndarray) -> dict[str, Any]:
         data = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
@@ -508,4 +508,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _report_failed_delete(function: Any, path: str, info: Any) -> None:
-    _log.warning("an old checkpoint can not be deleted: %s: %s", path, info[1])
+    _log.warning("an old checkpoint cannot be deleted: %s: %s", path, info[1])

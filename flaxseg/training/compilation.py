@@ -1,4 +1,4 @@
-"""Compiled steps: kept on disk from start to start, and watched for coming up again."""
+"""Keeps compiled programs on disk, and notices when a step is compiled again."""
 
 import os
 import pathlib
@@ -10,19 +10,20 @@ _LOWERING_EVENT = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 
 
 def default_cache_dir() -> pathlib.Path:
-    """Where compiled programs are kept: below `$XDG_CACHE_HOME`, by default `~/.cache`."""
+    """Returns where compiled programs are kept: below `$XDG_CACHE_HOME`, by default `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(base) / "flaxseg" / "jax"
 
 
 def enable_compilation_cache(directory: str | os.PathLike | None = None) -> pathlib.Path | None:
-    """Keep compiled programs on disk, so that a second start need not compile them.
+    """Keeps compiled programs on disk, so that a second start need not compile them.
 
     Args:
-      directory: where; None for `default_cache_dir()`. `$JAX_COMPILATION_CACHE_DIR` goes first.
+      directory: where; None for `default_cache_dir()`. `$JAX_COMPILATION_CACHE_DIR` takes
+        precedence.
 
     Returns:
-      The folder, or None where it can not be written: the run then compiles at every start.
+      The folder, or None where it cannot be written: the run then compiles at every start.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -50,7 +51,7 @@ class CompilationWatch:
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
     def close(self) -> None:
-        """Stop counting."""
+        """Stops counting."""
         jax.monitoring.unregister_event_duration_listener(self._note)
 
     def _note(self, event: str, seconds: float, **details: object) -> None:

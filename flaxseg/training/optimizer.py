@@ -5,64 +5,62 @@ its update by the rate at ``state.step``; so the optimizer's own state holds no 
 resumed or rewound run could disagree with.
 """
 
-import difflib
+import dataclasses
 import fnmatch
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from flaxseg.errors import ConfigError
+from flaxseg.errors import near
+from flaxseg.training.settings import (
+    above,
+    at_least,
+    broken_rules,
+    one_of,
+    raise_problems,
+    within,
+)
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
+_RULES = {
+    "name": one_of(*OPTIMIZERS),
+    "momentum": within(0, 1),
+    "b1": within(0, 1),
+    "b2": within(0, 1),
+    "eps": above(0),
+    "weight_decay": at_least(0),
+    "head_lr_multiplier": at_least(0),
+    "bias_lr_multiplier": at_least(0),
+    "grad_clip_norm": at_least(0),
+}
 
-def make_optimizer(
-    params: Mapping,
-    *,
-    name: str = "sgd",
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 1e-4,
-    decay_bn_and_bias: bool = False,
-    head_lr_multiplier: float = 1.0,
-    bias_lr_multiplier: float = 1.0,
-    head: Sequence[str] = (),
-    lr_multipliers: Mapping[str, float] = MappingProxyType({}),
-    grad_clip_norm: float = 0.0,
-    frozen: Sequence[str] = (),
-) -> optax.GradientTransformation:
-    """An optimizer whose update is still to be multiplied by ``-learning_rate``.
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """How gradients become updates.
 
     The rules are those of ``torch.optim``, so that published recipes carry over: ``sgd`` adds the
     decay to the gradient, then folds it into the momentum buffer, and the rate is applied to the
     buffer (Caffe and TensorFlow differ when the rate changes); ``adam`` adds the decay to the
-    gradient; ``adamw`` takes it apart from the moments, multiplied by the rate.
+    gradient; ``adamw`` applies it apart from the moments, multiplied by the rate.
 
-    In this order: frozen gradients to zero, clip by the global norm of all others, decay, moments,
-    multipliers.
-
-    Args:
-      params: the parameters, or their shapes.
+    Attributes:
       name: one of `OPTIMIZERS`.
       momentum: of ``sgd``, in ``[0, 1)``.
-      nesterov: of ``sgd``.
+      nesterov: of ``sgd``; it needs momentum.
       b1: of ``adam`` and ``adamw``, in ``[0, 1)``.
       b2: of ``adam`` and ``adamw``, in ``[0, 1)``.
       eps: of ``adam`` and ``adamw``, > 0.
       weight_decay: >= 0; of kernels, and of the scales and biases only with `decay_bn_and_bias`.
-      decay_bn_and_bias: decay the parameters of normalisations, and biases, too.
+      decay_bn_and_bias: decay biases and the parameters of normalisations, too.
       head_lr_multiplier: rate of the head over that of the rest; >= 0.
       bias_lr_multiplier: rate of the biases of convolutions and dense layers, over that of their
-        kernels; >= 0. Not of normalisations.
+        kernels; >= 0. Normalisations are not affected.
       head: what is head, in the form of `frozen`; by default all that is not under the top-level
         key "backbone", or "backbone_2" and so on.
       lr_multipliers: rates of further parts over the base rate, >= 0, by entries in the form of
@@ -70,13 +68,54 @@ def make_optimizer(
       grad_clip_norm: largest global norm of the gradient, > 0; 0 switches clipping off.
       frozen: what is not trained at all, see `is_frozen`. Give the same to `make_train_step`.
 
+    Raises:
+      SettingsError: for all values out of range at once.
+    """
+
+    name: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    decay_bn_and_bias: bool = False
+    head_lr_multiplier: float = 1.0
+    bias_lr_multiplier: float = 1.0
+    head: Sequence[str] = ()
+    lr_multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    grad_clip_norm: float = 0.0
+    frozen: Sequence[str] = ()
+
+    def __post_init__(self):
+        problems = broken_rules(vars(self), _RULES)
+        of_parts = dict.fromkeys(self.lr_multipliers, at_least(0))
+        problems += [
+            ("lr_multipliers", f"of {part!r} {text}")
+            for part, text in broken_rules(self.lr_multipliers, of_parts)
+        ]
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            problems.append(("nesterov", "needs momentum > 0; set one or leave the other."))
+        raise_problems(problems)
+
+
+def make_optimizer(params: Mapping, **settings) -> optax.GradientTransformation:
+    """Returns an optimizer whose update is still to be multiplied by ``-learning_rate``.
+
+    In this order: frozen gradients to zero, clip by the global norm of all others, decay, moments,
+    multipliers.
+
+    Args:
+      params: the parameters, or their shapes.
+      **settings: attributes of `OptimizerSettings`.
+
     Returns:
       An optax transformation. ``params - learning_rate * update`` is the step; with optax alone,
       chain it with ``optax.scale_by_learning_rate``.
 
     Raises:
-      ConfigError: for an unknown name, for all values out of range at once, and for an entry of
-        `frozen` or `head` that fits no parameter.
+      SettingsError: for all values out of range at once, or for an entry of `frozen`, `head` or
+        `lr_multipliers` that fits no parameter.
 
     Examples:
       >>> params = {"backbone": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2))}}
@@ -85,44 +124,18 @@ def make_optimizer(
       >>> print(update["backbone"]["kernel"][0, 0], update["head"]["kernel"][0, 0])
       1.0 10.0
     """
-    _check(
-        name,
-        in_unit_interval={"momentum": momentum, "b1": b1, "b2": b2},
-        not_negative={
-            "weight_decay": weight_decay,
-            "head_lr_multiplier": head_lr_multiplier,
-            "bias_lr_multiplier": bias_lr_multiplier,
-            "grad_clip_norm": grad_clip_norm,
-            **{f"lr_multipliers of {part!r}": value for part, value in lr_multipliers.items()},
-        },
-        eps=eps,
-        nesterov_without_momentum=name == "sgd" and nesterov and momentum == 0,
-    )
-    fixed = frozen_parameters(params, frozen)
+    own = OptimizerSettings(**settings)
     kinds = parameter_kinds(params)
-    trained = jax.tree.map(lambda is_fixed: not is_fixed, fixed)
-    decayed = jax.tree.map(lambda kind: decay_bn_and_bias or kind == "weight", kinds)
-    if head:
-        in_head = _matching(params, head, "head")
-    else:
-        backbones = [key for key in params if re.fullmatch(r"backbone(_\d+)?", key)]
-        in_backbone = frozen_parameters(params, backbones)
-        in_head = jax.tree.map(lambda is_backbone: not is_backbone, in_backbone)
-    rates = jax.tree.map(lambda is_head: head_lr_multiplier if is_head else 1.0, in_head)
-    for part, value in lr_multipliers.items():
-        fits = _matching(params, [part], "lr_multipliers")
-        rates = jax.tree.map(lambda rate, fit, value=value: value if fit else rate, rates, fits)
-    multipliers = _multipliers(kinds, trained, rates, bias_lr_multiplier)
-    decay = optax.add_decayed_weights(weight_decay, mask=decayed) if weight_decay else None
-    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
-    moments = {
-        "sgd": (decay, optax.trace(decay=momentum, nesterov=nesterov) if momentum else None),
-        "adam": (decay, adam),
-        "adamw": (adam, decay),
-    }[name]
+    trained = jax.tree.map(lambda is_fixed: not is_fixed, frozen_parameters(params, own.frozen))
+    decayed = jax.tree.map(lambda kind: own.decay_bn_and_bias or kind == "weight", kinds)
+    multipliers = _multipliers(kinds, trained, _rates(params, own), own.bias_lr_multiplier)
+    decay = optax.add_decayed_weights(own.weight_decay, mask=decayed) if own.weight_decay else None
+    adam = optax.scale_by_adam(b1=own.b1, b2=own.b2, eps=own.eps)
+    trace = optax.trace(decay=own.momentum, nesterov=own.nesterov) if own.momentum else None
+    moments = {"sgd": (decay, trace), "adam": (decay, adam), "adamw": (adam, decay)}[own.name]
     parts = [
-        _scale_each(jax.tree.map(float, trained)) if frozen else None,
-        optax.clip_by_global_norm(grad_clip_norm) if grad_clip_norm else None,
+        _scale_each(jax.tree.map(float, trained)) if own.frozen else None,
+        optax.clip_by_global_norm(own.grad_clip_norm) if own.grad_clip_norm else None,
         *moments,
         _scale_each(multipliers),
     ]
@@ -130,7 +143,7 @@ def make_optimizer(
 
 
 def parameter_kinds(params: Mapping) -> dict:
-    """The kind of each parameter, as a tree like `params`: "weight", "bias" or "normalization".
+    """Returns the kind of each parameter, "weight", "bias" or "normalization", as a tree.
 
     A ``bias`` beside a ``kernel`` is a bias; any other ``bias``, and every ``scale``, belongs to a
     normalisation; the rest are weights.
@@ -164,31 +177,54 @@ def is_frozen(path: str, frozen: Sequence[str]) -> bool:
 
 
 def frozen_parameters(params: Mapping, frozen: Sequence[str]) -> dict:
-    """A tree like `params` with True where a parameter is frozen.
+    """Returns a tree like `params` with True where a parameter is frozen.
 
     Raises:
-      ConfigError: when an entry fits no parameter.
+      SettingsError: when an entry fits no parameter.
     """
     return _matching(params, frozen, "frozen")
 
 
 def _matching(params: Mapping, entries: Sequence[str], name: str) -> dict:
-    """A tree like `params` with True where an entry fits; ConfigError for one that fits nothing."""
+    """Returns a tree like `params` with True where an entry fits.
+
+    Raises:
+      SettingsError: an entry of the setting `name` fits nothing.
+    """
     paths = traverse_util.flatten_dict(params, sep="/")
-    modules = sorted({path.rsplit("/", 1)[0] for path in paths} | {p.split("/")[0] for p in paths})
-    for entry in entries:
-        if not any(is_frozen(path, [entry]) for path in paths):
-            near = difflib.get_close_matches(entry, modules, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"{name} has {entry!r}, which fits no parameter; the model's parts are "
-                f"{sorted({p.split('/')[0] for p in paths})}.{hint}"
+    parts = sorted({path.split("/")[0] for path in paths})
+    modules = {path.rsplit("/", 1)[0] for path in paths} | set(parts)
+    raise_problems(
+        [
+            (
+                name,
+                f"has {entry!r}, which fits no parameter; the model's parts are {parts}."
+                f"{near(entry, sorted(modules))}",
             )
+            for entry in entries
+            if not any(is_frozen(path, [entry]) for path in paths)
+        ]
+    )
     return traverse_util.unflatten_dict({path: is_frozen(path, entries) for path in paths}, sep="/")
 
 
+def _rates(params: Mapping, own: OptimizerSettings) -> dict:
+    """Returns the rate of each parameter over the base rate, by the part it belongs to."""
+    if own.head:
+        in_head = _matching(params, own.head, "head")
+    else:
+        backbones = [key for key in params if re.fullmatch(r"backbone(_\d+)?", key)]
+        in_backbone = frozen_parameters(params, backbones)
+        in_head = jax.tree.map(lambda is_backbone: not is_backbone, in_backbone)
+    rates = jax.tree.map(lambda is_head: own.head_lr_multiplier if is_head else 1.0, in_head)
+    for part, value in own.lr_multipliers.items():
+        fits = _matching(params, [part], "lr_multipliers")
+        rates = jax.tree.map(lambda rate, fit, value=value: value if fit else rate, rates, fits)
+    return rates
+
+
 def _multipliers(kinds: dict, trained: dict, rates: dict, bias: float) -> dict:
-    """The rate of each parameter over the base rate, as a tree of floats."""
+    """Returns the rate of each parameter over the base rate, as a tree of floats."""
 
     def multiplier(kind: str, is_trained: bool, rate: float) -> float:
         return float(rate * (bias if kind == "bias" else 1.0)) if is_trained else 0.0
@@ -197,7 +233,7 @@ def _multipliers(kinds: dict, trained: dict, rates: dict, bias: float) -> dict:
 
 
 def _scale_each(factors: dict) -> optax.GradientTransformation | None:
-    """Multiplies each leaf by its own factor; None where all factors are 1."""
+    """Returns what multiplies each leaf by its own factor; None where all factors are 1."""
     if all(factor == 1.0 for factor in jax.tree.leaves(factors)):
         return None
 
@@ -208,35 +244,3 @@ def _scale_each(factors: dict) -> optax.GradientTransformation | None:
         return update * factor if factor else jnp.zeros_like(update)
 
     return optax.stateless(lambda updates, params: jax.tree.map(scale, updates, factors))
-
-
-def _check(
-    name: str,
-    in_unit_interval: dict[str, float],
-    not_negative: dict[str, float],
-    eps: float,
-    nesterov_without_momentum: bool,
-) -> None:
-    """Raises ConfigError that lists all that is wrong."""
-    problems = []
-    if name not in OPTIMIZERS:
-        near = difflib.get_close_matches(str(name), OPTIMIZERS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        problems.append(
-            f"optimizer {name!r} is not known; use one of {', '.join(OPTIMIZERS)}.{hint}"
-        )
-    in_range: Callable[[float], bool] = lambda value: 0 <= value < 1  # noqa: E731
-    problems += [
-        f"{k} {v} must be in [0, 1)." for k, v in in_unit_interval.items() if not in_range(v)
-    ]
-    problems += [
-        f"{k} {v} must be a finite number >= 0."
-        for k, v in not_negative.items()
-        if not (math.isfinite(v) and v >= 0)
-    ]
-    if not eps > 0:
-        problems.append(f"eps {eps} must be > 0.")
-    if nesterov_without_momentum:
-        problems.append("nesterov needs momentum > 0; set one or leave the other.")
-    if problems:
-        raise ConfigError("\n".join(problems))

@@ -1,4 +1,4 @@
-"""Batches read ahead of the step that uses them, each with the state of the iterator after it."""
+"""Reads batches ahead of the step that uses them, each with the state of the iterator after it."""
 
 import dataclasses
 import json
@@ -15,13 +15,13 @@ import jax
 import numpy as np
 
 PATIENCE = 60.0
-"""Seconds without a batch after which a warning says where the reading stands."""
+"""Seconds without a batch after which a warning says where the reader is."""
 
 _log = logging.getLogger(__name__)
 
 
 class BatchIterator(Protocol):
-    """What `flaxseg.data.train_batches` returns."""
+    """Has the methods of what `flaxseg.data.train_batches` returns."""
 
     def __next__(self) -> dict[str, np.ndarray]: ...
     def get_state(self) -> Any: ...
@@ -29,12 +29,12 @@ class BatchIterator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A batch on the device.
+    """Holds a batch on the device.
 
     Attributes:
       arrays: for the compiled train step.
       ids: of this process's records, in order.
-      iterator_state: JSON of the iterator's state after this batch: where to go on once it is used.
+      iterator_state: JSON of the iterator's state after this batch, from which a run resumes.
     """
 
     arrays: dict[str, jax.Array]
@@ -45,8 +45,8 @@ class Batch:
 class Prefetch:
     """Reads and places batches in a thread while the device is busy.
 
-    The iterator runs ahead of the steps, so that its own state is of no use for a checkpoint; the
-    one that comes with the batch last used is.
+    The iterator runs ahead of the steps, so a checkpoint needs the state that came with the last
+    batch used, not the iterator's own.
 
     Attributes:
       seconds_waited: time in which the device had nothing to do because no batch was ready.
@@ -67,7 +67,7 @@ class Prefetch:
         self._thread.start()
 
     def next(self, running: jax.Array | None = None) -> Batch:
-        """The next batch.
+        """Returns the next batch.
 
         Args:
           running: an output of the step under way; waiting counts only once it is done.
@@ -92,7 +92,7 @@ class Prefetch:
             return item
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stops reading."""
         self._closed.set()
         while self._thread.is_alive():
             try:
@@ -106,8 +106,8 @@ class Prefetch:
             "".join(traceback.format_stack(frame)[-3:]) if frame else "  nowhere: it has ended\n"
         )
         _log.warning(
-            "no batch has come for %.0f s. A disk or a worker that hangs looks like this; so do "
-            "records that are slow to decode with few data.num_threads. The reading thread is at:"
+            "no batch has come for %.0f s. The disk or a worker may hang, or records may be slow "
+            "to decode with so few data.num_threads. The reading thread is at:"
             "\n%s",
             PATIENCE,
             where.rstrip(),
@@ -125,12 +125,12 @@ class Prefetch:
 
 
 def encode_iterator_state(state: Any) -> str:
-    """The state of an iterator as JSON; bytes are marked for `decode_iterator_state`."""
+    """Returns the state of an iterator as JSON; bytes are marked for `decode_iterator_state`."""
     return json.dumps(state, default=_encode)
 
 
 def decode_iterator_state(text: str) -> Any:
-    """The inverse of `encode_iterator_state`."""
+    """Returns the inverse of `encode_iterator_state`."""
     return json.loads(text, object_hook=_decode)
 
 
@@ -139,7 +139,7 @@ def _encode(value: Any) -> Any:
         return {"__bytes__": value.hex()}
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"the iterator's state holds a {type(value).__name__}, which JSON can not hold")
+    raise TypeError(f"the iterator's state holds a {type(value).__name__}, which JSON cannot hold")
 
 
 def _decode(value: dict[str, Any]) -> Any:

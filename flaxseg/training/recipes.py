@@ -1,4 +1,4 @@
-"""What the recipes in `configs/` share: the argument after the colon, and the facts of a data set.
+"""Holds what the recipes in `configs/` share: the argument after the colon, and data sets.
 
 --config=configs/deeplab.py:variant=v3,data=camvid
 """
@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 
 from ml_collections import config_dict
 
-from flaxseg.errors import ConfigError
-from flaxseg.training.config import did_you_mean, output_loss_section
+from flaxseg.errors import ConfigError, near
+from flaxseg.training.config import output_loss_section
+from flaxseg.training.field_texts import names_in
 from flaxseg.training.losses import OutputLoss
 
 
@@ -34,15 +35,15 @@ def parse_recipe_argument(argument: str, file: str, **choices: Iterable[str]) ->
     known = {key: tuple(values) for key, values in choices.items()}
     chosen = {key: values[0] for key, values in known.items()}
     problems = []
-    for part in filter(None, argument.split(",")):
+    for part in names_in(argument):
         key, _, value = (text.strip() for text in part.partition("="))
         if key not in known:
             forms = " or ".join(f"{name}=..." for name in known)
-            problems.append(f"{part!r} is not understood; write {forms}{did_you_mean(key, known)}")
+            problems.append(f"{part!r} is not understood; write {forms}.{near(key, known)}")
         elif value not in known[key]:
+            choices_of_key = ", ".join(known[key])
             problems.append(
-                f"{key} is {value!r}; it must be one of {', '.join(known[key])}."
-                f"{did_you_mean(value, known[key])}"
+                f"{key} is {value!r}; it must be one of {choices_of_key}.{near(value, known[key])}"
             )
         else:
             chosen[key] = value
@@ -88,12 +89,12 @@ _CAMVID_WEIGHTS = (0.9, 0.75, 3.6, 0.65, 1.7, 1.2, 3.3, 3.4, 1.5, 4.5, 6.7)
 
 
 def voc(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
-    """PASCAL VOC 2012 with the additional annotations (10,582 training pictures of at most 500x500
+    """PASCAL VOC 2012 with the additional annotations (10,582 training images of at most 500x500
     pixels).
 
     Args:
       config: changed in place.
-      crop: side of the crops, in pixels; the evaluation is on a canvas that holds all pictures.
+      crop: side of the crops, in pixels; the evaluation is on a canvas that holds all images.
     """
     config.data.name = "voc_segmentation"
     config.data.train_split = "train_aug"
@@ -102,7 +103,7 @@ def voc(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
 
 
 def cityscapes(config: config_dict.ConfigDict, *, crop: int = 769) -> None:
-    """Cityscapes, fine annotations (2,975 training pictures of 1024x2048 pixels, 19 classes).
+    """Cityscapes, fine annotations (2,975 training images of 1024x2048 pixels, 19 classes).
 
     Args:
       config: changed in place.
@@ -114,7 +115,7 @@ def cityscapes(config: config_dict.ConfigDict, *, crop: int = 769) -> None:
 
 
 def ade20k(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
-    """ADE20K of the scene parsing challenge 2016 (20,210 training pictures of all sizes, 150
+    """ADE20K of the scene parsing challenge 2016 (20,210 training images of all sizes, 150
     classes).
 
     Args:
@@ -127,7 +128,7 @@ def ade20k(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
 
 
 def camvid(config: config_dict.ConfigDict, *, crop: int = 256) -> None:
-    """CamVid (367 training pictures of 360x480 pixels, 11 classes) on a small backbone, for a
+    """CamVid (367 training images of 360x480 pixels, 11 classes) on a small backbone, for a
     computer without accelerator: 600 steps of 8 crops with SGD, rate 0.01 and in the head 0.1, and
     a loss that weighs rare classes more.
 
@@ -152,12 +153,12 @@ def camvid(config: config_dict.ConfigDict, *, crop: int = 256) -> None:
     config.checkpoint.every_steps = 100
 
 
-def own_pictures(recipe: Callable[..., None]) -> Callable[..., None]:
-    """Returns the recipe for pictures of one's own, the data set `folder`: that for CamVid, with
-    all classes weighing the same. `verify-data` prints weights that balance them.
+def own_images(recipe: Callable[..., None]) -> Callable[..., None]:
+    """Returns the recipe for your own images, the data set `folder`: the one for CamVid, with
+    equal class weights. `verify-data` prints weights that balance them.
 
     Args:
-      recipe: that for CamVid, a function that changes a config in place.
+      recipe: the one for CamVid, a function that changes a config in place.
     """
 
     def of_folder(config: config_dict.ConfigDict, *chosen: str) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: its layout, and that one process at a time writes to it.
+"""Defines the layout of the folder of a run, and lets one process at a time write to it.
 
 workdir/config.json          the config of the last start
         checkpoints/<step>/  see `flaxseg.training.checkpoint`
@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flaxseg.errors import CheckpointError
+from flaxseg.files import write_text
 
 # A lock that another host wrote is taken over when its owner has not renewed it for this long.
 _STALE_SECONDS = 120.0
@@ -28,7 +29,7 @@ _RENEW_SECONDS = 20.0
 
 
 class RunDirectory:
-    """The paths of a run.
+    """Holds the paths of a run.
 
     Attributes:
       path: the folder, absolute.
@@ -44,7 +45,7 @@ class RunDirectory:
         self.pictures = self.path / "pictures"
 
     def create(self) -> None:
-        """Make the folder, or see that it can be used.
+        """Makes the folder, or checks that it can be used.
 
         Raises:
           CheckpointError: the path is a file, or nothing can be written there.
@@ -60,21 +61,31 @@ class RunDirectory:
                 pass
         except OSError as error:
             raise CheckpointError(
-                f"the workdir {self.path} can not be written to: {error.strerror or error}. "
+                f"the workdir {self.path} cannot be written to: {error.strerror or error}. "
                 "Give a --workdir that you may write to, on a disk with room."
             ) from error
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write `config.json`, whole or not at all."""
-        write_text(self.config_file, json.dumps(config, indent=2) + "\n")
+        """Writes `config.json`, whole or not at all.
+
+        Raises:
+          CheckpointError: it cannot be written.
+        """
+        try:
+            write_text(self.config_file, json.dumps(config, indent=2) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.config_file} cannot be written: {error.strerror or error}. "
+                "Free some room, or give another --workdir."
+            ) from error
 
     def picture_folder(self, step: int) -> pathlib.Path:
-        """Where the pictures of an evaluation belong."""
+        """Returns where the images of an evaluation belong."""
         return self.pictures / f"step_{step:06d}"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process.
+        """Holds the run for this process.
 
         The kernel frees the lock of a process that was killed. On disks that are shared without a
         common kernel, the owner renews the file, and an owner that stopped doing so is gone.
@@ -112,33 +123,13 @@ class RunDirectory:
     def _in_use(self, owner: Mapping[str, Any] | None) -> str:
         who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
         return (
-            f"the run in {self.path} is in use by {who}; two processes can not share it. "
+            f"the run in {self.path} is in use by {who}; two processes cannot share it. "
             "Wait for it, stop it, or give another --workdir."
         )
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Replace a file as a whole.
-
-    Raises:
-      CheckpointError: it can not be written.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} can not be written: {error.strerror or error}. "
-            "Free some room, or give another --workdir."
-        ) from error
-
-
 def _read_owner(path: pathlib.Path) -> dict[str, Any] | None:
-    """Who wrote the lock file; None for an empty or half-written one."""
+    """Returns who wrote the lock file; None for an empty or half-written one."""
     try:
         owner = json.loads(path.read_text())
         return {"host": str(owner["host"]), "pid": int(owner["pid"])}
@@ -147,7 +138,7 @@ def _read_owner(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _renew(path: pathlib.Path, done: threading.Event) -> None:
-    """Touch the lock file until `done`."""
+    """Touches the lock file until `done`."""
     while not done.wait(_RENEW_SECONDS):
         with contextlib.suppress(OSError):
             os.utime(path)

@@ -1,10 +1,9 @@
-"""Learning rates as functions of the step.
+"""Defines learning rates as functions of the step.
 
-A schedule is a pure function of ``state.step``: a run that goes on from a checkpoint, or has
-skipped an update, is at the rate that belongs to its step.
+A schedule is a pure function of ``state.step``: a run that resumes from a checkpoint, or has
+skipped an update, has the rate of its step.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxseg.errors import ConfigError
+from flaxseg.training.settings import Rule, above, at_least, check_rules, one_of
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -30,7 +29,7 @@ def make_schedule(
     step_factor: float = 0.1,
     warmup_steps: int = 0,
 ) -> Schedule:
-    r"""The learning rate at each step, float32.
+    r"""Returns the function of the learning rate at each step.
 
     With base rate :math:`r`, end value :math:`e`, and :math:`s = t / \mathit{steps}`, step
     :math:`t` counted from 0:
@@ -52,7 +51,7 @@ def make_schedule(
       steps: length of the run, >= 1.
       power: exponent of ``poly``, > 0.
       end_value: rate at the end of ``poly`` and ``cosine``, in ``[0, learning_rate]``.
-      step_milestones: for ``step``, at least one: increasing step numbers > 0.
+      step_milestones: increasing step numbers > 0; ``step`` needs at least one.
       step_factor: for ``step``, > 0.
       warmup_steps: >= 0 and < steps.
 
@@ -61,7 +60,7 @@ def make_schedule(
       jit.
 
     Raises:
-      ConfigError: for an unknown name, and for all values out of range at once.
+      SettingsError: for all values out of range at once.
 
     Examples:
       >>> schedule = make_schedule("poly", 0.01, 1000)
@@ -71,7 +70,17 @@ def make_schedule(
     References:
       Liu et al., ParseNet (2015), for poly; Loshchilov and Hutter, SGDR (2017), for cosine.
     """
-    _check(name, learning_rate, steps, power, end_value, step_milestones, step_factor, warmup_steps)
+    values = {
+        "name": name,
+        "learning_rate": learning_rate,
+        "steps": steps,
+        "power": power,
+        "end_value": end_value,
+        "step_milestones": tuple(step_milestones),
+        "step_factor": step_factor,
+        "warmup_steps": warmup_steps,
+    }
+    check_rules(values, _rules(learning_rate, steps, is_step=name == "step"))
     span = learning_rate - end_value
     milestones = np.asarray(step_milestones, np.int32)
 
@@ -93,40 +102,27 @@ def make_schedule(
     return schedule
 
 
-def _check(
-    name: str,
-    learning_rate: float,
-    steps: int,
-    power: float,
-    end_value: float,
-    step_milestones: Sequence[int],
-    step_factor: float,
-    warmup_steps: int,
-) -> None:
-    """Raises ConfigError that lists all that is wrong."""
-    problems = []
-    if name not in SCHEDULES:
-        near = difflib.get_close_matches(str(name), SCHEDULES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        problems.append(f"schedule {name!r} is not known; use one of {', '.join(SCHEDULES)}.{hint}")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        problems.append(f"learning_rate {learning_rate} must be a positive number.")
-    if steps < 1:
-        problems.append(f"steps {steps} must be at least 1.")
-    if not power > 0:
-        problems.append(f"power {power} must be > 0.")
-    if name in ("poly", "cosine") and not 0 <= end_value <= learning_rate:
-        problems.append(f"end_value {end_value} must be in [0, learning_rate {learning_rate}].")
-    if name == "step":
-        rising = all(a < b for a, b in zip((0, *step_milestones), step_milestones, strict=False))
-        if not step_milestones or not rising:
-            problems.append(
-                f"step_milestones {tuple(step_milestones)} must be one or more increasing step "
-                "numbers > 0."
-            )
-        if not step_factor > 0:
-            problems.append(f"step_factor {step_factor} must be > 0.")
-    if not 0 <= warmup_steps < max(steps, 1):
-        problems.append(f"warmup_steps {warmup_steps} must be >= 0 and less than steps {steps}.")
-    if problems:
-        raise ConfigError("\n".join(problems))
+def _rules(learning_rate: float, steps: int, *, is_step: bool) -> dict[str, Rule]:
+    """Returns the rule of each argument of `make_schedule`."""
+
+    def end_value(value: float) -> str:
+        return "" if 0 <= value <= learning_rate else f"in [0, learning_rate {learning_rate}]"
+
+    def milestones(value: tuple[int, ...]) -> str:
+        rising = all(a < b for a, b in zip((0, *value), value, strict=False))
+        good = rising and (value or not is_step)
+        return "" if good else "increasing step numbers above 0, such as (400, 500)"
+
+    def warmup_steps(value: int) -> str:
+        return "" if 0 <= value < max(steps, 1) else f"at least 0 and less than steps {steps}"
+
+    return {
+        "name": one_of(*SCHEDULES),
+        "learning_rate": above(0),
+        "steps": at_least(1),
+        "power": above(0),
+        "end_value": end_value,
+        "step_milestones": milestones,
+        "step_factor": above(0),
+        "warmup_steps": warmup_steps,
+    }

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to stop; a second one ends it at once."""
+"""Lets SIGTERM and SIGINT ask a run to stop; a second one ends it at once."""
 
 import contextlib
 import os
@@ -8,13 +8,13 @@ import threading
 from collections.abc import Iterator
 
 EXIT_STOPPED = 75
-"""Exit code (EX_TEMPFAIL) of a run that a signal stopped; saved, the same command goes on."""
+"""Exit code (EX_TEMPFAIL) of a run that a signal stopped; it is saved, and can be resumed."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Whether a signal asked the run to stop.
+    """Says whether a signal asked the run to stop.
 
     Attributes:
       signal_name: "SIGTERM" or "SIGINT", or "" as long as none came.
@@ -27,7 +27,7 @@ class StopRequest:
         return bool(self.signal_name)
 
     def handle(self, number: int, frame: object) -> None:
-        """The signal handler: note the first signal, die of the second."""
+        """Handles a signal: notes the first one, and dies of the second."""
         if self.signal_name:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -43,7 +43,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGINT into a `StopRequest` while the context lasts (main thread only)."""
+    """Turns SIGTERM and SIGINT into a `StopRequest` while the context lasts (main thread only)."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -1,4 +1,4 @@
-"""All that training carries from step to step, in one tree of arrays."""
+"""Holds all that training carries from step to step, in one tree of arrays."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from flaxseg.errors import WeightsError
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of a run; with the data iterator's it decides everything that follows.
+    """Holds the state of a run; with the data iterator's it decides everything that follows.
 
     Attributes:
       step: int32, steps done, and the number of the step to come, counted from 0.
@@ -39,11 +39,11 @@ class TrainState:
     first_bad_step: jax.Array
 
     def variables(self) -> dict:
-        """What ``model.apply`` takes: the parameters and statistics in training."""
+        """Returns what ``model.apply`` takes: the parameters and statistics in training."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def eval_variables(self) -> dict:
-        """What to evaluate and share: the moving averages where they are kept, else `variables`."""
+        """Returns what to evaluate and share: the moving averages if kept, else `variables`."""
         return self.variables() if self.ema is None else self.ema
 
 
@@ -56,12 +56,12 @@ def create_state(
     ema: bool = False,
     variables: Mapping | None = None,
 ) -> TrainState:
-    """The state before step 0.
+    """Returns the state before step 0.
 
     Args:
       model: of the contract of `flaxseg.create_model`.
       tx: the optimizer.
-      seed: decides the initial parameters and, by step, all that is random in training.
+      seed: decides the initial parameters and everything that is random in training.
       image_size: (height, width) of the images the model is initialised with.
       ema: keep moving averages; they begin as the parameters themselves.
       variables: ``{"params": ..., "batch_stats": ...}`` to begin with in place of random ones;

@@ -1,4 +1,4 @@
-"""The steps since the last report: their metrics, the records they saw, and the time they took."""
+"""Gathers the steps since the last report: their metrics, their records, and their time."""
 
 import math
 import time
@@ -25,40 +25,47 @@ class Window:
         self._timed_steps = 0
         self._seconds = 0.0
         self._since: float | None = None
+        self._waited = 0.0
 
     def add(self, step: int, metrics: dict[str, jax.Array], ids: Sequence[str]) -> None:
-        """Note that step number `step`, counted from 1, was given to the device."""
+        """Notes that step number `step`, counted from 1, was given to the device."""
         self._metrics.append(metrics)
         self._ids[step] = ids
         if self._since is not None:
             self._timed_steps += 1
 
     def ids(self, step: int) -> Sequence[str]:
-        """The records of a step since the last report."""
+        """Returns the records of a step since the last report."""
         return self._ids.get(step, ())
 
     def metrics(self, step: int) -> dict[str, float]:
-        """The metrics of a step since the last report, on the host."""
+        """Returns the metrics of a step since the last report, on the host."""
         place = list(self._ids).index(step) if step in self._ids else None
         if place is None:
             return {}
         return {name: float(value) for name, value in self._metrics[place].items()}
 
     def pause(self) -> None:
-        """Stop the clock, for what is not training: compilation, evaluation, saving."""
+        """Stops the clock, for what is not training: compilation, evaluation, saving."""
         if self._since is not None:
             self._seconds += time.perf_counter() - self._since
             self._since = None
 
-    def resume(self) -> None:
-        """Start the clock."""
-        self._since = time.perf_counter()
-
-    def report(self, seconds_waited: float) -> dict[str, float]:
-        """Fetch the numbers of these steps and begin anew; waits for the steps under way.
+    def resume(self, seconds_waited: float | None = None) -> None:
+        """Starts the clock.
 
         Args:
-          seconds_waited: of these steps, for data.
+          seconds_waited: for data so far, where that before is to be left out.
+        """
+        self._since = time.perf_counter()
+        if seconds_waited is not None:
+            self._waited = seconds_waited
+
+    def report(self, seconds_waited: float) -> dict[str, float]:
+        """Fetches the numbers of these steps and begins anew; waits for the steps under way.
+
+        Args:
+          seconds_waited: for data, since the run was started.
 
         Returns:
           Means of loss, accuracy and valid_fraction; the last learning_rate and grad_norm;
@@ -73,7 +80,8 @@ class Window:
         values |= {name: float(host[-1][name]) for name in _LATEST}
         seconds, images = self._seconds, self._timed_steps * self._batch_size
         values["images_per_second"] = images / seconds if seconds and images else math.nan
-        values["data_wait"] = min(seconds_waited / seconds, 1.0) if seconds else math.nan
+        waited, self._waited = seconds_waited - self._waited, seconds_waited
+        values["data_wait"] = min(waited / seconds, 1.0) if seconds else math.nan
         self._metrics, self._ids, self._timed_steps, self._seconds = [], {}, 0, 0.0
         if running:
             self.resume()

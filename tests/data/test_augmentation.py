@@ -218,5 +218,7 @@ def test_blur_smooths_with_its_probability():
 
 
 def test_impossible_settings_are_all_named():
-    with pytest.raises(ConfigError, match=r"scale \(2.0, 0.5\).*rotate 200.*blur 3.*fill"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)scale is \(2.0, 0.5\).*rotate is 200.*blur is 3.*fill"
+    ):
         Augmentation(scale=(2.0, 0.5), rotate=200, blur=3, fill=(0, 0, 256))

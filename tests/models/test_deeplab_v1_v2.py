@@ -19,6 +19,7 @@ from flaxseg.layers import AtrousConv, pad_to_grid, resize
 from flaxseg.models.deeplab_v1 import FIELDS_OF_VIEW, VGG_OPTIONS
 from flaxseg.models.deeplab_v2 import RATES, RESNET_OPTIONS
 from flaxseg.training.losses import OutputLoss
+from flaxseg.training.objective import Objective
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.schedules import make_schedule
 from flaxseg.training.state import create_state
@@ -337,10 +338,12 @@ def test_the_loss_is_the_sum_over_the_outputs_at_their_own_grid(scales):
         model,
         tx,
         schedule=make_schedule("poly", 0.01, 10),
-        outputs={
-            "logits": OutputLoss(weight=0.0),
-            "auxiliary": OutputLoss(resize_labels=True, align_corners=True),
-        },
+        objective=Objective(
+            {
+                "logits": OutputLoss(weight=0.0),
+                "auxiliary": OutputLoss(resize_labels=True, align_corners=True),
+            }
+        ),
     )
     _, metrics = jax.jit(step)(state, batch)
     image = flaxseg.layers.normalize(batch["image"], model.normalization)

@@ -170,10 +170,10 @@ def test_a_label_that_does_not_fit_is_refused(kind):
         ("ohem(min_kept=0.5)", "min_kept 0.5 must be a whole number"),
         ("boundary(factor=0)", "factor 0 must be"),
         ("boundary(radius=0)", "radius 0 must be"),
-        ("cross_entropy + 0.5 * dise", "no loss 'dise'.*Did you mean \"dice\""),
+        ("cross_entropy + 0.5 * dise", "no loss 'dise'.*Did you mean 'dice'"),
         ("dice(gamma=2)", "'dice' has no argument 'gamma'; it has squared"),
         ("lovasz(squared=True)", "it has none"),
-        ("ohem(thresh=0.5)", 'Did you mean "threshold"'),
+        ("ohem(thresh=0.5)", "Did you mean 'threshold'"),
     ],
 )
 def test_impossible_arguments_are_refused_before_anything_is_compiled(kind, message):

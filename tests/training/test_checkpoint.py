@@ -284,7 +284,7 @@ def test_a_delete_that_fails_does_not_stop_the_run(tmp_path, monkeypatch, caplog
 
 def test_a_folder_that_can_not_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="file/checkpoints can not be used"):
+    with pytest.raises(CheckpointError, match="file/checkpoints cannot be used"):
         Checkpoints(tmp_path / "file" / "checkpoints")
 
 

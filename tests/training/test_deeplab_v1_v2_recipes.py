@@ -7,8 +7,9 @@ import pytest
 from recipe_networks import auxiliary_outputs, create_model, load_recipe, parameters
 
 from flaxseg.errors import ConfigError
-from flaxseg.training.config import default_config, names_in
+from flaxseg.training.config import default_config
 from flaxseg.training.config_check import validate_config
+from flaxseg.training.field_texts import names_in
 from flaxseg.training.optimizer import frozen_parameters, make_optimizer
 
 

@@ -17,6 +17,7 @@ from flaxseg.errors import ConfigError
 from flaxseg.layers import normalize, resize
 from flaxseg.training.config_check import validate_config
 from flaxseg.training.losses import OutputLoss, border_target
+from flaxseg.training.objective import Objective
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.state import create_state
 from flaxseg.training.step import make_train_step
@@ -95,7 +96,7 @@ def test_a_training_step_takes_the_losses_of_the_recipe(system, variant):
     model = create_model(config, 5)
     losses = {name: OutputLoss(**own) for name, own in config.loss.outputs.to_dict().items()}
     tx = make_optimizer(parameters(model), name="sgd", weight_decay=0.0, head_lr_multiplier=1.0)
-    step = make_train_step(model, tx, schedule=lambda step: 0.1, outputs=losses)
+    step = make_train_step(model, tx, schedule=lambda step: 0.1, objective=Objective(losses))
     batch = {
         "image": jax.ShapeDtypeStruct((2, 65, 33, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((2, 65, 33), jnp.uint8),
@@ -106,7 +107,7 @@ def test_a_training_step_takes_the_losses_of_the_recipe(system, variant):
     assert metrics["loss"].shape == ()
     if system == "dfn":
         unknown = {**losses, "border_c6": losses["logits"]}
-        step = make_train_step(model, tx, schedule=lambda step: 0.1, outputs=unknown)
+        step = make_train_step(model, tx, schedule=lambda step: 0.1, objective=Objective(unknown))
         with pytest.raises(ConfigError, match="border_c6"):
             jax.eval_shape(step, state, batch)
 
@@ -146,7 +147,7 @@ def test_dfns_border_network_finds_borders():
     shapes = trace(model)[1]
     tx = make_optimizer(shapes["params"], name="adam", weight_decay=0.0, head_lr_multiplier=1.0)
     state = create_state(model, tx, 0, (64, 64), variables=he_normal(shapes))
-    step = make_train_step(model, tx, schedule=lambda step: 3e-3, outputs=losses)
+    step = make_train_step(model, tx, schedule=lambda step: 3e-3, objective=Objective(losses))
     step = jax.jit(step, donate_argnums=0)
     for _ in range(80):
         state, metrics = step(state, {"image": image, "label": label})

@@ -14,9 +14,18 @@ from PIL import Image
 
 import flaxseg
 from flaxseg.errors import CheckpointError, ConfigError, NonFiniteLossError
-from flaxseg.training import default_config, loop, run, train_and_evaluate
+from flaxseg.training import (
+    assemble,
+    default_config,
+    loop,
+    run,
+    run_evaluation,
+    train_and_evaluate,
+    validate_config,
+)
 from flaxseg.training.checkpoint import Checkpoints
 from flaxseg.training.compilation import CompilationWatch
+from flaxseg.training.device_memory import explain_memory
 from flaxseg.training.parallel import Parallel
 
 STEPS = 6
@@ -63,14 +72,14 @@ class StopAfter:
     """Sends this process a signal once `step` steps were given to the device."""
 
     def __init__(self, monkeypatch, step, number=signal.SIGTERM):
-        advance = run.Progress.advance
+        advance = run.RunProgress.advance
 
         def advance_and_stop(progress, done):
             advance(progress, done)
             if done == step:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(run.Progress, "advance", advance_and_stop)
+        monkeypatch.setattr(run.RunProgress, "advance", advance_and_stop)
 
 
 def test_a_run_from_start_to_end(config, tmp_path, capsys):
@@ -138,13 +147,13 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(config, tmp_path, monkeypa
 def test_a_stop_within_an_evaluation_is_made_up_for(config, tmp_path, monkeypatch):
     whole = train_and_evaluate(config, str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        draw = loop.side_by_side
+        draw = run_evaluation.side_by_side
 
         def stop_and_draw(*arguments, **options):
             os.kill(os.getpid(), signal.SIGTERM)
             return draw(*arguments, **options)
 
-        patch.setattr(loop, "side_by_side", stop_and_draw)
+        patch.setattr(run_evaluation, "side_by_side", stop_and_draw)
         stopped = train_and_evaluate(config, str(tmp_path / "parts"))
     assert (stopped.step, stopped.history) == (3, [])
     parts = train_and_evaluate(config, str(tmp_path / "parts"))
@@ -180,7 +189,7 @@ def test_pictures_split_over_devices_agree_and_the_run_goes_on_without(
 ):
     config.data.crop_size = (64, 32)
     whole = train_and_evaluate(config, str(tmp_path / "whole"))
-    config.mesh = "space:2"
+    config.mesh = "space=2"
     with monkeypatch.context() as patch:
         StopAfter(patch, 4)
         assert train_and_evaluate(config, str(tmp_path / "split")).step == 4
@@ -207,13 +216,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     )
     ids = [list(map(str, next(batches)["id"])) for _ in range(5)]
     batches.close()
-    make_schedule = run.make_schedule
+    make_schedule = assemble.make_schedule
 
     def explode(**arguments):
         schedule = make_schedule(**arguments)
         return lambda step: jax.numpy.where(step == 4, jax.numpy.inf, schedule(step))
 
-    monkeypatch.setattr(run, "make_schedule", explode)
+    monkeypatch.setattr(assemble, "make_schedule", explode)
     with pytest.raises(NonFiniteLossError) as info:
         train_and_evaluate(config, str(tmp_path))
     message = str(info.value)
@@ -223,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     assert info.value.exit_code == 3
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 4
     # The last checkpoint is that of a run which never met the bad step.
-    monkeypatch.setattr(run, "make_schedule", make_schedule)
+    monkeypatch.setattr(assemble, "make_schedule", make_schedule)
     train_and_evaluate(config, str(tmp_path))
     train_and_evaluate(config, str(tmp_path.with_name("whole")))
     assert final_state(tmp_path)[0] == final_state(tmp_path.with_name("whole"))[0]
@@ -378,25 +387,27 @@ def test_a_step_that_is_compiled_again_is_reported(config, tmp_path, monkeypatch
 
 
 def test_too_little_memory_says_what_to_set(config):
+    settings, _ = validate_config(config, device_count=8)
     with (
         pytest.raises(flaxseg.errors.FlaxsegError, match=r"--config.batch_size=4") as info,
-        loop._explain_memory(config),
+        explain_memory(settings),
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
     assert "24x32 crops in float32" in str(info.value)
     assert "config.mesh" not in str(info.value)  # 24 rows are too few for it
-    config.data.crop_size = (256, 32)
+    config.data.crop_size, config.mesh = (256, 32), "data=4, space=2"
+    settings, _ = validate_config(config, device_count=8)
     with (
-        pytest.raises(flaxseg.errors.FlaxsegError, match=r"--config.mesh=space:4"),
-        loop._explain_memory(config, 2),
+        pytest.raises(flaxseg.errors.FlaxsegError, match=r"--config.mesh=space=4"),
+        explain_memory(settings),
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
 
 def test_pictures_are_spread_over_the_split():
-    assert loop._spread(100, 4) == [12, 37, 62, 87]
-    assert loop._spread(3, 9) == [0, 1, 2]
-    assert loop._spread(5, 0) == []
+    assert run_evaluation._spread(100, 4) == [12, 37, 62, 87]
+    assert run_evaluation._spread(3, 9) == [0, 1, 2]
+    assert run_evaluation._spread(5, 0) == []
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, tmp_path):

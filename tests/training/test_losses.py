@@ -196,7 +196,7 @@ def test_bfloat16_logits_are_summed_in_float32():
     [
         ({"label_smoothing": 1.0}, r"label_smoothing 1.0 must be in \[0, 1\)"),
         ({"label_smoothing": -0.1}, "label_smoothing -0.1"),
-        ({"class_weights": (1.0, 2.0)}, "2 values and the model 5 classes"),
+        ({"class_weights": (1.0, 2.0)}, "2 values for 5 classes"),
         ({"class_weights": (1.0, 1.0, -1.0, 1.0, 1.0)}, "none negative"),
         ({"class_weights": (1.0, 1.0, np.nan, 1.0, 1.0)}, "must be finite"),
         ({"class_weights": (0.0,) * 5}, "at least one positive"),

@@ -8,8 +8,9 @@ import pytest
 from recipe_networks import create_model, load_recipe, trace
 
 from flaxseg.errors import ConfigError
-from flaxseg.training.config import default_config, rates_in
+from flaxseg.training.config import default_config
 from flaxseg.training.config_check import validate_config
+from flaxseg.training.field_texts import numbers_in
 from flaxseg.training.optimizer import frozen_parameters, make_optimizer
 
 get_config = load_recipe("lrr")
@@ -43,7 +44,7 @@ def test_every_recipe_is_valid_and_its_model_has_the_parts_it_names(variant, dat
     assert all("reconstruction" in path and "kernel" in path for path in frozen)
     make_optimizer(
         variables["params"],
-        lr_multipliers=rates_in(config.optimizer.lr_multipliers),
+        lr_multipliers=numbers_in(config.optimizer.lr_multipliers, float),
         frozen=[config.optimizer.frozen],
     )
 
@@ -54,7 +55,7 @@ def test_the_voc_recipe_is_the_released_code():
     assert (first.optimizer.learning_rate, last.optimizer.learning_rate) == (1e-3, 6.25e-5)
     assert first.schedule.step_milestones == (50 * 529, 60 * 529)
     assert (first.init.model, last.init.model) == ("", "runs/lrr8x")
-    rates = rates_in(last.optimizer.lr_multipliers)
+    rates = numbers_in(last.optimizer.lr_multipliers, float)
     effective = {name: 6.25e-5 * rate for name, rate in rates.items()}
     np.testing.assert_allclose(effective["coefficients_32x"], 6.3e-6, rtol=0.01)
     np.testing.assert_allclose(effective["coefficients_16x"], 3.1e-6, rtol=0.01)
@@ -76,7 +77,7 @@ def test_rates_by_part_take_the_place_of_the_heads():
         weight_decay=0.0,
         head_lr_multiplier=10.0,
         bias_lr_multiplier=2.0,
-        lr_multipliers=rates_in("a=0.5, backbone=0.1"),
+        lr_multipliers=numbers_in("a=0.5, backbone=0.1", float),
     )
     update, _ = tx.update(params, tx.init(params), params)
     assert float(update["a"]["kernel"][0]) == 0.5
@@ -87,11 +88,25 @@ def test_rates_by_part_take_the_place_of_the_heads():
         make_optimizer(params, lr_multipliers={"c": 1.0})
 
 
-@pytest.mark.parametrize("text", ["a", "=2", "a=much", "a=-1"])
-def test_rates_that_are_no_rates_are_named(text):
-    with pytest.raises(ConfigError, match=r"it must be PATH=FACTOR"):
-        rates_in(text)
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a", "'a' is not understood; write key=value"),
+        ("=2", "'=2' is not understood; write key=value"),
+        ("a=much", "'a' is 'much'; it must be a number"),
+    ],
+)
+def test_rates_that_are_no_rates_are_named(text, problem):
+    with pytest.raises(ConfigError, match=problem):
+        numbers_in(text, float)
     config = default_config()
     config.optimizer.lr_multipliers = text
-    with pytest.raises(ConfigError, match=r"lr_multipliers has"):
+    with pytest.raises(ConfigError, match=rf"optimizer.lr_multipliers: {problem}"):
+        validate_config(config)
+
+
+def test_a_negative_rate_is_named():
+    config = default_config()
+    config.optimizer.lr_multipliers = "a=-1"
+    with pytest.raises(ConfigError, match=r"optimizer.lr_multipliers of 'a' is -1.0; it must be"):
         validate_config(config)

@@ -235,21 +235,23 @@ def test_batches_lie_where_they_are_used_and_uneven_ones_are_refused():
     for name, array in placed.items():
         np.testing.assert_array_equal(array, batch[name])
         assert {shard.data.shape[:2] for shard in array.addressable_shards} == {(2, 32)}
-    assert (across.data, across.space, across.device_count) == (4, 2, 8)
-    across.check_batch_size(4)
-    with pytest.raises(ConfigError, match=r"batch_size 6 .* by data:4; .* set 4 or 8\."):
+    assert (across.layout.data, across.layout.space, across.device_count) == (4, 2, 8)
+    across.layout.check_batch_size(4)
+    with pytest.raises(ConfigError, match=r"batch_size 6 .* by data=4; set it to 4 or 8\."):
         across.put_batch(tiny_batch(0, size=6, hw=(64, 5)))
-    with pytest.raises(ConfigError, match=r"height 66 can not .* space:2; .* set 64 or 128\."):
+    with pytest.raises(ConfigError, match=r"height 66 cannot .* space=2; set it to 64 or 128\."):
         across.put_batch(tiny_batch(0, size=8, hw=(66, 5)))
-    with pytest.raises(ConfigError, match=r"crop 1 .* set 64\."):
-        across.check_height(1, name="crop")
+    with pytest.raises(ConfigError, match=r"crop 1 .* set it to 64\."):
+        across.layout.check_height(1, name="crop")
 
 
 def test_a_mesh_of_another_kind_or_over_processes_is_refused():
     assert make_parallel(mesh={"data": 8}).mesh.axis_names == ("data",)
-    assert make_parallel("pmap", mesh={"data": 8, "space": 1}).space == 1
-    with pytest.raises(ConfigError, match=r"'pmap' can not split pictures over space:2"):
+    assert make_parallel("pmap", mesh={"data": 8, "space": 1}).layout.space == 1
+    with pytest.raises(ConfigError, match=r"'pmap', which cannot split images over space=2"):
         make_parallel("pmap", mesh={"space": 2})
     devices = [types.SimpleNamespace(process_index=i // 2, id=i) for i in range(8)]
-    with pytest.raises(ConfigError, match="space:4 does not divide the 2 devices of a process"):
+    with pytest.raises(
+        ConfigError, match="space=4, which does not divide the 2 devices of a process"
+    ):
         make_parallel("jit", devices, mesh={"space": 4})

@@ -11,7 +11,7 @@ import flaxseg
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.inference import predict
 from flaxseg.training import default_config, train_and_evaluate
-from flaxseg.training.config import data_name
+from flaxseg.training.assemble import data_name
 from flaxseg.training.config_check import validate_config
 
 
@@ -79,7 +79,7 @@ def test_data_that_fails_is_refused_before_the_first_step(config, folder, tmp_pa
         ({"data.name": "folder:/x"}, "write data.name='folder'"),
         ({"data.manual_dir": "/nowhere"}, "there is no folder /nowhere"),
         ({"data.eval_split": "test"}, "data.eval_split is 'test'; it must be one of train, val"),
-        ({"loss.class_weights": (1.0, 2.0)}, "has 2 entries; toy has 3 classes"),
+        ({"loss.class_weights": (1.0, 2.0)}, "has 2 values for 3 classes"),
         ({"data.allow_problems": "orphans"}, "Did you mean 'orphan'"),
     ],
 )

@@ -150,30 +150,30 @@ def test_rows_keep_their_order_and_are_split_evenly(kind):
 @BOTH
 def test_a_batch_that_can_not_be_shared_evenly_is_refused_with_the_nearest(kind):
     across = over(kind, 8)
-    across.check_batch_size(16)
-    across.check_batch_size(16, accumulate_steps=2)
-    with pytest.raises(ConfigError, match=r"batch_size 12 .* 8 devices; .* set 8 or 16\."):
-        across.check_batch_size(12)
-    with pytest.raises(ConfigError, match=r"eval\.batch_size 3 .* set 8\."):
-        across.check_batch_size(3, name="eval.batch_size")
+    across.layout.check_batch_size(16)
+    across.layout.check_batch_size(16, accumulate_steps=2)
+    with pytest.raises(ConfigError, match=r"batch_size 12 .* 8 devices; set it to 8 or 16\."):
+        across.layout.check_batch_size(12)
+    with pytest.raises(ConfigError, match=r"eval\.batch_size 3 .* set it to 8\."):
+        across.layout.check_batch_size(3, name="eval.batch_size")
     with pytest.raises(
-        ConfigError, match=r"batch_size 24 .* accumulate_steps 2; .* set 16 or 32\."
+        ConfigError, match=r"batch_size 24 .* accumulate_steps 2; set it to 16 or 32\."
     ):
-        across.check_batch_size(24, accumulate_steps=2)
-    with pytest.raises(ConfigError, match=r"batch_size 0 .* set 8\."):
-        across.check_batch_size(0)
-    with pytest.raises(ConfigError, match="batch_size 6 can not be shared"):
+        across.layout.check_batch_size(24, accumulate_steps=2)
+    with pytest.raises(ConfigError, match=r"batch_size 0 .* set it to 8\."):
+        across.layout.check_batch_size(0)
+    with pytest.raises(ConfigError, match="batch_size 6 cannot be shared"):
         across.put_batch(tiny_batch(0, size=6))
 
 
 def test_what_differs_between_the_kinds():
     assert make_parallel("jit").batch_norm_axis is None
     assert make_parallel("pmap").batch_norm_axis == "data"
-    assert make_parallel().kind == "jit"
+    assert make_parallel().layout.kind == "jit"
     assert make_parallel("pmap").device_count == len(jax.devices()) == 8
     assert over("jit", 3).device_count == 3
 
 
 def test_unknown_kind_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"parallel 'pmp' is not known.*Did you mean 'pmap'\?"):
+    with pytest.raises(ConfigError, match=r"parallel is 'pmp'.*Did you mean 'pmap'\?"):
         make_parallel("pmp")

@@ -34,9 +34,9 @@ def test_every_mistake_of_the_argument_is_named_with_what_is_near():
     assert message.startswith("configs/x.py:varant=big,data=shape,big: ")
     for part in (
         "'varant=big' is not understood; write variant=... or data=...",
-        'Did you mean "variant"?',
+        "Did you mean 'variant'?",
         "data is 'shape'; it must be one of voc, shapes.",
-        'Did you mean "shapes"?',
+        "Did you mean 'shapes'?",
         "'big' is not understood",
     ):
         assert part in message, message

@@ -13,8 +13,8 @@ from recipe_networks import create_model, load_recipe
 from flaxseg.data import dataset_info
 from flaxseg.errors import ConfigError
 from flaxseg.layers import resize
-from flaxseg.training.config import names_in
 from flaxseg.training.config_check import validate_config
+from flaxseg.training.field_texts import names_in
 from flaxseg.training.optimizer import frozen_parameters
 from flaxseg.weights import HUB_WEIGHTS
 

@@ -31,7 +31,7 @@ def test_a_file_as_workdir_is_refused(tmp_path):
 
 def test_a_workdir_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="can not be written to"):
+    with pytest.raises(CheckpointError, match="cannot be written to"):
         RunDirectory(tmp_path / "file" / "run").create()
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flaxseg.errors import CheckpointError
-from flaxseg.training.progress import Progress, format_seconds
 from flaxseg.training.run_log import MetricsFile, TensorBoard
+from flaxseg.training.run_progress import RunProgress, format_seconds
 
 
 def read(path):
@@ -69,7 +69,7 @@ def events(folder):
 def test_event_files_hold_scalars_and_pictures(tmp_path):
     board = TensorBoard(tmp_path, from_step=5)
     board.scalars("train", 7, {"loss": 0.25, "bad": float("nan"), "text": "x"})
-    board.picture("pictures/000", 7, np.full((4, 6, 3), 200, np.uint8))
+    board.image("pictures/000", 7, np.full((4, 6, 3), 200, np.uint8))
     board.close()
     found = events(tmp_path)
     values = {value.tag: (event.step, value) for event in found for value in event.summary.value}
@@ -86,7 +86,7 @@ VALUES = {"loss": 1.5, "learning_rate": 0.01, "images_per_second": 12.34, "data_
 
 def test_plain_lines_where_there_is_no_terminal():
     stream = io.StringIO()
-    progress = Progress(100, stream=stream)
+    progress = RunProgress(100, stream=stream)
     progress.start(40)
     progress.advance(50)
     progress.report(50, VALUES)
@@ -100,7 +100,7 @@ def test_plain_lines_where_there_is_no_terminal():
 def test_a_bar_on_a_terminal():
     stream = io.StringIO()
     stream.isatty = lambda: True
-    progress = Progress(100, stream=stream)
+    progress = RunProgress(100, stream=stream)
     progress.start(40)
     progress.advance(50)
     progress.report(50, VALUES)
@@ -112,7 +112,7 @@ def test_a_bar_on_a_terminal():
 
 def test_other_processes_are_silent():
     stream = io.StringIO()
-    progress = Progress(100, stream=stream, enabled=False)
+    progress = RunProgress(100, stream=stream, enabled=False)
     progress.start(0)
     progress.report(50, VALUES)
     assert stream.getvalue() == ""

@@ -70,14 +70,14 @@ def test_inside_jit_it_is_the_same_float32(name):
 
 
 def test_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"'polly' is not known.*Did you mean 'poly'\?"):
+    with pytest.raises(ConfigError, match=r"name is 'polly'.*Did you mean 'poly'\?"):
         make_schedule("polly", 0.1, 10)
 
 
 def test_all_problems_are_listed_at_once():
     with pytest.raises(ConfigError) as error:
         make_schedule("poly", -1.0, 10, power=0.0, warmup_steps=10)
-    for part in ("learning_rate -1.0", "power 0.0", "warmup_steps 10"):
+    for part in ("learning_rate is -1.0", "power is 0.0", "warmup_steps is 10"):
         assert part in str(error.value)
 
 

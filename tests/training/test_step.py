@@ -432,21 +432,24 @@ def test_sampled_pixels_keep_their_label():
     assert 0.4 < kept.sum() / (label != 255).sum() < 0.6
     np.testing.assert_array_equal(sampled[kept], label[kept])
     np.testing.assert_array_equal(losses.sample_pixels(label, jax.random.key(0), 1.0), label)
-    with pytest.raises(ConfigError, match="must be in"):
+    with pytest.raises(ConfigError, match="it must be more than 0 and at most 1"):
         losses.sample_pixels(label, jax.random.key(0), 0.0)
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"logits": 1.0}, "output 'stride2' has no loss.*, or 'auxiliary' for all"),
-        ({"stride2": 1.0}, "output 'logits' has no loss"),
-        ({"auxiliary": 1.0}, "output 'logits' has no loss"),
+        ({"logits": 1.0}, "no loss for the model's output 'stride2'.*, or 'auxiliary' for all"),
+        ({"stride2": 1.0}, "no loss for the model's output 'logits'"),
+        ({"auxiliary": 1.0}, "no loss for the model's output 'logits'"),
         (
             {"logits": 1.0, "stride2": 1.0, "stride4": 0.0},
-            r"a loss for 'stride4', and .* outputs are \['logits', 'stride2'\].*mean 'stride2'",
+            r"outputs.stride4 is a loss for an output .* it has logits, stride2\..*mean 'stride2'",
         ),
-        ({"logits": 1.0, "stride2": 1.0, "auxiliary": 0.4}, "a loss for 'auxiliary'"),
+        (
+            {"logits": 1.0, "stride2": 1.0, "auxiliary": 0.4},
+            "outputs.auxiliary is a loss for an output",
+        ),
         ({"logits": 0.0, "auxiliary": 0.0}, "a weight above 0"),
     ],
 )
@@ -606,7 +609,7 @@ def test_a_main_loss_over_images_leaves_the_mean_as_it_is_when_summed(many_losse
         ),
         (
             {"outputs": {**MANY, "border": OutputLoss(kind="focal")}},
-            "'border' has 1 channels, and the label 4 classes",
+            "outputs.border compares 1 channels with a label of 4 classes",
         ),
     ],
 )
@@ -655,13 +658,13 @@ def test_what_does_not_fit_together_is_refused():
         new_run(TinySegmenter(), ema_decay=0.5)[1](start, batch)
     with pytest.raises(ConfigError, match="a batch of 8 does not divide into accumulate_steps 3"):
         new_run(TinySegmenter(), accumulate_steps=3)[1](start, batch)
-    with pytest.raises(ConfigError, match="accumulate_steps 0"):
+    with pytest.raises(ConfigError, match="accumulate_steps is 0"):
         new_run(TinySegmenter(), accumulate_steps=0)
-    with pytest.raises(ConfigError, match=r"ema_decay 1.0"):
+    with pytest.raises(ConfigError, match=r"ema_decay is 1.0"):
         new_run(TinySegmenter(), ema_decay=1.0)
-    with pytest.raises(ConfigError, match="reduction 'total' must be one of"):
+    with pytest.raises(ConfigError, match="reduction is 'total'; it must be one of"):
         new_run(TinySegmenter(), reduction="total")
-    with pytest.raises(ConfigError, match=r"sample_rate 1.5 must be in"):
+    with pytest.raises(ConfigError, match=r"sample_rate is 1.5; it must be"):
         new_run(TinySegmenter(), sample_rate=1.5)
 
 

@@ -168,12 +168,18 @@ MISTAKES = [
         1,
         ["cannot be downloaded by a program", "--config.data.manual_dir"],
     ),
-    ("configs/deeplab.py:data=shapess", [], 2, ['Did you mean "shapes"?']),
+    ("configs/deeplab.py:data=shapess", [], 2, ["Did you mean 'shapes'?"]),
     (
         "configs/deeplab.py:data=shapes",
         ["--config.optimizer.learnin_rate=1"],
         2,
         ["no field 'optimizer.learnin_rate'", "Did you mean 'optimizer.learning_rate'?"],
+    ),
+    (  # the data is neither there nor looked for before the model is known to be possible
+        "deeplab:data=camvid",
+        ["--config.data.dir=DIR/data", "--config.model.options.rates=0"],
+        2,
+        ["model.options.rates is (0,)"],
     ),
     ("deeplab", ["--coordinator=localhost:1"], 2, ["--coordinator needs --num_processes and"]),
     (None, ["--config.steps=1"], 2, ["no recipe is given", "flaxseg recipes"]),
@@ -186,11 +192,19 @@ MISTAKES = [
             "--config.loss.outputs.logits.kind=cross_entropy + 0.5 * dise",
         ],
         2,
-        ["steps is 0", "data.crop_size is (0, 9)", "loss.outputs.logits", 'mean "dice"?'],
+        ["steps is 0", "data.crop_size is (0, 9)", "loss.outputs.logits", "mean 'dice'?"],
     ),
 ]
 MORE_MISTAKES = [
-    ("configs/deeplab.py:varant=v3", [], 2, ['Did you mean "variant"?']),
+    *(
+        ("deeplab:data=camvid", ["--config.data.dir=DIR/data", wrong], 2, [field])
+        for wrong, field in [
+            ("--config.model.output_stride=0", "model.output_stride is 0"),
+            ("--config.model.backbone=vgg", "model.backbone is 'vgg'"),
+            ("--config.optimizer.frozen=head", "optimizer.frozen has 'head'"),
+        ]
+    ),
+    ("configs/deeplab.py:varant=v3", [], 2, ["Did you mean 'variant'?"]),
     ("configs/nope.py", [], 2, ["configs/nope.py cannot be read"]),
     (
         "configs/deeplab.py:data=shapes",

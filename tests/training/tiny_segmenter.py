@@ -1,6 +1,7 @@
 """A segmentation model of a few hundred parameters, of the contract of `flaxseg.create_model`, and
 its training."""
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import numpy as np
 
 from flaxseg.layers import IMAGENET, BatchNorm, ImageNormalization, resize
 from flaxseg.models import Prediction
+from flaxseg.training.objective import Objective
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.state import TrainState, create_state
 from flaxseg.training.step import make_train_step
@@ -139,6 +141,8 @@ def new_run(
             nan_above=np.inf,
         )
     settings = {"frozen": options.get("frozen", ()), **(optimizer or {})}
+    of_losses = {field.name for field in dataclasses.fields(Objective)} & options.keys()
+    objective = Objective(**{name: options.pop(name) for name in of_losses})
     shapes = jax.eval_shape(start_model.init, jax.random.key(0), jnp.zeros((1, *size, 3)))
     tx = make_optimizer(shapes["params"], **settings)
     key = repr((start_model, size, seed, ema_decay > 0, settings))
@@ -147,5 +151,5 @@ def new_run(
             start_model, tx, seed, size, ema=ema_decay > 0, variables=he_normal(shapes, seed)
         )
     return _starts[key], make_train_step(
-        model, tx, schedule=schedule, ema_decay=ema_decay, **options
+        model, tx, schedule=schedule, objective=objective, ema_decay=ema_decay, **options
     )

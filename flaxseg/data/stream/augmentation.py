@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL
-from flaxseg.errors import ConfigError
+from flaxseg.errors import SettingsError
 
 # Largest changes at photometric strength 1, as in SSD (Liu et al. 2016) and the trainers that
 # follow it.
@@ -47,7 +47,7 @@ class Augmentation:
         the mean of ImageNet.
 
     Raises:
-      ConfigError: values out of range, all of them named.
+      SettingsError: values out of range, all of them named.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -61,19 +61,21 @@ class Augmentation:
     def __post_init__(self):
         wrong = []
         if len(self.scale) != 2 or not 0.0 < self.scale[0] <= self.scale[1] < math.inf:
-            wrong.append(f"scale {self.scale} must be (least, greatest) with 0 < least <= greatest")
+            wrong.append(("scale", self.scale, "(least, greatest) with 0 < least <= greatest"))
         if not 0.0 <= self.scale_step < math.inf:
-            wrong.append(f"scale_step {self.scale_step} must be 0 or more")
+            wrong.append(("scale_step", self.scale_step, "0 or more"))
         if not 0.0 <= self.rotate <= 180.0:
-            wrong.append(f"rotate {self.rotate} must be 0..180 degrees")
+            wrong.append(("rotate", self.rotate, "0..180 degrees"))
         if not 0.0 <= self.blur <= 1.0:
-            wrong.append(f"blur {self.blur} must be a probability 0..1")
+            wrong.append(("blur", self.blur, "a probability 0..1"))
         if not 0.0 <= self.photometric <= 1.0:
-            wrong.append(f"photometric {self.photometric} must be a strength 0..1")
+            wrong.append(("photometric", self.photometric, "a strength 0..1"))
         if len(self.fill) != 3 or not all(0 <= c <= 255 for c in self.fill):
-            wrong.append(f"fill {self.fill} must be an RGB colour of three values 0..255")
+            wrong.append(("fill", self.fill, "an RGB colour of three values 0..255"))
         if wrong:
-            raise ConfigError("augmentation: " + "; ".join(wrong))
+            raise SettingsError(
+                (name, f"is {value}; it must be {wanted}") for name, value, wanted in wrong
+            )
 
 
 def augment(

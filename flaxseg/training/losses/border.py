@@ -1,4 +1,4 @@
-"""Borders between classes: as a target, and as weights of a loss."""
+"""Finds borders between classes, for a target and for the weights of a loss."""
 
 import math
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from flaxseg.training.losses.pixels import valid_pixels
 def border_target(
     label: jax.Array, num_classes: int, *, radius: int = 4, ignore_label: int = 255
 ) -> jax.Array:
-    """Where another class is near: the target of a network that finds borders.
+    """Returns where another class is near: the target of a network that finds borders.
 
     A valid pixel is border when a valid pixel of another class is at most `radius` rows and columns
     away, so that a straight border is ``2 * radius`` pixels wide. A pixel that is not valid makes
-    no border and stays ignored. Which numbers the classes have plays no part.
+    no border and stays ignored. The order of the classes does not matter.
 
     The border network of DFN (Yu et al., 2018, section 3.2) is trained on edges of the label map,
-    dilated: the released code has Canny on the class indices as grey values, dilated by 7 x 7, 7 to
-    8 pixels wide, with what is ignored as background. Width and place are those of radius 4, but
-    for the edges along the ignored rings around objects, which are none here.
+    dilated: the released code runs Canny on the class indices as grey values, with ignored pixels
+    as background, and dilates by 7 x 7, which gives borders 7 to 8 pixels wide. Radius 4 gives the
+    same width and place, except along the ignored rings around objects, where it has no border.
 
     Args:
       label: integer ``[N, H, W]``.
@@ -63,7 +63,7 @@ def boundary_loss(
     ignore_label: int = 255,
     align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Cross entropy with larger weights near the borders between classes.
+    r"""Returns cross entropy with larger weights near the borders between classes.
 
     The weight of a valid pixel is :math:`b = ` `factor` where `border_target` is 1 and 1 elsewhere,
     and the mean :math:`\sum b\, \ell / \sum b\, w_y` with :math:`\ell` of `segmentation_loss`. With
@@ -109,7 +109,7 @@ def boundary_loss(
 
 
 def _window(x: jax.Array, radius: int, reduce, initial: int) -> jax.Array:
-    """The largest or smallest value of ``[N, H, W]`` in the square around each pixel."""
+    """Returns the largest or smallest value of ``[N, H, W]`` in the square around each pixel."""
     for axis in (1, 2):
         size = [1, 1, 1]
         size[axis] = 2 * radius + 1

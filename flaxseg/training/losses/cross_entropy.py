@@ -1,4 +1,4 @@
-"""Softmax cross entropy."""
+"""Computes softmax cross entropy."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxseg.errors import ConfigError
+from flaxseg.errors import ConfigError, SettingsError
 from flaxseg.training.losses.pixels import count, masked_logits, valid_pixels
 
 
@@ -21,7 +21,7 @@ def segmentation_loss(
     ignore_label: int = 255,
     align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Softmax cross entropy, summed over the valid pixels, and the sum of their weights.
+    r"""Returns softmax cross entropy, summed over the valid pixels, and the sum of their weights.
 
     For a valid pixel with label :math:`y`, logits :math:`z` and class weights :math:`w`,
 
@@ -35,8 +35,8 @@ def segmentation_loss(
 
     A pixel is valid when its label is in ``[0, C)`` and is not ``ignore_label``. Every other value,
     negative ones too, is left out of both sums, and the gradient at such a pixel is exactly zero
-    whatever the logits are there, NaN included. That no label is out of range is checked where
-    labels are loaded.
+    whatever the logits are there, NaN included. Labels out of range are refused where labels are
+    loaded.
 
     Logits of another size than the label (an auxiliary output at its own stride) are first resized
     to it, bilinearly.
@@ -76,7 +76,7 @@ def segmentation_loss(
 
 
 class PixelCrossEntropy(NamedTuple):
-    """Cross entropy pixel by pixel, each ``[N, H, W]``.
+    """Holds cross entropy pixel by pixel, each ``[N, H, W]``.
 
     Attributes:
       loss: as `segmentation_loss` sums it up; at a pixel that is not valid some finite number, with
@@ -100,7 +100,7 @@ def pixel_cross_entropy(
     ignore_label: int,
     align_corners: bool | str,
 ) -> PixelCrossEntropy:
-    """The summands of `segmentation_loss`, whose arguments it has."""
+    """Returns the summands of `segmentation_loss`, which takes the same arguments."""
     num_classes = logits.shape[-1]
     logits, valid = masked_logits(logits, label, ignore_label, align_corners)
     weights = checked_weights(class_weights, num_classes)
@@ -133,7 +133,7 @@ def label_weight(
     class_weights: Sequence[float] | None = None,
     ignore_label: int = 255,
 ) -> jax.Array:
-    """What `segmentation_loss` has as its count: the valid pixels, or the sum of their weights.
+    """Returns the count of `segmentation_loss`: the valid pixels, or the sum of their weights.
 
     Args:
       label: integer ``[N, H, W]``.
@@ -154,18 +154,17 @@ def label_weight(
 
 
 def checked_weights(class_weights: Sequence[float] | None, num_classes: int) -> np.ndarray | None:
-    """Class weights as float32, or None where there are none."""
+    """Returns class weights as float32, or None where there are none."""
     if class_weights is None or len(class_weights) == 0:
         return None
+    problem = ""
     if len(class_weights) != num_classes:
-        raise ConfigError(
-            f"class_weights has {len(class_weights)} values and the model {num_classes} classes; "
-            "give one weight per class."
-        )
-    bad = [w for w in class_weights if not (math.isfinite(w) and w >= 0)]
-    if bad or not any(class_weights):
-        raise ConfigError(
-            f"class_weights {tuple(class_weights)} must be finite, none negative and at least one "
+        problem = f"has {len(class_weights)} values for {num_classes} classes; give one per class."
+    elif not any(class_weights) or not all(math.isfinite(w) and w >= 0 for w in class_weights):
+        problem = (
+            f"is {tuple(class_weights)}; it must be finite, none negative and at least one "
             "positive."
         )
+    if problem:
+        raise SettingsError([("class_weights", problem)])
     return np.asarray(class_weights, np.float32)

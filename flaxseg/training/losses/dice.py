@@ -1,4 +1,4 @@
-"""Dice loss."""
+"""Computes the Dice loss."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def dice_loss(
     ignore_label: int = 255,
     align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""One minus the overlap of each class with its prediction, per image.
+    r"""Returns one minus the overlap of each class with its prediction, per image.
 
     With :math:`p = \mathrm{softmax}(z)` and :math:`g` the one-hot label, over the valid pixels
     :math:`i` of an image,

@@ -1,4 +1,4 @@
-"""Focal loss."""
+"""Computes the focal loss."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def focal_loss(
     ignore_label: int = 255,
     align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Cross entropy that leaves out what is already right, so that hard pixels count more.
+    r"""Returns cross entropy in which pixels that are already right count little.
 
     For a valid pixel with label :math:`y`, :math:`p = \mathrm{softmax}(z)` and class weights
     :math:`w`,

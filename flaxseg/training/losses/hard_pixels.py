@@ -1,4 +1,4 @@
-"""Cross entropy over the hardest pixels."""
+"""Computes cross entropy over the hardest pixels."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def top_k_loss(
     ignore_label: int = 255,
     align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Cross entropy over a share of each image's pixels, those with the least :math:`p_y`.
+    r"""Returns cross entropy over a share of each image's pixels, those with the least :math:`p_y`.
 
     Of an image with n valid pixels the hardest ``fraction * n`` are kept, rounded, at least one,
     the first of equal ones. The loss of the image is their mean cross entropy, with class weights
@@ -74,7 +74,7 @@ def ohem_loss(
     ignore_label: int = 255,
     align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Cross entropy over the pixels that are not right with some certainty.
+    r"""Returns cross entropy over the pixels that are not right with some certainty.
 
     Of each image the valid pixels with :math:`p_y` below `threshold` are kept, and where these are
     fewer than `min_kept`, the `min_kept` hardest (all, where there are no more). The loss of the
@@ -122,8 +122,8 @@ def ohem_loss(
 
 
 def _hardest(pixels: PixelCrossEntropy, number: jax.Array | int) -> jax.Array:
-    """So many of each image's valid pixels, those with the least probability of their label, the
-    first of equal ones; all, where there are no more.
+    """Returns `number` of each image's valid pixels, or all if there are no more: those with the
+    least probability of their label, the first of equal ones.
 
     Args:
       pixels: of N images.
@@ -147,8 +147,8 @@ def _hardest(pixels: PixelCrossEntropy, number: jax.Array | int) -> jax.Array:
 
 
 def _mean_over(pixels: PixelCrossEntropy, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sum over the images of their means over the valid pixels that are kept, and how many
-    images have one."""
+    """Returns the sum of the images' means over the pixels that are kept, and how many images have
+    a mean."""
     kept &= pixels.valid
     weight = jnp.ones_like(pixels.loss) if pixels.weight is None else pixels.weight
     total = jnp.sum(jnp.where(kept, pixels.loss, 0.0), axis=(1, 2))

@@ -1,4 +1,4 @@
-"""Lovász-softmax loss."""
+"""Computes the Lovász-softmax loss."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def lovasz_loss(
     ignore_label: int = 255,
     align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""The Lovász extension of one minus the intersection over union, per image.
+    r"""Returns the Lovász extension of one minus the intersection over union, per image.
 
     (Berman et al., "The Lovász-Softmax Loss", 2018, equation 11.) With :math:`p =
     \mathrm{softmax}(z)`, the error of class :math:`c` at a valid pixel is :math:`m = 1 - p_c` where
@@ -60,7 +60,7 @@ def lovasz_loss(
     error = jnp.where(is_label, 1.0 - probs, probs)
 
     def rows(pixels: jax.Array) -> jax.Array:
-        """``[N, H, W, C]`` as ``[N, C, H W]``."""
+        """Returns ``[N, H, W, C]`` as ``[N, C, H W]``."""
         return jnp.swapaxes(pixels.reshape(pixels.shape[0], -1, num_classes), 1, 2)
 
     error, is_label = rows(error), rows(is_label)
@@ -75,7 +75,7 @@ def lovasz_loss(
 
 
 def _jaccard_steps(error: jax.Array, is_label: jax.Array, is_valid: jax.Array) -> jax.Array:
-    """By how much one minus the IoU rises when a pixel becomes wrong after all with larger errors.
+    """Returns how much one minus the IoU rises as each pixel becomes wrong, largest error first.
 
     Args:
       error: float ``[N, C, P]`` in ``[0, 1]``, P pixels, fewer than ``2**29``.
@@ -103,8 +103,8 @@ def _jaccard_steps(error: jax.Array, is_label: jax.Array, is_valid: jax.Array) -
 
 
 def _in_falling_order(error: jax.Array, carried: jax.Array) -> jax.Array:
-    """Rows of `carried`, int32 from 0 that rise along a row, in falling order of the errors, of
-    equal ones as before."""
+    """Returns rows of `carried`, rising int32 from 0, in falling order of the errors; equal errors
+    keep their order."""
     if preferred_form() == "native":
         return jax.lax.sort((-error, carried), num_keys=1)[1]
     # On a CPU numbers alone are sorted several times as fast as numbers with something attached.

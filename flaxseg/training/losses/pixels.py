@@ -1,10 +1,10 @@
-"""What all losses share: which pixels count, and how they are counted."""
+"""Decides which pixels count, and counts them; all losses share it."""
 
 import jax
 import jax.numpy as jnp
 
-from flaxseg.errors import ConfigError
 from flaxseg.layers import largest_class, resize
+from flaxseg.training.settings import check_rules, share
 
 
 def sample_pixels(
@@ -13,9 +13,9 @@ def sample_pixels(
     """Keeps each pixel's loss with a probability, independently: patchwise training as a loss.
 
     (Long et al., "Fully Convolutional Networks for Semantic Segmentation", 2015, section 3.4.)
-    Training on patches is training on whole pictures with a part of the terms of the loss. The
-    paper takes ``1 / rate`` times as many pictures per step to keep the number of terms, and finds
-    that convergence per step is the same and each step slower.
+    Training on patches is training on whole images with some of the terms of the loss. The paper
+    takes ``1 / rate`` times as many images per step to keep the number of terms, and finds that
+    convergence per step is the same while each step is slower.
 
     Args:
       label: integer ``[N, H, W]``.
@@ -29,8 +29,7 @@ def sample_pixels(
     Raises:
       ConfigError: for a rate out of its range.
     """
-    if not 0.0 < rate <= 1.0:
-        raise ConfigError(f"sample_rate {rate} must be in (0, 1]; 1 keeps every pixel.")
+    check_rules({"rate": rate}, {"rate": share})
     kept = jax.random.bernoulli(key, rate, label.shape)
     return jnp.where(kept, label, jnp.asarray(ignore_label, label.dtype))
 
@@ -38,7 +37,7 @@ def sample_pixels(
 def pixel_accuracy(
     logits: jax.Array, label: jax.Array, *, ignore_label: int = 255
 ) -> tuple[jax.Array, jax.Array]:
-    """How many valid pixels have the largest logit at their label, and how many are valid.
+    """Returns how many valid pixels have the largest logit at their label, and how many are valid.
 
     Args:
       logits: float ``[N, H, W, C]``.
@@ -61,25 +60,25 @@ def pixel_accuracy(
 
 
 def valid_pixels(label: jax.Array, num_classes: int, ignore_label: int = 255) -> jax.Array:
-    """Where the label is in ``[0, num_classes)`` and not ``ignore_label``: bool ``[N, H, W]``."""
-    label = label.astype(jnp.int32)  # uint8 can not be compared with 300 classes or with -1
+    """Returns where the label is in ``[0, num_classes)`` and not ``ignore_label``, as bool."""
+    label = label.astype(jnp.int32)  # uint8 cannot be compared with 300 classes or with -1
     return (label >= 0) & (label < num_classes) & (label != ignore_label)
 
 
 def safe_divisor(weight: jax.Array) -> jax.Array:
-    """`weight`, or 1 where it is 0: a mean over no pixel at all is zero, not NaN."""
+    """Returns `weight`, or 1 where it is 0: a mean over no pixel at all is zero, not NaN."""
     return jnp.where(weight > 0, weight, 1)
 
 
 def count(valid: jax.Array) -> jax.Array:
-    """The number of True, counted in integers, as float32."""
+    """Returns the number of True, counted in integers, as float32."""
     return jnp.sum(valid, dtype=jnp.int32).astype(jnp.float32)
 
 
 def masked_logits(
     logits: jax.Array, label: jax.Array, ignore_label: int, align_corners: bool | str
 ) -> tuple[jax.Array, jax.Array]:
-    """What every loss begins with: logits of the label's size, at valid pixels.
+    """Returns logits of the label's size, zero where the label is not valid.
 
     Args:
       logits: float ``[N, h, w, C]``, ``C >= 2``.
@@ -106,8 +105,7 @@ def masked_logits(
 
 
 def images_with_pixels(valid: jax.Array) -> jax.Array:
-    """How many images have a valid pixel, as float32: the count of a loss that is a mean over
-    images."""
+    """Returns how many images have a valid pixel, as float32: the count of a mean over images."""
     return count(jnp.any(valid, axis=(1, 2)))
 
 

@@ -63,7 +63,7 @@ def eroded_masks(
 ) -> tuple[jax.Array, jax.Array]:
     """As `dilated_masks`, with masks eroded: 1 where all pixels within `radius` are of the class.
 
-    What lies beyond the border of the picture does not count. Arguments, returns and raises are
+    What lies beyond the border of the image does not count. Arguments, returns and raises are
     those of `dilated_masks`.
     """
     del align_corners

@@ -1,0 +1,162 @@
+"""Evaluates a run: scores, drawn predictions, the history, and the best model for everybody."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from flaxseg import data
+from flaxseg.drawing import side_by_side
+from flaxseg.evaluation import SegmentationMetrics, evaluate
+from flaxseg.inference import plan_inference
+from flaxseg.saved_model import save_model
+from flaxseg.training.checkpoint import best_entry
+from flaxseg.training.resume import Position
+from flaxseg.training.run import Run
+from flaxseg.training.signals import StopRequest
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+      metrics: over the whole split.
+      images: drawn predictions, uint8 ``[H, W, 3]``.
+      seconds: that it took.
+    """
+
+    metrics: SegmentationMetrics
+    images: list[np.ndarray]
+    seconds: float
+
+
+class StoppedError(Exception):
+    """A signal came during an evaluation."""
+
+
+def is_evaluation_missing(run: Run, position: Position) -> bool:
+    """Whether the run was stopped in the evaluation of the step it is at."""
+    done = any(entry["step"] == position.step for entry in position.history)
+    return position.step > 0 and run.settings.timetable.evaluates(position.step) and not done
+
+
+def evaluate_run(run: Run, position: Position, stop: StopRequest) -> Evaluation:
+    """Evaluates the model, notes the result in the history, and exports a model that is the best.
+
+    Raises:
+      StoppedError: a stop was requested; nothing is noted.
+    """
+    settings, began = run.settings, time.perf_counter()
+    variables = position.state.eval_variables()
+    if jax.process_count() > 1:
+        variables = run.parallel.get_state(variables)
+    plan = plan_inference(
+        run.model,
+        variables,
+        settings.evaluation.protocol,
+        jax.local_devices(),
+        batch_size=settings.evaluation.batch_size,
+    )
+    images: dict[int, np.ndarray] = {}
+    metrics = evaluate(
+        plan.predict_fn,
+        run.records,
+        settings.data.info.num_classes,
+        **plan.options,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        progress=_raise_stop(stop),
+        on_prediction=_draw(run, position.step, images),
+    )
+    _remember(position, metrics)
+    seconds = time.perf_counter() - began
+    if best_entry(position.history) is position.history[-1] and jax.process_index() == 0:
+        _export(run, position, variables)
+    return Evaluation(metrics, [images[index] for index in sorted(images)], seconds)
+
+
+def _raise_stop(stop: StopRequest) -> Callable[[int, int], None]:
+    """Returns what ends an evaluation as soon as a stop is requested."""
+
+    def check(done: int, total: int) -> None:
+        if stop and done < total and jax.process_count() == 1:
+            raise StoppedError
+
+    return check
+
+
+def _draw(
+    run: Run, step: int, images: dict[int, np.ndarray]
+) -> Callable[[int, data.Record, np.ndarray], None]:
+    """Returns what draws some predictions into `images`, by the places of their records."""
+    # The first process draws, of the records that are its part.
+    processes = jax.process_count()
+    own = -(-len(run.records) // processes)
+    drawn = {processes * place for place in _spread(own, run.settings.evaluation.num_pictures)}
+    info = run.settings.data.info
+
+    def draw(index: int, record: data.Record, pred: np.ndarray) -> None:
+        if index in drawn:
+            images[index] = side_by_side(
+                record["image"],
+                record["label"],
+                pred,
+                info.class_names,
+                info.class_colors,
+                title=f"{record['id']}, step {step}",
+            )
+
+    return draw
+
+
+def _spread(length: int, count: int) -> Sequence[int]:
+    """Returns `count` places, evenly over `length`.
+
+    >>> _spread(100, 4)
+    [12, 37, 62, 87]
+    """
+    count = min(count, length)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def _remember(position: Position, metrics: SegmentationMetrics) -> None:
+    """Adds an evaluation to the history; only the last and the best one keep their matrices."""
+    numbers = metrics.to_dict()
+    entry = {
+        "step": position.step,
+        **{
+            name: numbers[name]
+            for name in ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
+        },
+        "iou": [row["iou"] for row in numbers["classes"]],
+        "matrix": numbers["confusion_matrix"],
+        "ignored_pixels": numbers["ignored_pixels"],
+    }
+    position.history.append(entry)
+    best = best_entry(position.history)
+    for old in position.history[:-1]:
+        if old is not best:
+            old.pop("matrix", None)
+
+
+def _export(run: Run, position: Position, variables: Mapping[str, Any]) -> None:
+    """Writes the model with the scores of the last evaluation."""
+    entry, own = position.history[-1], run.settings
+    save_model(
+        run.directory.model,
+        variables,
+        name=own.model.name,
+        num_classes=own.data.info.num_classes,
+        options=own.model.options,
+        class_names=own.data.info.class_names,
+        class_colors=own.data.info.class_colors,
+        extra={
+            "step": position.step,
+            "miou": entry["miou"],
+            "pixel_accuracy": entry["pixel_accuracy"],
+            "data": f"{own.data.info.name}/{own.data.eval_split}",
+            "config": own.fields,
+        },
+    )

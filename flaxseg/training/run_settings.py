@@ -1,0 +1,200 @@
+"""Defines the settings of a run; those of a library function are defined beside it."""
+
+import dataclasses
+from typing import Any
+
+from flaxseg import data
+from flaxseg.inference import Protocol
+from flaxseg.training.objective import Objective
+from flaxseg.training.optimizer import OptimizerSettings
+from flaxseg.training.parallel import Layout
+from flaxseg.training.schedules import Schedule
+from flaxseg.training.settings import (
+    at_least,
+    broken_rules,
+    check_rules,
+    image_size,
+    one_of,
+    raise_problems,
+)
+from flaxseg.training.step import StepSettings
+from flaxseg.training.timetable import Timetable
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """The arguments of `create_model`.
+
+    Attributes:
+      name: of the model.
+      options: those that its parameters and its results depend on.
+      training: those that only training depends on.
+    """
+
+    name: str
+    options: dict[str, Any]
+    training: dict[str, Any]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments that a config decides."""
+        return {**self.options, **self.training}
+
+
+@dataclasses.dataclass(frozen=True)
+class StartSettings:
+    """The weights that a new run starts from; all "" for random ones.
+
+    Attributes:
+      backbone: weights of the backbone: a name or a path.
+      model: the folder of a whole model, which brings its backbone with it.
+      reinit_head: keep what of the head is new or of another size than in `model`.
+      bases: a file of bases of labels.
+
+    Raises:
+      SettingsError: for settings that do not go together.
+    """
+
+    backbone: str
+    model: str
+    reinit_head: bool
+    bases: str
+
+    def __post_init__(self):
+        problems = []
+        if self.reinit_head and not self.model:
+            text = "is set without init.model; name the model to start from"
+            problems.append(("reinit_head", text))
+        if self.model and self.backbone:
+            text = (
+                f"is {self.model!r} and init.backbone {self.backbone!r}; a model brings its "
+                "backbone with it, so set one of them"
+            )
+            problems.append(("model", text))
+        raise_problems(problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Where the records come from, and how they are read.
+
+    Attributes:
+      name: by which `flaxseg.data` knows the data set, see `data.full_name`.
+      info: its facts.
+      dir: the folder of prepared data sets.
+      manual_dir: the folder of the data set as published.
+      allow_problems: kinds of problems in spite of which it is prepared, as text.
+      train_split: to train on.
+      eval_split: to evaluate on.
+      crop_size: (height, width) of the images in a batch.
+      augmentation: what is drawn at random for each record.
+      num_threads: of each process; -1 for one per core, at most 16.
+      num_workers: processes that read.
+      skip_broken: records that may be broken.
+      cache_dir: for decoded images; "" for none.
+
+    Raises:
+      SettingsError: for values out of range.
+    """
+
+    name: str
+    info: data.DatasetInfo
+    dir: str
+    manual_dir: str
+    allow_problems: str
+    train_split: str
+    eval_split: str
+    crop_size: tuple[int, int]
+    augmentation: data.Augmentation | None
+    num_threads: int
+    num_workers: int
+    skip_broken: int
+    cache_dir: str
+
+    def __post_init__(self):
+        rules = {
+            "crop_size": image_size(1),
+            "num_threads": at_least(-1),
+            "num_workers": at_least(0),
+            "skip_broken": at_least(0),
+        }
+        problems = broken_rules(vars(self), rules)
+        for field in ("train_split", "eval_split"):
+            names = dict.fromkeys(data.split_names(getattr(self, field)))
+            rule = one_of(*self.info.splits)
+            problems += [
+                (field, text)
+                for name in names
+                for _, text in broken_rules({field: name}, {field: rule})
+            ]
+        raise_problems(problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """How the model is evaluated.
+
+    Attributes:
+      protocol: how an image becomes a prediction.
+      batch_size: images at a time.
+      num_pictures: predictions that are drawn.
+
+    Raises:
+      SettingsError: for values out of range.
+    """
+
+    protocol: Protocol
+    batch_size: int
+    num_pictures: int
+
+    def __post_init__(self):
+        check_rules(vars(self), {"batch_size": at_least(1), "num_pictures": at_least(0)})
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    """Which checkpoints are kept, and which one is restored.
+
+    Attributes:
+      keep_last: newest ones that are kept.
+      keep_best: ones with the largest mIoU that are kept beside them.
+      restore_step: the one to resume from; -1 for the newest.
+
+    Raises:
+      SettingsError: for values out of range.
+    """
+
+    keep_last: int
+    keep_best: int
+    restore_step: int
+
+    def __post_init__(self):
+        rules = {"keep_last": at_least(1), "keep_best": at_least(0), "restore_step": at_least(-1)}
+        check_rules(vars(self), rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that a config says, checked, in plain arguments.
+
+    Attributes:
+      fields: the config as JSON holds it, to be written and compared.
+      allow_change: fields that a resumed run may change, as text.
+    """
+
+    seed: int
+    batch_size: int
+    timetable: Timetable
+    layout: Layout
+    model: ModelSettings
+    start: StartSettings
+    data: DataSettings
+    objective: Objective
+    optimizer: OptimizerSettings
+    step: StepSettings
+    schedule: Schedule
+    evaluation: EvaluationSettings
+    checkpoints: CheckpointSettings
+    tensorboard: bool
+    fields: dict[str, Any]
+    allow_change: str
