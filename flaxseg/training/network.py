@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -80,9 +81,7 @@ def build_network(settings: Settings) -> Network:
 def _shapes(model: nn.Module, size: tuple[int, int]) -> tuple[Prediction, dict]:
     """Returns the shapes of what a model returns in training, and of its variables."""
     key, image = jax.random.key(0), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    init = lambda x: model.init_with_output(  # noqa: E731
-        {"params": key, "dropout": key}, x, train=True
-    )
+    init = partial(model.init_with_output, {"params": key, "dropout": key}, train=True)
     return jax.eval_shape(init, image)
 
 
