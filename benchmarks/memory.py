@@ -106,18 +106,17 @@ def grow(sizes: int, most: int) -> None:
     import numpy as np
 
     import flaxseg
-    from flaxseg.evaluation import program_limit
     from flaxseg.host_memory import keep_freed_memory
-    from flaxseg.inference import make_predict_fn
+    from flaxseg.inference import Segmenter, program_cache
 
     keep_freed_memory()
     jax.config.update("jax_enable_compilation_cache", False)
-    program_limit.ProgramLimit.__init__.__kwdefaults__["most"] = most
+    program_cache.MAX_SIZES = most
     model = flaxseg.create_model("deeplabv3", num_classes=CLASSES, backbone="mobilenet_v2")
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 65, 65, 3)))
-    predict_fn = make_predict_fn(model, variables)
+    segmenter = Segmenter(model, variables)
     for number in range(1, sizes + 1):
-        np.asarray(predict_fn(np.zeros((1, 64 + number, 70, 3), np.uint8)))
+        np.asarray(segmenter.run_batch(np.zeros((1, 64 + number, 70, 3), np.uint8)))
         if number % 4 == 0:
             status = pathlib.Path("/proc/self/status").read_text()
             found = int(status.partition("VmRSS:")[2].split()[0]) / 1024

@@ -132,7 +132,7 @@ def flaxseg_program(system: System, work: Workload):
 
     import flaxseg
     from flaxseg.host_memory import keep_freed_memory
-    from flaxseg.inference import make_predict_step
+    from flaxseg.inference import Segmenter
     from flaxseg.layers import normalize
     from flaxseg.training.optimizer import make_optimizer
     from flaxseg.training.parallel import make_parallel
@@ -159,8 +159,8 @@ def flaxseg_program(system: System, work: Workload):
     schedule = make_schedule("poly", 0.001, 600)
     step = parallel.compile_train_step(make_train_step(model, tx, schedule=schedule))
     image, label = batch(system, work)
-    predict = jax.jit(make_predict_step(model))
     variables = fresh.variables()
+    segmenter = Segmenter(model, variables)
 
     def forward(variables, pixels):
         return model.apply(variables, normalize(pixels, model.normalization)).logits
@@ -177,7 +177,7 @@ def flaxseg_program(system: System, work: Workload):
 
     def infer() -> None:
         for _ in range(work.repeat * INFERENCES):
-            result = predict(variables, picture)
+            result = segmenter.run_batch(picture)
         jax.block_until_ready(result)
 
     def memory() -> int:

@@ -57,8 +57,8 @@ def evaluate(
     """Runs a network over a split and returns the metrics over all its pixels.
 
     The result does not depend on `batch_size` or `device_count` if that of `predict_fn` does not
-    (see `make_predict_fn`): an image is never padded because of its batch, and a batch that lacks
-    images is filled up with pictures whose label is all "ignore".
+    (see `Segmenter.run_batch`): an image is never padded because of its batch, and a batch that
+    lacks images is filled up with black ones whose label is all "ignore".
 
     Args:
       predict_fn: uint8 [B, H, W, 3] -> integers [B, H, W] in 0..num_classes-1; may return before

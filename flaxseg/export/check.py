@@ -12,7 +12,7 @@ from PIL import Image
 from flaxseg.export.onnx_file import read_onnx_card
 from flaxseg.export.requirements import INSTALL_ONNX, require
 from flaxseg.export.stablehlo import read_stablehlo_card
-from flaxseg.inference.whole_image import predict
+from flaxseg.inference import predict
 
 
 def load_exported(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], dict]]:

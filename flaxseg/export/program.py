@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from flaxseg.errors import ConfigError
 from flaxseg.export.batch_norm_folding import fold_batch_norm
-from flaxseg.inference.whole_image import MAX_CLASSES
+from flaxseg.inference.forward import MAX_CLASSES
 from flaxseg.layers import convolution_form, largest_class, normalize
 
 
@@ -78,7 +78,7 @@ def picture_program(
     """Returns `run(variables, image)`: image uint8 [N, H, W, 3] RGB -> `{name: [N, H, W] or
     [N, H, W, C]}` as in `OUTPUTS`.
 
-    Unlike `flaxseg.inference.make_predict_step` it runs the pictures of a batch together: their
+    Unlike `flaxseg.inference.Segmenter` it runs the pictures of a batch together: their
     number may then be left open, and an accelerator is kept busy.
 
     Args:

@@ -1,10 +1,9 @@
-"""What the windows of one run over a picture say, as far down as lines are still needed.
+"""Runs windows over an image, and keeps their values as far down as lines are still needed.
 
 The windows of a row are added up in a band as high as one window; lines that no further row of
 windows changes are final.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from flaxseg.inference.forward import Forward, window_values
 from flaxseg.inference.line_tables import (
     Table,
     filled,
@@ -25,63 +25,109 @@ from flaxseg.inference.line_tables import (
     sample,
     sampled,
 )
+from flaxseg.inference.program_cache import ProgramCache
 from flaxseg.inference.protocol import Layout, Protocol
-from flaxseg.layers import normalize
+from flaxseg.layers import ImageNormalization, normalize
 
 
 class Stream(NamedTuple):
-    """One run over the picture."""
+    """One run over the image."""
 
     layout: Layout
     mirrored: bool
 
 
 class WindowNetwork(NamedTuple):
-    """What runs the windows.
+    """Runs windows, and adds up what they say; made by `window_network`.
 
     Attributes:
-      protocol: what is done with them.
+      protocol: what is done with the windows.
       num_classes: of the network.
-      add: of `compiled_add`.
       variables: of the network, on the devices.
       batch: windows that are run at a time.
       target: the device or sharding of the bands; the first device by default.
+      add: compiled `_adder`.
+      take: compiled `_take`.
+      shifted: compiled `_shifted`.
+      zeros: compiled `_zeros`.
     """
 
     protocol: Protocol
     num_classes: int
-    add: Callable
     variables: Mapping
     batch: int
-    target: Any = None
+    target: Any
+    add: Callable
+    take: Callable
+    shifted: Callable
+    zeros: Callable
+
+
+def window_network(
+    model: nn.Module,
+    variables: Mapping,
+    protocol: Protocol,
+    programs: ProgramCache,
+    *,
+    batch: int,
+    mesh: Mesh | None,
+    target: Any,
+) -> WindowNetwork:
+    """Returns the network with the compiled functions of its bands.
+
+    Args:
+      model: a flaxseg model.
+      variables: its parameters and BatchNorm statistics, on the devices.
+      protocol: what is done with the windows.
+      programs: compiles the functions.
+      batch: windows that are run at a time, over all devices.
+      mesh: of the devices; None for a single one.
+      target: the device or sharding of the bands; the first device by default.
+    """
+    values = window_values(
+        model,
+        protocol.flip_fusion if protocol.flips_windows else None,
+        protocol.softmax == "window",
+    )
+    return WindowNetwork(
+        protocol=protocol,
+        num_classes=model.num_classes,
+        variables=variables,
+        batch=batch,
+        target=target,
+        add=programs.compile(_adder(values, model.normalization, mesh), donate_argnums=(2, 3)),
+        take=programs.compile(_take, static_argnums=6),
+        shifted=programs.compile(_shifted, donate_argnums=(0, 1)),
+        zeros=programs.compile(_zeros, static_argnums=0),
+    )
 
 
 class Band:
-    """What the windows of one stream say, as far as lines are still needed."""
+    """Holds what the windows of one stream say, as far as lines are still needed."""
 
     def __init__(
         self,
         network: WindowNetwork,
         stream: Stream,
-        picture: jax.Array,
+        image: jax.Array,
         size: tuple[int, int],
         columns: slice,
         most_lines: int,
     ):
-        """Nothing run yet.
+        """Prepares the band; no window has run yet.
 
         Args:
           network: what runs the windows.
-          stream: where they lie, and whether the picture is mirrored.
-          picture: uint8 [H, W, 3] on the device, filled up beyond `size`.
-          size: of the picture.
-          columns: of the picture, that are asked for.
+          stream: where they lie, and whether the image is mirrored.
+          image: uint8 [H, W, 3] on the device, filled up beyond `size`.
+          size: of the image.
+          columns: of the image, those that are asked for.
           most_lines: lines that are asked for at a time.
         """
         layout = self._layout = stream.layout
-        # Whole pictures are compiled for each size anyway.
+        # Whole images are compiled for each size anyway.
         self._round = rounded if network.protocol.window is not None else int
-        self._network, self._picture, self._size = network, picture, size
+        self._network, self._image, self._size = network, image, size
         self._most_lines = most_lines
         wanted = np.arange(columns.start, columns.stop)
         if stream.mirrored:
@@ -104,16 +150,16 @@ class Band:
         )
         # A line more than a window: the last one before the windows' first line.
         shape = layout.window[0] + 1, self._round(span)
-        self._sum = _zeros((*shape, network.num_classes))
-        self._weight = _zeros(shape)
+        self._sum = network.zeros((*shape, network.num_classes))
+        self._weight = network.zeros(shape)
         if network.target is not None:
             self._sum, self._weight = jax.device_put((self._sum, self._weight), network.target)
         self._weights = network.protocol.weights(layout.window)
         self._first_line, self._next_row, self._done = 0, 0, 0
 
     def lines(self, rows: slice) -> jax.Array:
-        """The values of lines of the picture, float32 [most_lines, columns, C]; called from top to
-        bottom."""
+        """Returns the values of lines of the image, float32 [most_lines, columns, C]; called from
+        top to bottom."""
         layout = self._layout
         table = interpolation(
             np.arange(rows.start, rows.stop), self._size[0], layout.scaled[0], layout.offset[0]
@@ -129,7 +175,7 @@ class Band:
                     for line in (table.low, table.high)
                 )
                 lines = filled(Table(low, high, table.part, table.inside), self._most_lines)
-                result = _take(
+                result = self._network.take(
                     result,
                     self._sum,
                     self._weight,
@@ -147,10 +193,10 @@ class Band:
         """Adds the next row of windows."""
         layout, network = self._layout, self._network
         start = layout.row_starts[self._next_row]
-        # The line before the windows stays: a line of the picture may lie between the two.
+        # The line before the windows stays: a line of the image may lie between the two.
         first_line = max(start - 1, 0)
         if first_line > self._first_line:
-            self._sum, self._weight = _shifted(
+            self._sum, self._weight = network.shifted(
                 self._sum, self._weight, first_line - self._first_line
             )
             self._first_line = first_line
@@ -165,7 +211,7 @@ class Band:
             )
             self._sum, self._weight = network.add(
                 network.variables,
-                self._picture,
+                self._image,
                 self._sum,
                 self._weight,
                 rows,
@@ -181,29 +227,14 @@ class Band:
         self._done = layout.row_starts[self._next_row] if more else layout.canvas[0] + 1
 
 
-@functools.lru_cache(maxsize=16)
-def compiled_add(
-    model: nn.Module, flip_fusion: str | None, softmax: bool, mesh: Mesh | None
-) -> Callable:
-    """The jitted function that runs windows and adds what they say to a band."""
+def _adder(values: Forward, normalization: ImageNormalization, mesh: Mesh | None) -> Callable:
+    """Returns the function that runs windows and adds what they say to a band."""
 
-    def values(variables: Mapping, pixels: jax.Array) -> jax.Array:
-        """Of one window [h, w, 3]: float32 [h, w, C]."""
-        logits = model.apply(variables, pixels[None]).logits[0]
-        if flip_fusion is None:
-            return jax.nn.softmax(logits) if softmax else logits
-        mirrored = model.apply(variables, pixels[None, :, ::-1]).logits[0][:, ::-1]
-        if flip_fusion == "probabilities":
-            return (jax.nn.softmax(logits) + jax.nn.softmax(mirrored)) / 2
-        if flip_fusion == "product":
-            return jnp.exp(jax.nn.log_softmax(logits) + jax.nn.log_softmax(mirrored))
-        return jax.nn.softmax((logits + mirrored) / (2 if flip_fusion == "logits" else 1))
-
-    def run(variables: Mapping, picture: jax.Array, rows: Table, columns: Table) -> jax.Array:
-        """Of all windows: float32 [B, h, w, C], one after the other."""
+    def run(variables: Mapping, image: jax.Array, rows: Table, columns: Table) -> jax.Array:
+        """Returns the values of all windows, float32 [B, h, w, C], run one after the other."""
 
         def one(column: Table) -> jax.Array:
-            pixels = normalize(sample(picture, rows, column), model.normalization)
+            pixels = normalize(sample(image, rows, column), normalization)
             inside = rows.inside[:, None] & column.inside[None]
             # The mean colour is 0 after the normalisation.
             return values(variables, jnp.where(inside[..., None], pixels, 0.0))
@@ -215,9 +246,8 @@ def compiled_add(
             run, mesh=mesh, in_specs=(P(), P(), P(), P("data")), out_specs=P("data")
         )
 
-    @functools.partial(jax.jit, donate_argnums=(2, 3))
-    def add(variables, picture, total, weight, rows, columns, y, x, weights, enabled):
-        outputs = run(variables, picture, rows, columns)
+    def add(variables, image, total, weight, rows, columns, y, x, weights, enabled):
+        outputs = run(variables, image, rows, columns)
 
         def add_one(bands, window):
             total, weight = bands
@@ -236,7 +266,6 @@ def compiled_add(
     return add
 
 
-@functools.partial(jax.jit, static_argnums=6)
 def _take(
     result: jax.Array | None,
     total: jax.Array,
@@ -246,7 +275,7 @@ def _take(
     take: jax.Array,
     mean: bool,
 ) -> jax.Array:
-    """Lines of the picture from a band, put where `take` is True."""
+    """Returns lines of the image from a band, put into `result` where `take` is True."""
 
     def line(index: jax.Array) -> jax.Array:
         values = total[index]
@@ -257,9 +286,8 @@ def _take(
     return x if result is None else jnp.where(take[:, None, None], x, result)
 
 
-@functools.partial(jax.jit, donate_argnums=(0, 1))
 def _shifted(total: jax.Array, weight: jax.Array, lines: int) -> tuple[jax.Array, jax.Array]:
-    """The bands without their first lines; zeros come in at the end."""
+    """Returns the bands without their first lines; zeros come in at the end."""
     return tuple(
         jax.lax.dynamic_slice_in_dim(
             jnp.pad(x, ((0, x.shape[0]), *[(0, 0)] * (x.ndim - 1))), lines, x.shape[0]
@@ -268,10 +296,5 @@ def _shifted(total: jax.Array, weight: jax.Array, lines: int) -> tuple[jax.Array
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _zeros(shape: tuple[int, ...]) -> jax.Array:
     return jnp.zeros(shape, jnp.float32)
-
-
-PROGRAMS = (_take, _shifted, _zeros)
-"""The compiled functions of bands, beside that of `compiled_add`."""

@@ -1,4 +1,4 @@
-"""Reads any ordinary picture file as upright 8-bit RGB, and says what had to be done for that."""
+"""Reads any ordinary image file as upright 8-bit RGB, and says what had to be done for that."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageFile:
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
       pixels: uint8 [H, W, 3] RGB, upright.
@@ -44,8 +44,8 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndar
 def read_image_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """Decodes a JPEG, PNG, WebP, BMP, TIFF, PPM or GIF file.
 
-    Grey, palette and CMYK pictures become RGB; 16-bit grey is scaled to 8 bits (65535 -> 255);
-    transparent pixels are laid over white; a picture with an EXIF orientation is turned upright; of
+    Grey, palette and CMYK images become RGB; 16-bit grey is scaled to 8 bits (65535 -> 255);
+    transparent pixels are laid over white; an image with an EXIF orientation is turned upright; of
     several frames the first is taken.
 
     Args:
@@ -53,7 +53,7 @@ def read_image_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Im
       max_pixels: largest H x W.
 
     Raises:
-      DataError: the file is missing, not a picture of these formats, damaged or cut off, too large,
+      DataError: the file is missing, not an image of these formats, damaged or cut off, too large,
         or holds floating-point values; the message has the path and the decoder's words.
     """
     path = pathlib.Path(path)
@@ -61,10 +61,10 @@ def read_image_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Im
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            with Image.open(path, formats=FORMATS) as picture:
-                return _decode(picture, max_pixels)
+            with Image.open(path, formats=FORMATS) as image:
+                return _decode(image, max_pixels)
     except UnidentifiedImageError:
-        raise DataError(f"{path}: {_not_a_picture(path)}") from None
+        raise DataError(f"{path}: {_not_an_image(path)}") from None
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: too many pixels: {error}") from None
     except OSError as error:
@@ -73,39 +73,39 @@ def read_image_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Im
         raise DataError(f"{path}: {error}") from None
 
 
-def _decode(picture: Image.Image, max_pixels: int) -> ImageFile:
-    width, height = picture.size
+def _decode(image: Image.Image, max_pixels: int) -> ImageFile:
+    width, height = image.size
     if width * height > max_pixels:
         raise ValueError(
             f"{width} x {height} pixels are more than the limit of {max_pixels}; scale the "
-            "picture down or cut it"
+            "image down or cut it"
         )
     notes = []
-    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-        notes.append(f"took the first of {picture.n_frames} frames")
-    picture.load()
-    orientation = picture.getexif().get(_ORIENTATION, 1)
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        notes.append(f"took the first of {image.n_frames} frames")
+    image.load()
+    orientation = image.getexif().get(_ORIENTATION, 1)
     if orientation in range(2, 9):
-        picture = ImageOps.exif_transpose(picture)
+        image = ImageOps.exif_transpose(image)
         notes.append(f"turned as its EXIF orientation {orientation} says")
-    if picture.mode == "F":
+    if image.mode == "F":
         raise ValueError("holds floating-point values; convert it to 8 or 16 bits")
-    if picture.mode in _SIXTEEN_BIT_MODES:
-        return ImageFile(_from_sixteen_bits(picture), (*notes, "scaled 16-bit grey to 8 bits"))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        if picture.getextrema()[3][0] < 255:
-            white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-            picture = Image.alpha_composite(white, picture)
+    if image.mode in _SIXTEEN_BIT_MODES:
+        return ImageFile(_from_sixteen_bits(image), (*notes, "scaled 16-bit grey to 8 bits"))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
             notes.append("laid its transparent pixels over white")
-    elif picture.mode == "CMYK":
+    elif image.mode == "CMYK":
         notes.append("converted CMYK to RGB without a colour profile")
-    pixels = np.asarray(picture.convert("RGB"))
+    pixels = np.asarray(image.convert("RGB"))
     return ImageFile(pixels, tuple(notes))
 
 
-def _from_sixteen_bits(picture: Image.Image) -> np.ndarray:
-    values = np.asarray(picture).astype(np.int64)
+def _from_sixteen_bits(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(
             f"holds values {values.min()}..{values.max()}; only 8 and 16 bits are known"
@@ -114,11 +114,11 @@ def _from_sixteen_bits(picture: Image.Image) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def _not_a_picture(path: pathlib.Path) -> str:
+def _not_an_image(path: pathlib.Path) -> str:
     """What is wrong with a file that no decoder wants."""
     if path.stat().st_size == 0:
         return "the file is empty (0 bytes)"
     with open(path, "rb") as file:
         start = file.read(8)
     known = ", ".join(FORMATS)
-    return f"not a picture of a known format (it starts with {start!r}); known are {known}"
+    return f"not an image of a known format (it starts with {start!r}); known are {known}"

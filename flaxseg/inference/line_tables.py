@@ -1,4 +1,4 @@
-"""Where lines of one picture lie between lines of another, and reading them there.
+"""Where lines of one image lie between lines of another, and reading them there.
 
 Positions are computed on the host and handed over as small tables of indices and fractions, so that
 compiled programs know only sizes.
@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
 
 def sampled(start: int, window: int, axis: int, layout: Layout, size: tuple[int, int]) -> Table:
-    """Where the pixels of a window lie on the picture."""
+    """Where the pixels of a window lie on the image."""
     scaled = layout.scaled[axis]
     place = np.arange(start, start + window) - layout.offset[axis]
     inside = (place >= 0) & (place < scaled)
@@ -74,9 +74,9 @@ def rounded(n: int) -> int:
     return size
 
 
-def sample(picture: jax.Array, rows: Table, columns: Table) -> jax.Array:
-    """Lines and columns of the picture, float32 [h, w, 3]."""
-    x = mix(picture[rows.low], picture[rows.high], rows.part[:, None, None])
+def sample(image: jax.Array, rows: Table, columns: Table) -> jax.Array:
+    """Lines and columns of the image, float32 [h, w, 3]."""
+    x = mix(image[rows.low], image[rows.high], rows.part[:, None, None])
     return mix(x[:, columns.low], x[:, columns.high], columns.part[:, None])
 
 

@@ -20,7 +20,7 @@ _DFN = {
 _REFINENET = {"short_side": (450, 800)}
 
 PROTOCOLS: dict[str, Protocol] = {
-    # The picture as it is.
+    # The image as it is.
     "whole": Protocol(),
     # DeepLabv3 and v3+, Chen et al. 2017 and 2018: on the canvas of VOC; at several scales with the
     # mirror image, mean of the probabilities.
@@ -38,16 +38,16 @@ PROTOCOLS: dict[str, Protocol] = {
     "refinenet_ms": Protocol(scales=(0.4, 0.6, 0.8, 1.0, 1.2), **_REFINENET),
     # LRR, Ghiasi and Fowlkes 2016, on VOC.
     "lrr_ms": Protocol(scales=(0.6, 0.8, 1.0), pad_multiple=32, pad_place="centre", fusion="max"),
-    # GCN, Peng et al. 2017: whole pictures of VOC padded to 512; four windows on Cityscapes.
+    # GCN, Peng et al. 2017: whole images of VOC padded to 512; four windows on Cityscapes.
     "gcn_voc": Protocol(pad_to=(512, 512)),
     "gcn_cityscapes": Protocol(window=1024, window_stride=342),
     # DFN, Yu et al. 2018, the author's code (TorchSeg), on VOC; on Cityscapes window=800.
     "dfn": Protocol(**_DFN),
     "dfn_ms": Protocol(scales=(0.5, 0.75, 1.0, 1.5, 1.75), flip=True, **_DFN),
     # mmsegmentation's slide inference with its crop of 512 and, for Cityscapes, 769.
-    "mmseg_slide": Protocol(window=512, window_stride=341, softmax="picture"),
-    "mmseg_cityscapes": Protocol(window=769, window_stride=513, softmax="picture"),
-    # For large pictures of any kind.
+    "mmseg_slide": Protocol(window=512, window_stride=341, softmax="image"),
+    "mmseg_cityscapes": Protocol(window=769, window_stride=513, softmax="image"),
+    # For large images of any kind.
     "windows": Protocol(window=512, window_weights="gaussian"),
 }
 """Protocols by name; `parse_protocol` also changes their fields."""

@@ -1,4 +1,4 @@
-"""How a picture becomes class probabilities: scales, mirror images, windows and what is averaged.
+"""How an image becomes class probabilities: scales, mirror images, windows and what is averaged.
 
 One description for the trainer, `evaluate` and `predict`; `segmenter.py` carries it out. One or two
 points of mIoU lie here, so each system's paper has its own by name (`named_protocols.py`).
@@ -11,7 +11,7 @@ import numpy as np
 
 from flaxseg.errors import ConfigError
 
-SOFTMAX = ("window", "picture", "end")
+SOFTMAX = ("window", "image", "end")
 FLIP_FUSIONS = ("probabilities", "logits", "logit_sum", "product")
 FUSIONS = ("mean", "max")
 WEIGHTS = ("uniform", "gaussian")
@@ -19,44 +19,44 @@ PLACES = ("centre", "end")
 
 # Standard deviation of Gaussian window weights, as a share of the side.
 _GAUSSIAN_WIDTH = 1 / 8
-# They do not fall below this share of their largest value, so that corners of the picture, which
+# They do not fall below this share of their largest value, so that corners of the image, which
 # one window alone sees, keep their precision.
 _GAUSSIAN_FLOOR = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What is done with a picture at evaluation.
+    """What is done with an image at evaluation.
 
-    The picture is resized (bilinear, half-pixel centres, no antialiasing: OpenCV's default) to each
+    The image is resized (bilinear, half-pixel centres, no antialiasing: OpenCV's default) to each
     of the scales and run as a whole or in windows; the results are brought back to the size of the
-    picture, bilinearly, and fused.
+    image, bilinearly, and fused.
 
     Attributes:
       scales: factors of the sides, each above 0.
       long_side: the length, in pixels, to which the longer side is brought at scale 1, or None for
-        the picture's own size.
-      short_side: (least, most) in pixels: at scale 1 the picture is enlarged or reduced so that its
+        the image's own size.
+      short_side: (least, most) in pixels: at scale 1 the image is enlarged or reduced so that its
         shorter side lies between them. Not together with long_side.
       flip: whether the mirror image is run, too.
       flip_fusion: with softmax "window", how a window and its mirror image become one:
         "probabilities", their mean; "logits", the softmax of the mean of their logits; "logit_sum",
         that of the sum; "product", the product of their probabilities, not normalised.
-      window: side, or (height, width), of windows in pixels; None runs the picture as a whole.
-        Smaller pictures are padded to it with the model's mean colour.
+      window: side, or (height, width), of windows in pixels; None runs the image as a whole.
+        Smaller images are padded to it with the model's mean colour.
       window_stride: from window to window, at most their size; 2/3 of it, rounded up, by default.
         The last window of a row ends at the border.
       window_weights: "uniform" or "gaussian", where the middle of a window counts more.
       overlap: "mean" over the windows that saw a pixel, or "sum" (where scales are averaged, pixels
         that more windows saw weigh more, as in DFN's code).
-      pad_to: (height, width) of a canvas that every picture is put on, in place of windows; a
-        larger picture is an error.
-      pad_multiple: pictures that are run as a whole are padded to multiples of it, so that fewer
+      pad_to: (height, width) of a canvas that every image is put on, in place of windows; a
+        larger image is an error.
+      pad_multiple: images that are run as a whole are padded to multiples of it, so that fewer
         sizes are compiled.
       pad_place: "centre" has the padding on all sides (the odd pixel at the end), "end" at the
         bottom and right.
-      softmax: "window" makes probabilities in each window (semseg); "picture" averages the logits
-        of overlapping windows and makes probabilities at the size of the picture, of each scale and
+      softmax: "window" makes probabilities in each window (semseg); "image" averages the logits
+        of overlapping windows and makes probabilities at the size of the image, of each scale and
         mirror image (mmsegmentation); "end" averages logits all the way.
       fusion: of scales (and with softmax other than "window" of mirror images): "mean", or the
         largest value ("max").
@@ -107,13 +107,13 @@ class Protocol:
             if value is not None and not (_is_whole(value) and value >= 1):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
         if self.long_side is not None and self.short_side is not None:
-            raise ConfigError("long_side and short_side can not both be set.")
+            raise ConfigError("long_side and short_side cannot both be set.")
         if self.short_side is not None and self.short_side[0] > self.short_side[1]:
             raise ConfigError(f"short_side is {self.short_side}; it must be (least, most).")
         if self.window is None and self.window_stride is not None:
             raise ConfigError("window_stride is set, and there is no window.")
         if self.window is not None and (self.pad_to is not None or self.pad_multiple != 1):
-            raise ConfigError("pad_to and pad_multiple are for whole pictures, without window.")
+            raise ConfigError("pad_to and pad_multiple are for whole images, without window.")
         if self.window is not None and any(
             s > w for s, w in zip(self._stride(), _pair(self.window), strict=True)
         ):
@@ -138,12 +138,17 @@ class Protocol:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is one run of the whole picture as it is."""
+        """Whether it is one run of the whole image as it is."""
         return self == Protocol()
 
     @property
+    def flips_windows(self) -> bool:
+        """Whether each window runs with its mirror image, so that both share a stream."""
+        return self.flip and self.softmax == "window"
+
+    @property
     def is_canvas(self) -> bool:
-        """Whether it is one run of the whole picture, at the top left of a canvas or as it is."""
+        """Whether it is one run of the whole image, at the top left of a canvas or as it is."""
         return self.pad_place == "end" and dataclasses.replace(self, pad_to=None).is_plain
 
     def _stride(self) -> tuple[int, int]:
@@ -152,7 +157,7 @@ class Protocol:
         return tuple(math.ceil(side * 2 / 3) for side in _pair(self.window))
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        """The (height, width) at which a picture of that size is run at a scale; at least 1.
+        """The (height, width) at which an image of that size is run at a scale; at least 1.
 
         With long_side the longer side becomes `round(scale * long_side)` and the other follows it,
         as in semseg.
@@ -167,10 +172,10 @@ class Protocol:
         return tuple(max(1, round(factor * n)) for n in size)
 
     def layout(self, size: tuple[int, int], scale: float) -> "Layout":
-        """Where the windows lie on a picture of that size at a scale.
+        """Where the windows lie on an image of that size at a scale.
 
         Raises:
-          ConfigError: the scaled picture does not fit on the canvas pad_to.
+          ConfigError: the scaled image does not fit on the canvas pad_to.
         """
         scaled = self.scaled_size(size, scale)
         if self.window is not None:
@@ -181,7 +186,7 @@ class Protocol:
                 window = tuple(max(n, m) for n, m in zip(window, self.pad_to, strict=True))
                 if window != tuple(self.pad_to):
                     raise ConfigError(
-                        f"a picture of {size[0]} x {size[1]} (height x width) at scale {scale} is "
+                        f"an image of {size[0]} x {size[1]} (height x width) at scale {scale} is "
                         f"{scaled[0]} x {scaled[1]} and does not fit on the canvas pad_to = "
                         f"{self.pad_to[0]} x {self.pad_to[1]}; use a larger one or windows."
                     )
@@ -208,12 +213,12 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Windows on a scaled picture.
+    """Windows on a scaled image.
 
     Attributes:
-      scaled: (height, width) of the scaled picture.
+      scaled: (height, width) of the scaled image.
       canvas: the same with padding; windows lie on it.
-      offset: (top, left) of the picture on the canvas.
+      offset: (top, left) of the image on the canvas.
       window: (height, width).
       row_starts: first rows of windows on the canvas, rising; the last window ends with it.
       column_starts: the same for columns.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     from flaxseg.evaluation.boundary_metrics import BoundaryScores
     from flaxseg.evaluation.cityscapes_scores import CityscapesScores
     from flaxseg.evaluation.metrics import SegmentationMetrics
-    from flaxseg.inference import Protocol
+    from flaxseg.inference import Protocol, Segmenter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +116,14 @@ def measure(args: argparse.Namespace, num_images: int | None) -> Measurement:
         )
     scores = _Scores(args, split, num_images, info.num_classes)
     protocol, crf = _protocol_and_crf(args)
-    plan = _plan(args, protocol, crf)
+    segmenter, options = _segmenter(args, protocol, crf)
     started = time.monotonic()
     with Progress("evaluating", len(records)) as bar:
         metrics = evaluate(
-            plan.predict_fn,
+            segmenter.run_batch,
             records,
             info.num_classes,
-            **plan.options,
+            **options,
             progress=lambda done, _: bar.show(done),
             on_prediction=scores.see if scores.wanted else None,
         )
@@ -191,14 +191,16 @@ def _protocol_and_crf(args: argparse.Namespace) -> "tuple[Protocol, CrfPreset | 
     return protocol, crf
 
 
-def _plan(args: argparse.Namespace, protocol: "Protocol", crf: "CrfPreset | None"):
-    """Loads the model and returns how `evaluate` runs it."""
+def _segmenter(
+    args: argparse.Namespace, protocol: "Protocol", crf: "CrfPreset | None"
+) -> tuple["Segmenter", dict]:
+    """Returns the model with its protocol, and the options with which `evaluate` calls it."""
     import jax
 
-    from flaxseg.inference import plan_inference
+    from flaxseg.inference import Segmenter
 
     devices = jax.local_devices()
     per_device = 1 if devices[0].platform == "cpu" else 8
     model, variables = arguments.load_model(args)
-    batch_size = args.batch_size or per_device * len(devices)
-    return plan_inference(model, variables, protocol, devices, batch_size=batch_size, crf=crf)
+    segmenter = Segmenter(model, variables, protocol, devices=devices, crf=crf)
+    return segmenter, segmenter.batch_options(args.batch_size or per_device * len(devices))

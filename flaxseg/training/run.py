@@ -8,6 +8,7 @@ import jax
 import optax
 
 from flaxseg import data
+from flaxseg.inference import Segmenter
 from flaxseg.training.checkpoint import Checkpoints
 from flaxseg.training.network import Network
 from flaxseg.training.parallel import Parallel, make_parallel
@@ -26,6 +27,7 @@ class Run:
       fingerprint: of the prepared records.
       directory: where the run is kept.
       model: the model to train.
+      segmenter: runs the model in evaluations, which bring their variables.
       tx: its optimizer.
       step: one step, not yet compiled.
       parallel: how steps are spread over devices.
@@ -38,6 +40,7 @@ class Run:
     fingerprint: str
     directory: RunDirectory
     model: nn.Module
+    segmenter: Segmenter
     tx: optax.GradientTransformation
     step: Callable
     parallel: Parallel
@@ -54,6 +57,9 @@ def open_run(settings: Settings, network: Network, directory: RunDirectory) -> R
         fingerprint=data.read_manifest(own.name, own.dir).fingerprint,
         directory=directory,
         model=network.model,
+        segmenter=Segmenter(
+            network.model, {}, settings.evaluation.protocol, devices=jax.local_devices()
+        ),
         tx=network.tx,
         step=make_train_step(
             network.model,

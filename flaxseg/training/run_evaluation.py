@@ -10,7 +10,6 @@ import numpy as np
 from flaxseg import data
 from flaxseg.drawing import side_by_side
 from flaxseg.evaluation import SegmentationMetrics, evaluate
-from flaxseg.inference import plan_inference
 from flaxseg.saved_model import save_model
 from flaxseg.training.checkpoint import best_entry
 from flaxseg.training.resume import Position
@@ -52,19 +51,13 @@ def evaluate_run(run: Run, position: Position, stop: StopRequest) -> Evaluation:
     variables = position.state.eval_variables()
     if jax.process_count() > 1:
         variables = run.parallel.get_state(variables)
-    plan = plan_inference(
-        run.model,
-        variables,
-        settings.evaluation.protocol,
-        jax.local_devices(),
-        batch_size=settings.evaluation.batch_size,
-    )
+    segmenter = run.segmenter.with_variables(variables)
     images: dict[int, np.ndarray] = {}
     metrics = evaluate(
-        plan.predict_fn,
+        segmenter.run_batch,
         run.records,
         settings.data.info.num_classes,
-        **plan.options,
+        **segmenter.batch_options(settings.evaluation.batch_size),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         progress=_raise_stop(stop),

@@ -11,7 +11,7 @@ from tiny_model import TinyModel, init
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.evaluation import ConfusionMatrix, evaluate, pad_image
 from flaxseg.evaluation import evaluate as _evaluate_function
-from flaxseg.inference import make_predict_fn, predict
+from flaxseg.inference import Segmenter, predict
 
 CLASSES = 4
 SIZES = [(6, 9), (9, 6), (6, 9), (5, 5), (9, 6), (6, 9), (1, 1), (6, 9), (6, 9), (12, 3), (6, 9)]
@@ -96,7 +96,7 @@ def test_same_value_on_any_number_of_devices(device_count, batch_size):
         wanted.update(record["label"], predict(model, variables, record["image"]))
     assert np.count_nonzero(wanted.matrix.sum(axis=0)) > 1, "the network says one class only"
     metrics = evaluate(
-        make_predict_fn(model, variables, jax.devices()[:device_count]),
+        Segmenter(model, variables, devices=jax.devices()[:device_count]).run_batch,
         records,
         CLASSES,
         batch_size=batch_size,
@@ -135,7 +135,7 @@ def test_padding_counts_only_real_pixels_and_uses_the_mean_colour():
 def test_padding_does_not_depend_on_the_batch():
     """A network that sees its border gives one value, whatever images share the batch."""
     model = TinyModel(CLASSES, blur=True)
-    predict_fn = make_predict_fn(model, init(model))
+    predict_fn = Segmenter(model, init(model)).run_batch
     color = model.normalization.mean
     values = [
         evaluate(

@@ -12,8 +12,7 @@ from flaxseg.errors import ConfigError
 from flaxseg.inference import segmenter as segmenter_module
 from flaxseg.inference.named_protocols import PROTOCOLS, parse_protocol
 from flaxseg.inference.protocol import Protocol, window_starts
-from flaxseg.inference.segmenter import Segmenter
-from flaxseg.inference.whole_image import predict
+from flaxseg.inference.segmenter import Segmenter, predict
 from flaxseg.layers import ImageNormalization
 
 CLASSES = 5
@@ -105,7 +104,7 @@ def reference(tiny, image, protocol):
             total /= weight[..., None]
         crop = total[before[0] : before[0] + scaled[0], before[1] : before[1] + scaled[1]]
         value = interpolated(crop, image.shape[:2])
-        if protocol.softmax == "picture":
+        if protocol.softmax == "image":
             value = softmax(value)
         fused.append(value[:, ::-1] if mirrored else value)
     result = np.max(fused, 0) if protocol.fusion == "max" else np.mean(fused, 0)
@@ -123,8 +122,8 @@ CASES = {
     "gaussian": Protocol(scales=(0.7, 1.3), window=15, window_weights="gaussian"),
     "larger_than_picture": Protocol(window=60, pad_place="centre"),
     "larger_than_one_side": Protocol(window=45, pad_place="centre"),
-    "picture_softmax": Protocol(
-        scales=(0.8, 1.2), window=16, window_stride=10, flip=True, softmax="picture"
+    "image_softmax": Protocol(
+        scales=(0.8, 1.2), window=16, window_stride=10, flip=True, softmax="image"
     ),
     "end_softmax": Protocol(scales=(0.8, 1.2), flip=True, softmax="end"),
     "summed": Protocol(
@@ -139,44 +138,44 @@ CASES = {
 def test_is_what_the_description_says(tiny, name, monkeypatch):
     monkeypatch.setattr(segmenter_module, "_LINES", 16)  # so that a small picture has several
     image, protocol = picture(41, 48), CASES[name]
-    segment = Segmenter(*tiny, protocol)
-    probabilities = segment.probabilities(image)
+    segmenter = Segmenter(*tiny, protocol)
+    probabilities = segmenter.run(image).probabilities
     wanted = reference(tiny, image, protocol)
     np.testing.assert_allclose(probabilities, wanted, atol=2e-5)
-    classes = segment(image)
+    classes = segmenter.run(image).classes
     assert len(np.unique(classes)) > 2
     unsure = np.sort(wanted, -1)
     clear = unsure[..., -1] - unsure[..., -2] > 1e-4
     np.testing.assert_array_equal(classes[clear], wanted.argmax(-1)[clear])
 
 
-@pytest.mark.parametrize("name", ["windows", "picture_softmax", "long_side", "flip"])
+@pytest.mark.parametrize("name", ["windows", "image_softmax", "long_side", "flip"])
 def test_wide_pictures_are_done_in_blocks_with_the_same_result(tiny, name, monkeypatch):
     image = picture(20, 61)
-    segment = Segmenter(*tiny, CASES[name])
-    whole = segment.probabilities(image)
+    segmenter = Segmenter(*tiny, CASES[name])
+    whole = segmenter.run(image).probabilities
     monkeypatch.setattr(segmenter_module, "_BLOCK", 17)
-    np.testing.assert_allclose(segment.probabilities(image), whole, atol=1e-6)
+    np.testing.assert_allclose(segmenter.run(image).probabilities, whole, atol=1e-6)
 
 
 def test_a_window_that_covers_the_picture_is_the_whole_picture(tiny):
     image = picture(33, 40)
-    whole = Segmenter(*tiny).probabilities(image)
+    whole = Segmenter(*tiny).run(image).probabilities
     for protocol in (
         Protocol(window=(33, 40)),
         Protocol(window=(33, 40), window_weights="gaussian"),
     ):
         np.testing.assert_allclose(
-            Segmenter(*tiny, protocol).probabilities(image), whole, atol=1e-6
+            Segmenter(*tiny, protocol).run(image).probabilities, whole, atol=1e-6
         )
-    np.testing.assert_array_equal(Segmenter(*tiny)(image), predict(*tiny, image))
+    np.testing.assert_array_equal(Segmenter(*tiny).run(image).classes, predict(*tiny, image))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_the_result_does_not_depend_on_how_many_windows_run_at_a_time(tiny, count):
     image, protocol = picture(30, 50), CASES["windows"]
-    one = Segmenter(*tiny, protocol).probabilities(image)
-    several = Segmenter(*tiny, protocol, windows_per_device=count).probabilities(image)
+    one = Segmenter(*tiny, protocol).run(image).probabilities
+    several = Segmenter(*tiny, protocol, windows_per_device=count).run(image).probabilities
     np.testing.assert_array_equal(one, several)
 
 
@@ -184,35 +183,35 @@ def test_over_devices_equals_one_device(tiny):
     devices = jax.devices()
     assert len(devices) > 1
     image, protocol = picture(30, 50), CASES["windows"]
-    one = Segmenter(*tiny, protocol).probabilities(image)
-    several = Segmenter(*tiny, protocol, devices=devices[:4]).probabilities(image)
+    one = Segmenter(*tiny, protocol).run(image).probabilities
+    several = Segmenter(*tiny, protocol, devices=devices[:4]).run(image).probabilities
     np.testing.assert_allclose(one, several, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (70, 1), (3, 2)])
 @pytest.mark.parametrize("name", ["windows", "scales_max", "flip", "padded"])
 def test_any_size(tiny, name, size):
-    probabilities = Segmenter(*tiny, CASES[name]).probabilities(picture(*size))
+    probabilities = Segmenter(*tiny, CASES[name]).run(picture(*size)).probabilities
     assert probabilities.shape == (*size, CLASSES)
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
 
 
 def test_many_sizes_compile_a_few_programs(tiny):
-    segment = Segmenter(*tiny, Protocol(window=16))
-    segment(picture(19, 20))
-    before = segment._network.add._cache_size()
+    segmenter = Segmenter(*tiny, Protocol(window=16))
+    assert segmenter.run(picture(19, 20)).classes.shape == (19, 20)
+    before = segmenter._network.add._cache_size()
     for height, width in itertools.product((20, 25, 31), (18, 27, 32)):
-        segment(picture(height, width))
-    assert segment._network.add._cache_size() == before
-    segment(picture(200, 20))
-    assert segment._network.add._cache_size() == before + 1
+        assert segmenter.run(picture(height, width)).classes.shape == (height, width)
+    assert segmenter._network.add._cache_size() == before
+    assert segmenter.run(picture(200, 20)).classes.shape == (200, 20)
+    assert segmenter._network.add._cache_size() == before + 1
 
 
 def test_memory_of_the_band_does_not_grow_with_the_height(tiny):
     def live(height):
         held = []
-        segment = Segmenter(*tiny, Protocol(window=16))
-        for _ in segment._parts(picture(height, 30)):
+        segmenter = Segmenter(*tiny, Protocol(window=16))
+        for _ in segmenter._parts(picture(height, 30)):
             held.append(sum(x.nbytes for x in jax.live_arrays()))
         return max(held)
 
@@ -264,8 +263,8 @@ def test_named_protocols_are_valid_and_their_text_leads_back_to_them():
         ("whole(window=0)", "window is 0; it must be a whole number or a pair"),
         ("whole(window=16, window_stride=17)", "would leave pixels out"),
         ("whole(window_stride=17)", "there is no window"),
-        ("whole(window=16, pad_to=(3, 3))", "are for whole pictures"),
-        ("whole(long_side=3, short_side=(3, 4))", "can not both be set"),
+        ("whole(window=16, pad_to=(3, 3))", "are for whole images"),
+        ("whole(long_side=3, short_side=(3, 4))", "cannot both be set"),
         ("whole(short_side=(5, 4))", "must be .least, most."),
         ("whole(pad_multiple=0)", "pad_multiple is 0"),
         ("whole(flip=True, flip_fusion='product', softmax='end')", "which is for softmax='window'"),
@@ -281,8 +280,8 @@ def test_wrong_protocols_are_refused(text, message):
 
 def test_pictures_that_do_not_fit_are_refused(tiny):
     with pytest.raises(ConfigError, match="does not fit on the canvas pad_to = 16 x 16"):
-        Segmenter(*tiny, Protocol(pad_to=(16, 16)))(picture(17, 5))
+        Segmenter(*tiny, Protocol(pad_to=(16, 16))).run(picture(17, 5))
     with pytest.raises(ValueError, match="dtype float64"):
-        Segmenter(*tiny)(np.zeros((5, 5, 3)))
+        Segmenter(*tiny).run(np.zeros((5, 5, 3)))
     with pytest.raises(ValueError, match=r"shape \(1, 5, 5, 3\)"):
-        Segmenter(*tiny)(np.zeros((1, 5, 5, 3), np.uint8))
+        Segmenter(*tiny).run(np.zeros((1, 5, 5, 3), np.uint8))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tiny_model import TinyModel, init
 
-from flaxseg.inference import Protocol, Segmenter, make_predict_fn, make_predict_step, predict
+from flaxseg.inference import Protocol, Segmenter, predict
+from flaxseg.inference.segmenter import _last_segmenter
 from flaxseg.layers import ImageNormalization, normalize
 from flaxseg.models import Prediction
 
@@ -28,8 +29,7 @@ def test_is_the_argmax_of_the_logits_of_normalised_pixels(tiny):
     model, variables = tiny
     image = pictures(2, 7, 9, 3)
     logits = model.apply(variables, normalize(jnp.asarray(image), model.normalization)).logits
-    step = make_predict_step(model)
-    pred = step(variables, jnp.asarray(image))
+    pred = Segmenter(model, variables).run_batch(image)
     assert pred.dtype == jnp.uint8
     np.testing.assert_array_equal(pred, np.argmax(np.asarray(logits), axis=-1))
     assert len(np.unique(pred)) > 1, "a test with one class says little"
@@ -47,31 +47,70 @@ def test_compiles_once_per_size(tiny):
     model, variables = tiny
     image = pictures(11, 13, 3)
     predict(model, variables, image)
-    with jax.log_compiles(False), jax.check_tracer_leaks(False):
-        from flaxseg.inference.whole_image import _compiled_step
-
-        before = _compiled_step(model, None, None)._cache_size()
-        predict(model, variables, image[:, ::-1].copy())
-        assert _compiled_step(model, None, None)._cache_size() == before
-        predict(model, variables, image[:5])
-        assert _compiled_step(model, None, None)._cache_size() == before + 1
+    programs = _last_segmenter(model, None)._batch_classes
+    before = programs._cache_size()
+    predict(model, variables, image[:, ::-1].copy())
+    assert programs._cache_size() == before
+    predict(model, variables, image[:5])
+    assert programs._cache_size() == before + 1
 
 
-@pytest.mark.parametrize("way", ["predict", "predict_fn", "scales", "probabilities"])
+def test_other_variables_share_the_programs(tiny):
+    model, variables = tiny
+    image = pictures(7, 9, 3)
+    one = Segmenter(model, variables)
+    first = one.run(image).probabilities
+    other = one.with_variables(jax.tree.map(lambda x: 2 * x, variables))
+    changed = other.run(image).probabilities
+    assert one._image_probabilities._cache_size() == 1
+    assert np.abs(changed - first).max() > 0.01
+    np.testing.assert_array_equal(one.run(image).probabilities, first)
+
+
+def test_programs_are_freed_with_their_segmenter():
+    model = TinyModel(num_classes=7, blur=True)
+    variables = init(model)
+    client = jax.devices()[0].client
+
+    def programs():
+        gc.collect()
+        return len(client.live_executables())
+
+    before = programs()
+    protocols = Protocol(), Protocol(scales=(1.0, 0.5)), Protocol(window=8)
+    segmenters = [Segmenter(model, variables, protocol) for protocol in protocols]
+    for segmenter in segmenters:
+        segmenter.run(pictures(9, 12, 3)).classes  # noqa: B018 (computes)
+        segmenter.run(pictures(9, 12, 3)).probabilities  # noqa: B018 (computes)
+    assert programs() > before
+    del segmenter, segmenters
+    assert programs() == before
+
+
+def test_values_of_a_result_are_computed_once(tiny):
+    segmenter = Segmenter(*tiny)
+    result = segmenter.run(pictures(7, 9, 3))
+    assert segmenter._batch_classes._cache_size() == 0
+    assert result.classes is result.classes
+    assert result.probabilities is result.probabilities
+    again = segmenter.run(result.image)
+    np.testing.assert_array_equal(again.probabilities.argmax(-1), again.classes)
+    np.testing.assert_array_equal(again.classes, result.classes)
+
+
+@pytest.mark.parametrize("way", ["predict", "batch", "scales", "probabilities"])
 def test_many_sizes_keep_the_programs_of_a_few(way, monkeypatch):
-    monkeypatch.setattr(
-        "flaxseg.inference.program_limit.ProgramLimit.__init__.__kwdefaults__", {"most": 3}
-    )
+    monkeypatch.setattr("flaxseg.inference.program_cache.MAX_SIZES", 3)
     model = TinyModel(num_classes=6, blur=True)
     variables = init(model)
-    segment = Segmenter(
+    segmenter = Segmenter(
         model, variables, Protocol(scales=(1.0, 0.5)) if way == "scales" else Protocol()
     )
     run = {
         "predict": lambda image: predict(model, variables, image),
-        "predict_fn": lambda image: make_predict_fn(model, variables)(image[None]),
-        "scales": segment,
-        "probabilities": segment.probabilities,
+        "batch": lambda image: segmenter.run_batch(image[None]),
+        "scales": lambda image: segmenter.run(image).classes,
+        "probabilities": lambda image: segmenter.run(image).probabilities,
     }[way]
     client = jax.devices()[0].client
     images = [pictures(6, width, 3) for width in range(8, 20, 2)]
@@ -90,7 +129,7 @@ def test_many_sizes_keep_the_programs_of_a_few(way, monkeypatch):
 def test_over_devices_equals_one_device(tiny):
     model, variables = tiny
     image = pictures(8, 6, 7, 3)
-    spread = make_predict_fn(model, variables, jax.devices()[:8])(image)
+    spread = Segmenter(model, variables, devices=jax.devices()[:8]).run_batch(image)
     assert len(spread.sharding.device_set) == 8
     np.testing.assert_array_equal(spread, predict(model, variables, image))
 
@@ -105,7 +144,7 @@ def test_wrong_pictures_are_errors(tiny):
 
 def test_more_classes_than_a_byte_holds():
     with pytest.raises(ValueError, match="at most 255"):
-        make_predict_step(TinyModel(num_classes=256))
+        Segmenter(TinyModel(num_classes=256), {})
 
 
 class SeesItsBatch(nn.Module):
@@ -122,5 +161,5 @@ class SeesItsBatch(nn.Module):
 @pytest.mark.parametrize(("batch_size", "device_count"), [(1, 1), (4, 1), (8, 2)])
 def test_the_network_never_sees_more_than_one_image(batch_size, device_count):
     """So that sums are rounded in one way for any batch size and device count."""
-    predict_fn = make_predict_fn(SeesItsBatch(), {}, jax.devices()[:device_count])
-    np.testing.assert_array_equal(predict_fn(pictures(batch_size, 3, 4, 3)), 1)
+    segmenter = Segmenter(SeesItsBatch(), {}, devices=jax.devices()[:device_count])
+    np.testing.assert_array_equal(segmenter.run_batch(pictures(batch_size, 3, 4, 3)), 1)

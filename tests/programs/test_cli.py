@@ -341,18 +341,18 @@ def test_evaluate_by_a_protocol_and_near_boundaries(tmp_path, model_dir, dataset
     flags = (model_dir, "--data", "toy", "--protocol", protocol, "--boundary")
     code, stdout, _ = run(capsys, "evaluate", *flags, "--out", tmp_path / "out")
     assert code == 0
-    segment = Segmenter(*flaxseg.load_model(model_dir), parse_protocol(protocol))
+    segmenter = Segmenter(*flaxseg.load_model(model_dir), parse_protocol(protocol))
     matrix, boundary = ConfusionMatrix(3), BoundaryMetrics(3)
     for record in dataset[1]:
-        pred = segment(record["image"])
+        pred = segmenter.run(record["image"]).classes
         matrix.update(record["label"], pred)
         boundary.update(record["label"], pred)
     assert matrix.table(NAMES) in stdout
     assert boundary.scores().table() in stdout
-    assert segment.protocol.describe() in stdout
+    assert segmenter.protocol.describe() in stdout
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert report["boundary"] == boundary.scores().to_dict()
-    assert parse_protocol(report["protocol"]) == segment.protocol
+    assert parse_protocol(report["protocol"]) == segmenter.protocol
     assert [r["id"] for r in report["records"]] == [r["id"] for r in dataset[1]]
     code, _, stderr = run(capsys, "evaluate", *flags, "--instances", tmp_path)
     assert code == 2
@@ -369,9 +369,9 @@ def test_predict_by_a_protocol(tmp_path, model_dir, capsys):
     code, _, stderr = run(capsys, "predict", source, *flags)
     assert code == 0
     assert "compiling for 16 x 16" in stderr
-    segment = Segmenter(*flaxseg.load_model(model_dir), parse_protocol("windows(window=16)"))
+    segmenter = Segmenter(*flaxseg.load_model(model_dir), parse_protocol("windows(window=16)"))
     mask = indices(tmp_path / "out" / "street_mask.png")
-    np.testing.assert_array_equal(mask, segment(read_image(source)))
+    np.testing.assert_array_equal(mask, segmenter.run(read_image(source)).classes)
     code, _, stderr = run(capsys, "predict", source, *flags[:-1], "window")
     assert code == 2
     assert "Did you mean 'windows'?" in stderr

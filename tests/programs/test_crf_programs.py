@@ -193,7 +193,7 @@ def test_the_border_of_a_protocol_is_cut_off_before_the_crf(tmp_path, model_dir)
     assert code == 0
     with Image.open(tmp_path / "out/scene_mask.png") as mask:
         found = np.asarray(mask)
-    segment = Segmenter(*flaxseg.load_model(model_dir), Protocol(pad_multiple=8))
-    unary = unary_from_probabilities(segment.probabilities(image))
+    segmenter = Segmenter(*flaxseg.load_model(model_dir), Protocol(pad_multiple=8))
+    unary = unary_from_probabilities(segmenter.run(image).probabilities)
     wanted = np.asarray(dense_crf(unary, image, parse_crf(CRF))).argmax(-1)
     np.testing.assert_array_equal(found, wanted)

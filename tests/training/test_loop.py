@@ -100,7 +100,7 @@ def test_a_run_from_start_to_end(config, tmp_path, capsys):
     assert card["extra"]["step"] == result.best["step"]
     model, variables = flaxseg.load_model(tmp_path)
     metrics = flaxseg.evaluate(
-        flaxseg.inference.make_predict_fn(model, variables),
+        flaxseg.inference.Segmenter(model, variables).run_batch,
         flaxseg.data.open_split("shapes", config.data.eval_split, config.data.dir),
         9,
         batch_size=10,

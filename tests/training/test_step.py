@@ -10,7 +10,7 @@ import tiny_segmenter
 from tiny_segmenter import TinySegmenter, tiny_batch
 
 from flaxseg.errors import ConfigError, WeightsError
-from flaxseg.inference import make_predict_step
+from flaxseg.inference import predict
 from flaxseg.layers import normalize, resize
 from flaxseg.training import losses, parallel, schedules, state, step
 from flaxseg.training.losses import OutputLoss
@@ -637,7 +637,7 @@ def test_two_images_are_learnt_by_heart():
     )
     assert metrics[-1]["accuracy"] > 0.98
     assert metrics[-1]["loss"] < 0.2 * metrics[0]["loss"]
-    predicted = jax.jit(make_predict_step(model))(final.variables(), image)
+    predicted = predict(model, final.variables(), image)
     assert np.mean((predicted == label)[label != 255]) > 0.95
 
 

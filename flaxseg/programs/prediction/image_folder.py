@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-import numpy as np
-
 from flaxseg.errors import ConfigError, DataError, FlaxsegError
 from flaxseg.inference.image_file import SUFFIXES, ImageFile, read_image_file
-from flaxseg.inference.segmenter import Segmenter
+from flaxseg.inference.segmenter import Segmentation, Segmenter
 from flaxseg.programs.prediction.prediction_files import ENDINGS
 from flaxseg.programs.prediction.prediction_record import PredictionRecord, Stamp
 
@@ -40,10 +38,8 @@ class ImageResult:
 class Writer(Protocol):
     """Writes the files of an image, as `FileWriter` and `Submission` do."""
 
-    def write(
-        self, files: Mapping[str, pathlib.Path], image: np.ndarray, segment: Segmenter
-    ) -> object:
-        """Runs the network on an image and writes the files, by kind."""
+    def write(self, files: Mapping[str, pathlib.Path], result: Segmentation) -> object:
+        """Writes the files of an image, by kind."""
 
 
 def find_images(
@@ -120,7 +116,7 @@ def plan_tasks(
 
 
 def predict_images(
-    segment: Segmenter,
+    segmenter: Segmenter,
     tasks: Sequence[ImageTask],
     writer: Writer,
     *,
@@ -133,14 +129,14 @@ def predict_images(
     The next images are decoded while one is computed. Each file appears whole or not at all.
 
     Args:
-      segment: the network and its protocol. Whole images are compiled once per size, and the
+      segmenter: the network and its protocol. Whole images are compiled once per size, and the
         protocol's `pad_multiple` limits the number of sizes. Windows have one size.
       tasks: what `plan_tasks` returned.
-      writer: runs the network and writes the files.
+      writer: writes the files.
       record: where finished images are noted.
       on_new_size: called with (H, W) before a size is run, and so compiled, for the first time.
     """
-    protocol, seen = segment.protocol, set()
+    protocol, seen = segmenter.protocol, set()
     for task, read in _read_ahead(tasks):
         try:
             stamp, image_file = read()
@@ -152,7 +148,7 @@ def predict_images(
                 seen.add(size)
             for path in task.files.values():
                 path.parent.mkdir(parents=True, exist_ok=True)
-            writer.write(task.files, image, segment)
+            writer.write(task.files, segmenter.run(image))
             if record is not None:
                 record.add(task.source, stamp, task.files)
         except (FlaxsegError, OSError) as error:

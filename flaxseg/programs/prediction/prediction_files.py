@@ -9,7 +9,7 @@ import numpy as np
 from flaxseg.drawing.images import Colors, overlay_with_legend, save_palette_png, save_picture
 from flaxseg.errors import ConfigError, DataError, near
 from flaxseg.files import whole_file
-from flaxseg.inference.segmenter import Segmenter
+from flaxseg.inference.segmenter import Segmentation
 
 ENDINGS = {
     "mask": "_mask.png",
@@ -60,15 +60,15 @@ def check_probabilities(size: tuple[int, int], num_classes: int, top_classes: in
 
 
 def predict_probabilities(
-    segment: Segmenter, image: np.ndarray, top_classes: int | None = None
+    result: Segmentation, top_classes: int | None = None
 ) -> tuple[np.ndarray, ClassProbabilities]:
     """Returns the classes and the probabilities of an image from a single run.
 
-    As far as `Segmenter.probability_parts` allows, only what is kept is held for the whole image.
+    As far as `Segmentation.probability_parts` allows, only what is kept is held for the whole
+    image.
 
     Args:
-      segment: the network and its protocol.
-      image: uint8 [H, W, 3].
+      result: what the network says about the image.
       top_classes: how many of the most likely classes to keep; all if None.
 
     Returns:
@@ -78,17 +78,17 @@ def predict_probabilities(
       ConfigError: top_classes is not in 1..C.
       DataError: see `check_probabilities`.
     """
-    if top_classes is not None and not 1 <= top_classes <= segment.num_classes:
+    if top_classes is not None and not 1 <= top_classes <= result.num_classes:
         raise ConfigError(
-            f"top_classes is {top_classes}; the model has {segment.num_classes} classes."
+            f"top_classes is {top_classes}; the model has {result.num_classes} classes."
         )
-    size = image.shape[:2]
-    check_probabilities(size, segment.num_classes, top_classes)
+    size = result.image.shape[:2]
+    check_probabilities(size, result.num_classes, top_classes)
     pred = np.empty(size, np.uint8)
-    kept = segment.num_classes if top_classes is None else top_classes
+    kept = result.num_classes if top_classes is None else top_classes
     values = np.empty((*size, kept), np.float16)
     classes = None if top_classes is None else np.empty((*size, kept), np.uint8)
-    for rows, columns, part in segment.probability_parts(image):
+    for rows, columns, part in result.probability_parts():
         pred[rows, columns] = part.argmax(-1)
         if classes is None:
             values[rows, columns] = part
@@ -156,24 +156,21 @@ class FileWriter:
     class_colors: Colors
     top_classes: int | None = None
 
-    def write(
-        self, files: Mapping[str, os.PathLike], image: np.ndarray, segment: Segmenter
-    ) -> np.ndarray:
-        """Runs the network on an image, writes the files, and returns the classes.
+    def write(self, files: Mapping[str, os.PathLike], result: Segmentation) -> np.ndarray:
+        """Writes the files of an image, and returns the classes.
 
         Args:
           files: the path of each kind; the folders must exist.
-          image: uint8 [H, W, 3].
-          segment: the network and its protocol.
+          result: what the network says about the image.
         """
         if "probabilities" in files:
-            pred, probabilities = predict_probabilities(segment, image, self.top_classes)
+            pred, probabilities = predict_probabilities(result, self.top_classes)
             save_probabilities(files["probabilities"], probabilities, self.class_names)
         else:
-            pred = segment(image)
+            pred = result.classes
         if "mask" in files:
             save_palette_png(files["mask"], pred, self.class_colors)
         if "overlay" in files:
-            overlay = overlay_with_legend(image, pred, self.class_names, self.class_colors)
+            overlay = overlay_with_legend(result.image, pred, self.class_names, self.class_colors)
             save_picture(files["overlay"], overlay)
         return pred

@@ -22,7 +22,7 @@ from flaxseg.classes import voc_colors
 from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.drawing.images import save_grey_png, save_palette_png
 from flaxseg.errors import ConfigError, DataError, listed
-from flaxseg.inference.segmenter import Segmenter
+from flaxseg.inference.segmenter import Segmentation
 
 KIND = "submission"
 
@@ -108,20 +108,19 @@ class Submission:
             )
         return result
 
-    def write(
-        self, files: Mapping[str, os.PathLike], image: np.ndarray, segment: Segmenter
-    ) -> np.ndarray:
-        """Runs the network on an image, writes its result, and returns the classes.
+    def write(self, files: Mapping[str, os.PathLike], result: Segmentation) -> np.ndarray:
+        """Writes the result of an image, and returns the classes.
 
         Raises:
           DataError: the image has another size than those of the data set.
         """
-        if self.size is not None and image.shape[:2] != self.size:
+        size = result.image.shape[:2]
+        if self.size is not None and size != self.size:
             raise DataError(
-                f"is {image.shape[0]} x {image.shape[1]} (height x width), and the server expects "
+                f"is {size[0]} x {size[1]} (height x width), and the server expects "
                 f"results of {self.size[0]} x {self.size[1]}; give the image as published."
             )
-        pred = segment(image)
+        pred = result.classes
         ids = LabelMap(data.dataset_info(self.data).label_map).to_raw(pred, ignored=0)
         if self.palette:
             save_palette_png(files[KIND], ids, voc_colors(256))
