@@ -41,8 +41,8 @@ from flaxseg.crf import CrfPreset, GaussianKernel, crf_preset, dense_crf
 from flaxseg.drawing.images import (
     colorize,
     enlarge,
-    error_picture,
-    save_picture,
+    error_image,
+    save_image,
     stack,
     titled,
     voc_colors,
@@ -304,15 +304,15 @@ def crops(args: argparse.Namespace) -> list[dict]:
         paper = np.full_like(image, 255)
         cells = [
             (f"{name}, without", colorize(before, colors)),
-            (f"errors: {100 * wrong[0]:.1f} %", error_picture(paper, label, before)),
+            (f"errors: {100 * wrong[0]:.1f} %", error_image(paper, label, before)),
             ("with CRF", colorize(after, colors)),
-            (f"errors: {100 * wrong[1]:.1f} %", error_picture(paper, label, after)),
+            (f"errors: {100 * wrong[1]:.1f} %", error_image(paper, label, after)),
         ]
         if args.photos:
             truth = colorize(np.where(label == 255, 0, label), colors)
             cells = [("picture", image), ("truth", truth), *cells]
         lines.append(np.hstack([titled(enlarge(cell), title) for title, cell in cells]))
-    save_picture(args.out, stack(lines))
+    save_image(args.out, stack(lines))
     print(args.out)
     return []
 

@@ -2,22 +2,22 @@
 
 from flaxseg.drawing.images import (
     colorize,
-    error_picture,
+    error_image,
     overlay,
     overlay_with_legend,
+    save_image,
     save_palette_png,
-    save_picture,
     side_by_side,
     with_legend,
 )
 
 __all__ = [
     "colorize",
-    "error_picture",
+    "error_image",
     "overlay",
     "overlay_with_legend",
+    "save_image",
     "save_palette_png",
-    "save_picture",
     "side_by_side",
     "with_legend",
 ]

@@ -1,4 +1,4 @@
-"""All learned bases in one picture."""
+"""Draws all learned bases in one image."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,7 +13,7 @@ _TILE, _GAP = 64, 6
 
 
 def draw_bases(bases: LabelBases) -> np.ndarray:
-    """A line for each class: its mean patch, its components, and the filters made of them.
+    """Draws a line for each class: its mean patch, its components, and the filters made of them.
 
     The mean goes from white, never the class, to black, always. Components and filters are white
     at 0, blue above and red below, each with its own largest value in full colour.
@@ -42,25 +42,25 @@ def draw_bases(bases: LabelBases) -> np.ndarray:
         top = head + row * step
         draw.text((12, top + _TILE // 2), name, fill=_INK, font=font, anchor="lm")
         _paste(canvas, _grey(bases.mean[row]), starts[0], top)
-        for start, pictures in zip(starts[1:], (bases.components, bases.filters), strict=True):
-            for number, picture in enumerate(pictures[row]):
-                _paste(canvas, _signed(picture), start + number * step, top)
+        for start, tiles in zip(starts[1:], (bases.components, bases.filters), strict=True):
+            for number, tile in enumerate(tiles[row]):
+                _paste(canvas, _signed(tile), start + number * step, top)
     return np.asarray(canvas)
 
 
 def _paste(canvas: Image.Image, tile: np.ndarray, x: int, y: int) -> None:
-    picture = Image.fromarray(tile).resize((_TILE, _TILE), Image.Resampling.NEAREST)
+    enlarged = Image.fromarray(tile).resize((_TILE, _TILE), Image.Resampling.NEAREST)
     framed = Image.new("RGB", (_TILE + 2, _TILE + 2), (190, 193, 198))
-    framed.paste(picture, (1, 1))
+    framed.paste(enlarged, (1, 1))
     canvas.paste(framed, (x - 1, y - 1))
 
 
-def _grey(picture: np.ndarray) -> np.ndarray:
-    shade = np.rint(255 * (1 - np.clip(picture, 0, 1))).astype(np.uint8)
+def _grey(values: np.ndarray) -> np.ndarray:
+    shade = np.rint(255 * (1 - np.clip(values, 0, 1))).astype(np.uint8)
     return shade[..., None].repeat(3, -1)
 
 
-def _signed(picture: np.ndarray) -> np.ndarray:
-    value = (picture / max(np.abs(picture).max(), 1e-12))[..., None]
+def _signed(values: np.ndarray) -> np.ndarray:
+    value = (values / max(np.abs(values).max(), 1e-12))[..., None]
     color = np.where(value >= 0, _POSITIVE, _NEGATIVE)
     return np.rint(255 + np.abs(value) * (color - 255)).astype(np.uint8)

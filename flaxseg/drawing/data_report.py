@@ -1,4 +1,4 @@
-"""How often each class and each size of pictures occurs in a data set, drawn."""
+"""Draws how often each class and each size of images occurs in a data set."""
 
 import collections
 import math
@@ -22,7 +22,7 @@ _MAX_BINS, _WIDEST_BIN = 24, 40
 
 
 def draw_report(report: Report) -> np.ndarray:
-    """Shares of the classes, and histograms of heights and widths.
+    """Draws the shares of the classes, and histograms of heights and widths.
 
     The bars of the classes are logarithmic, as the shares differ by orders of magnitude.
 
@@ -42,7 +42,7 @@ def draw_report(report: Report) -> np.ndarray:
     title = f"{report.name}: {report.splits_line()}"
     _fitted(draw, (_MARGIN, 14), title, 20, width - 2 * _MARGIN)
     draw.text((_MARGIN, 46), "share of the labelled pixels", fill=_INK, font=font)
-    draw.text((left + _BARS + 76, top - 22), "in pictures", fill=_PALE, font=small)
+    draw.text((left + _BARS + 76, top - 22), "in images", fill=_PALE, font=small)
     _draw_classes(draw, report, left, top, font, small)
     below = classes_end + 52
     sizes = total.sizes
@@ -51,18 +51,18 @@ def draw_report(report: Report) -> np.ndarray:
         counts: collections.Counter[int] = collections.Counter()
         for size, number in sizes.items():
             counts[size[axis]] += number
-        draw.text((x, below - 26), f"{what} of pictures, pixels", fill=_INK, font=font)
+        draw.text((x, below - 26), f"{what} of images, pixels", fill=_INK, font=font)
         _draw_histogram(draw, counts, x, below, small)
     return np.asarray(canvas)
 
 
 def _draw_classes(draw: ImageDraw.ImageDraw, report: Report, left: int, top: int, font, small):
-    """A bar for each class and for what is ignored, over a scale of powers of ten."""
+    """Draws a bar for each class and for what is ignored, over a scale of powers of ten."""
     total = report.total
     labelled = max(1, int(total.pixels.sum()))
     rows: list[tuple[str, float, str, Sequence[int]]] = [
-        (name, int(pixels) / labelled, f"{int(pictures)}", color)
-        for name, pixels, pictures, color in zip(
+        (name, int(pixels) / labelled, f"{int(images)}", color)
+        for name, pixels, images, color in zip(
             report.class_names, total.pixels, total.pictures, report.class_colors, strict=True
         )
     ]
@@ -75,7 +75,7 @@ def _draw_classes(draw: ImageDraw.ImageDraw, report: Report, left: int, top: int
         draw.line((x, top - 4, x, bottom), fill=(232, 234, 237))
         text = f"{100 * 10.0 ** (power - decades):g} %"
         draw.text((x, top - 22), text, fill=_PALE, font=small, anchor="ma")
-    for row, (name, share, pictures, color) in enumerate(rows):
+    for row, (name, share, images, color) in enumerate(rows):
         y = top + row * _LINE
         draw.text((left - 12, y + _LINE // 2), name, fill=_INK, font=font, anchor="rm")
         if share > 0:
@@ -85,13 +85,13 @@ def _draw_classes(draw: ImageDraw.ImageDraw, report: Report, left: int, top: int
         numbers = f"{100 * share:.3g} %" if share > 0 else "none"
         x = left + _BARS + 12
         draw.text((x, y + _LINE // 2), numbers, fill=_INK, font=font, anchor="lm")
-        draw.text((x + 130, y + _LINE // 2), pictures, fill=_PALE, font=font, anchor="rm")
+        draw.text((x + 130, y + _LINE // 2), images, fill=_PALE, font=font, anchor="rm")
 
 
 def _draw_histogram(
     draw: ImageDraw.ImageDraw, counts: collections.Counter[int], x: int, y: int, font
 ) -> None:
-    """Bars over equal ranges of the values, with the number of pictures in the largest."""
+    """Draws bars over equal ranges of the values, with the number of images in the largest."""
     width, height = _HISTOGRAM
     draw.line((x, y + height, x + width, y + height), fill=_FRAME)
     if not counts:
@@ -124,7 +124,8 @@ def _draw_histogram(
 
 
 def _edges(least: int, greatest: int) -> list[int]:
-    """Edges of at most 24 equal ranges of whole numbers; the last edge is beyond the greatest."""
+    """Returns the edges of at most 24 equal ranges of whole numbers; the last one is beyond the
+    greatest."""
     step = max(1, -(-(greatest - least + 1) // _MAX_BINS))
     number = -(-(greatest - least + 1) // step)
     return [least + i * step for i in range(number + 1)]
@@ -133,7 +134,7 @@ def _edges(least: int, greatest: int) -> list[int]:
 def _fitted(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, width: int
 ) -> None:
-    """One line of text, as large as fits."""
+    """Draws one line of text, as large as fits."""
     font = ImageFont.load_default(size=size)
     while size > 9 and font.getlength(text) > width:
         size -= 1

@@ -1,6 +1,4 @@
-"""A sheet of augmented training examples with their labels laid over them, to look at before a
-training.
-"""
+"""Draws a contact sheet of training examples with their labels laid over them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,7 +16,7 @@ from flaxseg.drawing.images import (
     with_legend,
 )
 
-_CELL = 272  # pixels that the longer side of a picture has at most
+_CELL = 272  # pixels that the longer side of an image has at most
 _SMALLEST = 160  # and at least
 _COLUMNS = 3  # of pairs
 _GAP = 10
@@ -26,7 +24,7 @@ _PAPER = 255
 
 
 def draw_examples(batch: dict[str, np.ndarray], info: DatasetInfo, title: str) -> np.ndarray:
-    """Each example beside itself with its label laid over it; the classes that occur below.
+    """Draws each example beside itself with its label laid over it, and a legend below.
 
     Ignored pixels are striped.
 
@@ -48,7 +46,7 @@ def draw_examples(batch: dict[str, np.ndarray], info: DatasetInfo, title: str) -
 
 
 def _cell(image: np.ndarray, label: np.ndarray, name: str, info: DatasetInfo) -> np.ndarray:
-    """One example: the picture, and the picture with its label."""
+    """Returns one example: the image, and the image with its label."""
     image, label = _fit(image, label)
     seen = overlay(image, label, info.class_colors)
     ignored = label == IGNORE_LABEL
@@ -59,7 +57,7 @@ def _cell(image: np.ndarray, label: np.ndarray, name: str, info: DatasetInfo) ->
 
 
 def _fit(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and its label at a size to look at; of the label, whole pixels are taken."""
+    """Returns an image and its label at a size to look at; whole pixels are taken of the label."""
     longer = max(label.shape)
     factor = -(-longer // _CELL)
     if factor > 1:

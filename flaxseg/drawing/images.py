@@ -1,6 +1,6 @@
-"""Pictures to look at: palette masks, overlays, legends, and truth beside prediction and errors.
+"""Draws label maps: palette masks, overlays, legends, and truth beside prediction and errors.
 
-Everything takes and returns uint8 NumPy arrays; colours are RGB triples 0..255, one per class.
+Every function takes and returns uint8 NumPy arrays; colours are RGB triples 0..255, one per class.
 """
 
 import os
@@ -19,13 +19,13 @@ _ERROR_COLOR = (230, 25, 60)
 _PAPER = (255, 255, 255)
 _INK = (32, 33, 36)
 _FRAME = (190, 193, 198)
-# Below this many pixels on the longer side a picture is enlarged, so that it and the text beside it
+# Below this many pixels on the longer side an image is enlarged, so that it and the text beside it
 # can be read.
 _MIN_SIDE = 360
 
 
 def colorize(pred: np.ndarray, colors: Colors) -> np.ndarray:
-    """Class indices as colours.
+    """Returns class indices as colours.
 
     Args:
       pred: integers [H, W], 0..len(colors)-1, or 255 for "ignore" (painted pale).
@@ -43,7 +43,7 @@ def colorize(pred: np.ndarray, colors: Colors) -> np.ndarray:
 def overlay(
     image: np.ndarray, pred: np.ndarray, colors: Colors, opacity: float = 0.5
 ) -> np.ndarray:
-    """The picture tinted by class, with a light line where two classes meet.
+    """Returns the image tinted by class, with a light line where two classes meet.
 
     Args:
       image: uint8 [H, W, 3].
@@ -66,8 +66,8 @@ def overlay(
     return np.rint(mixed).astype(np.uint8)
 
 
-def error_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.ndarray:
-    """The picture in pale grey with wrong pixels in red; ignored pixels are striped.
+def error_image(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.ndarray:
+    """Returns the image in pale grey with wrong pixels in red; ignored pixels are striped.
 
     Args:
       image: uint8 [H, W, 3].
@@ -84,35 +84,35 @@ def error_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.
         )
     _check_image(image, pred)
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    picture = np.repeat((110 + 0.5 * grey)[..., None], 3, axis=-1)
+    result = np.repeat((110 + 0.5 * grey)[..., None], 3, axis=-1)
     ignored = label == IGNORE_LABEL
     wrong = (label != pred) & ~ignored
     shade = (0.75 + 0.25 * grey[..., None] / 255) * np.array(_ERROR_COLOR, np.float32)
-    picture[wrong] = shade[wrong]
-    picture[ignored] = stripes(*label.shape)[ignored]
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    result[wrong] = shade[wrong]
+    result[ignored] = stripes(*label.shape)[ignored]
+    return np.clip(np.rint(result), 0, 255).astype(np.uint8)
 
 
 def with_legend(
-    picture: np.ndarray,
+    image: np.ndarray,
     shown: np.ndarray | Iterable[int],
     class_names: Sequence[str],
     colors: Colors,
 ) -> np.ndarray:
-    """The picture with the colours and names of the classes that occur under it.
+    """Returns the image with the colours and names of the classes that occur below it.
 
-    A small picture is enlarged first.
+    A small image is enlarged first.
 
     Args:
-      picture: uint8 [H, W, 3].
+      image: uint8 [H, W, 3].
       shown: a label map, or the class indices, to be named; 255 is called "ignored".
       class_names: one name per class.
       colors: one RGB triple per class.
 
     Returns:
-      uint8 [H', W', 3], at least as large as the picture.
+      uint8 [H', W', 3], at least as large as the image.
     """
-    canvas = enlarge(picture)
+    canvas = enlarge(image)
     return stack([canvas, _legend(canvas.shape[1], _present(shown), class_names, colors)])
 
 
@@ -123,7 +123,7 @@ def overlay_with_legend(
     colors: Colors,
     opacity: float = 0.5,
 ) -> np.ndarray:
-    """`overlay` and `with_legend` in one; a small picture is enlarged before lines are drawn.
+    """Does `overlay` and `with_legend` in one; a small image is enlarged before lines are drawn.
 
     Args:
       image: uint8 [H, W, 3].
@@ -148,7 +148,7 @@ def side_by_side(
     colors: Colors,
     title: str = "",
 ) -> np.ndarray:
-    """Image, truth, prediction and errors, two by two or in a row, with titles and a legend.
+    """Draws image, truth, prediction and errors, two by two or in a row, with titles and a legend.
 
     Args:
       image: uint8 [H, W, 3].
@@ -156,7 +156,7 @@ def side_by_side(
       pred: integers [H, W].
       class_names: one name per class.
       colors: one RGB triple per class.
-      title: a line above the pictures.
+      title: a line above the images.
 
     Returns:
       uint8 [H', W', 3].
@@ -172,7 +172,7 @@ def side_by_side(
         ("prediction", overlay(image, pred, colors, opacity=0.7)),
         (
             f"errors: {100 * wrong:.1f} % of the counted pixels",
-            error_picture(image, label, pred),
+            error_image(image, label, pred),
         ),
     ]
     panels = [titled(panel, text) for text, panel in panels]
@@ -186,16 +186,17 @@ def side_by_side(
     return stack([*head, *rows, _legend(width, shown, class_names, colors)])
 
 
-def enlarge(picture: np.ndarray, min_side: int = _MIN_SIDE) -> np.ndarray:
-    """A picture or map enlarged by a whole factor until its longer side is at least min_side."""
-    factor = -(-min_side // max(picture.shape[:2]))
+def enlarge(image: np.ndarray, min_side: int = _MIN_SIDE) -> np.ndarray:
+    """Returns an image or label map enlarged by a whole factor, so that its longer side is at
+    least min_side."""
+    factor = -(-min_side // max(image.shape[:2]))
     if factor <= 1:
-        return picture
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+        return image
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def save_palette_png(path: str | os.PathLike, pred: np.ndarray, colors: Colors) -> None:
-    """Writes class indices as a palette PNG (mode P): stored are the indices, seen the colours.
+    """Writes class indices as a palette PNG (mode P): it stores the indices and shows the colours.
 
     The file appears whole or not at all.
 
@@ -204,9 +205,9 @@ def save_palette_png(path: str | os.PathLike, pred: np.ndarray, colors: Colors) 
       pred: integers [H, W], 0..len(colors)-1, or 255 for "ignore".
       colors: one RGB triple per class.
     """
-    picture = Image.fromarray(_check_map(pred, colors))
-    picture.putpalette(_palette(colors).tobytes())
-    _save_png(path, picture)
+    image = Image.fromarray(_check_map(pred, colors))
+    image.putpalette(_palette(colors).tobytes())
+    _save_png(path, image)
 
 
 def save_grey_png(path: str | os.PathLike, values: np.ndarray) -> None:
@@ -214,18 +215,18 @@ def save_grey_png(path: str | os.PathLike, values: np.ndarray) -> None:
     _save_png(path, Image.fromarray(values))
 
 
-def save_picture(path: str | os.PathLike, picture: np.ndarray) -> None:
+def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] as PNG; the file appears whole or not at all."""
-    _save_png(path, Image.fromarray(picture))
+    _save_png(path, Image.fromarray(image))
 
 
-def _save_png(path: str | os.PathLike, picture: Image.Image) -> None:
+def _save_png(path: str | os.PathLike, image: Image.Image) -> None:
     with whole_file(path) as file:
-        picture.save(file, format="PNG")
+        image.save(file, format="PNG")
 
 
 def _palette(colors: Colors) -> np.ndarray:
-    """uint8 [256, 3]: the class colours, VOC's for indices beyond them, and pale for "ignore"."""
+    """Returns uint8 [256, 3]: the class colours, VOC's beyond them, and pale for "ignore"."""
     palette = np.array(voc_colors(256), np.uint8)
     palette[: len(colors)] = np.asarray(colors, np.uint8).reshape(-1, 3)
     if len(colors) <= IGNORE_LABEL:
@@ -234,7 +235,7 @@ def _palette(colors: Colors) -> np.ndarray:
 
 
 def _check_map(pred: np.ndarray, colors: Colors) -> np.ndarray:
-    """The label map as uint8 [H, W]; raises ValueError for an index without colour."""
+    """Returns the label map as uint8 [H, W]; raises ValueError for an index without colour."""
     pred = np.asarray(pred)
     if pred.ndim != 2 or pred.dtype.kind not in "iu":
         raise ValueError(f"a label map must be integers [H, W], got {pred.dtype} {pred.shape}.")
@@ -256,7 +257,7 @@ def _check_image(image: np.ndarray, pred: np.ndarray) -> None:
 
 
 def _edges(pred: np.ndarray) -> np.ndarray:
-    """bool [H, W]: pixels whose right or lower neighbour is of another class."""
+    """Returns bool [H, W]: pixels whose right or lower neighbour is of another class."""
     edge = np.zeros(pred.shape, bool)
     edge[:, :-1] |= pred[:, :-1] != pred[:, 1:]
     edge[:-1] |= pred[:-1] != pred[1:]
@@ -270,7 +271,8 @@ def _present(shown: np.ndarray | Iterable[int]) -> np.ndarray:
 def _legend(
     width: int, present: np.ndarray, class_names: Sequence[str], colors: Colors
 ) -> np.ndarray:
-    """A strip of colour patches and names, at least `width` wide, in as many columns as fit."""
+    """Draws a strip of colour patches and names, at least `width` wide, in as many columns as
+    fit."""
     entries = [
         ("ignored", None)
         if index == IGNORE_LABEL and len(colors) <= IGNORE_LABEL
@@ -298,7 +300,7 @@ def _legend(
 
 
 def stripes(height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 3]: what ignored pixels look like."""
+    """Returns what ignored pixels look like, uint8 [height, width, 3]."""
     rows, columns = np.indices((height, width))
     stripe = (rows + columns) % 8 < 2
     return np.where(stripe, 165, 228).astype(np.uint8)[..., None].repeat(3, axis=-1)
@@ -309,12 +311,12 @@ def _font_size(width: int) -> int:
 
 
 def titled(panel: np.ndarray, text: str) -> np.ndarray:
-    """The picture with a line of text above it."""
+    """Returns the image with a line of text above it."""
     return stack([_title_bar(panel.shape[1], text, 10), panel])
 
 
 def _title_bar(width: int, text: str, extra: int) -> np.ndarray:
-    """One line of text, as large as fits in the width."""
+    """Returns one line of text, as large as fits in the width."""
     size = max(12, min(22, width // 26))
     font = ImageFont.load_default(size=size)
     while size > 8 and font.getlength(text) > width - 8:
@@ -326,7 +328,7 @@ def _title_bar(width: int, text: str, extra: int) -> np.ndarray:
 
 
 def stack(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The parts under each other, all as wide as the widest (paper on the right)."""
+    """Returns the parts below each other, all as wide as the widest (paper on the right)."""
     width = max(part.shape[1] for part in parts)
     rows = []
     for part in parts:

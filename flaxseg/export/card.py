@@ -8,9 +8,11 @@ from typing import Any
 
 import flax.linen as nn
 
+import flaxseg
 from flaxseg.errors import DataError
 from flaxseg.export.program import OUTPUTS
 from flaxseg.files import whole_file
+from flaxseg.saved_model import check_classes
 
 FORMAT = "flaxseg-export"
 FORMAT_VERSION = 1
@@ -31,9 +33,6 @@ def export_card(
     Raises:
       ValueError: names or colours do not fit the classes.
     """
-    import flaxseg
-    from flaxseg.saved_model import check_classes
-
     names, colors = check_classes(model.num_classes, class_names, class_colors)
     maps = ["batch" if batch is None else batch, *size]
     return {

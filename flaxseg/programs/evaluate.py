@@ -112,7 +112,7 @@ def _write_results(
     out: pathlib.Path, report: dict, found: measurement.Measurement
 ) -> list[pathlib.Path]:
     """Writes metrics.json, confusion_matrix.csv and the panels, and returns their paths."""
-    from flaxseg.drawing import save_picture, side_by_side
+    from flaxseg.drawing import save_image, side_by_side
     from flaxseg.files import write_text
 
     panels = {
@@ -139,7 +139,7 @@ def _write_results(
                 title=f"{seen.score.id}   {text}",
             )
             written.append(out / f"{name}.png")
-            save_picture(written[-1], panel)
+            save_image(written[-1], panel)
     except OSError as error:
         raise DataError(f"could not write to {out}: {error.strerror or error}.") from error
     return written

@@ -195,7 +195,7 @@ def _text(report: dict, bases: "LabelBases", reconstruction: "Reconstruction") -
 def _write(out: pathlib.Path, bases: "LabelBases", report: dict) -> tuple[pathlib.Path, ...]:
     """Writes bases.npz, bases.png and report.json, and returns their paths."""
     from flaxseg.drawing.bases import draw_bases
-    from flaxseg.drawing.images import save_picture
+    from flaxseg.drawing.images import save_image
 
     arrays = {
         field.name: np.asarray(getattr(bases, field.name)) for field in dataclasses.fields(bases)
@@ -205,7 +205,7 @@ def _write(out: pathlib.Path, bases: "LabelBases", report: dict) -> tuple[pathli
     try:
         with whole_file(files[0]) as file:
             np.savez_compressed(file, **arrays)
-        save_picture(files[1], draw_bases(bases))
+        save_image(files[1], draw_bases(bases))
         write_text(files[2], json.dumps(report, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise DataError(f"could not write to {out}: {error.strerror or error}.") from error

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from flaxseg.drawing.images import Colors, colorize, error_picture
+from flaxseg.drawing.images import Colors, colorize, error_image
 from flaxseg.errors import DataError
 from flaxseg.evaluation.metrics import SegmentationMetrics
 from flaxseg.files import write_text
@@ -191,7 +191,7 @@ def _image(entry: ReportImage, report: ReportData) -> str:
     layers = {
         "truth": colorize(label, report.class_colors),
         "prediction": colorize(pred, report.class_colors),
-        "errors": error_picture(image, label, pred),
+        "errors": error_image(image, label, pred),
     }
     shown = "".join(
         f'<img class="layer {name}" alt="{name}" src="{_png(layer)}">'

@@ -110,7 +110,7 @@ def show_data(
     """
     from flaxseg import data
     from flaxseg.drawing.examples import draw_examples
-    from flaxseg.drawing.images import save_picture
+    from flaxseg.drawing.images import save_image
 
     name = data.full_name(name, manual_dir)
     info = data.dataset_info(name)
@@ -135,7 +135,7 @@ def show_data(
     finally:
         batches.close()
     title = f"{info.name} {split}, seed {seed}: {_words(crop_size, augmentation)}"
-    save_picture(out, draw_examples(batch, info, title))
+    save_image(out, draw_examples(batch, info, title))
     return f"{num_examples} examples of {title}"
 
 

@@ -77,13 +77,13 @@ def write_report(report: "Report", out: pathlib.Path) -> list[pathlib.Path]:
       DataError: nothing can be written there.
     """
     from flaxseg.drawing.data_report import draw_report
-    from flaxseg.drawing.images import save_picture
+    from flaxseg.drawing.images import save_image
 
     written = [out / "report.txt", out / "report.json", out / "report.png"]
     try:
         write_text(written[0], report.text() + "\n")
         write_text(written[1], json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
-        save_picture(written[2], draw_report(report))
+        save_image(written[2], draw_report(report))
     except OSError as error:
         raise DataError(f"could not write to {out}: {error.strerror or error}.") from error
     return written

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxseg.drawing import save_picture
+from flaxseg.drawing import save_image
 from flaxseg.errors import CheckpointError
 from flaxseg.evaluation import SegmentationMetrics
 from flaxseg.files import write_text
@@ -62,7 +62,7 @@ class RunLog:
             folder = self._run.directory.picture_folder(step)
             folder.mkdir(parents=True, exist_ok=True)
             for number, image in enumerate(found.images):
-                save_picture(folder / f"{number:03d}.png", image)
+                save_image(folder / f"{number:03d}.png", image)
         if self._board:
             self._board.scalars("eval", step, scalars)
             self._board.scalars("iou", step, iou)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from published_files import jpeg, png
 
+from flaxseg.classes import voc_colors
 from flaxseg.data.raw.decode import (
     MAX_BYTES,
     UndecodableError,
@@ -22,7 +23,6 @@ from flaxseg.data.raw.decode import (
 )
 from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.data.raw.problems import KINDS
-from flaxseg.drawing.images import voc_colors
 
 IDS = np.array([[0, 1, 20], [255, 15, 2]], np.uint8)
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)

@@ -7,7 +7,7 @@ from PIL import Image
 from flaxseg.classes import voc_colors
 from flaxseg.drawing import (
     colorize,
-    error_picture,
+    error_image,
     overlay,
     overlay_with_legend,
     save_palette_png,
@@ -119,7 +119,7 @@ def test_side_by_side_shows_the_share_of_errors_and_marks_them():
     label = pred.copy()
     label[100:200, 200:250] = 2
     label[:50] = 255
-    errors = error_picture(image, label, pred)
+    errors = error_image(image, label, pred)
     red = (errors[..., 0].astype(int) - errors[..., 1]) > 80
     np.testing.assert_array_equal(red, (label != pred) & (label != 255))
     stripes = errors[:50].reshape(-1, 3)

@@ -111,10 +111,10 @@ def truncated_jpeg():
     ("content", "words"),
     [
         (b"", "empty"),
-        (b"this is no picture", "not a picture of a known format"),
+        (b"this is no picture", "not an image of a known format"),
         (truncated_jpeg(), "truncated"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 30, ""),
-        (b"%PDF-1.4 something", "not a picture"),
+        (b"%PDF-1.4 something", "not an image"),
     ],
 )
 def test_bad_files_are_named_with_the_decoders_words(tmp_path, content, words):

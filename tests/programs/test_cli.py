@@ -14,8 +14,8 @@ from tiny_model import create_tiny, init
 
 import flaxseg
 from flaxseg import cli, data
+from flaxseg.classes import voc_colors
 from flaxseg.data import DatasetInfo
-from flaxseg.drawing.images import voc_colors
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.evaluation import BoundaryMetrics, ConfusionMatrix
 from flaxseg.inference import Segmenter, parse_protocol, predict, read_image
@@ -211,7 +211,7 @@ def test_a_full_disk_is_named_for_each_picture(tmp_path, model_dir, capsys, monk
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flaxseg.programs.prediction.prediction_files.save_picture", full)
+    monkeypatch.setattr("flaxseg.programs.prediction.prediction_files.save_image", full)
     source = picture(tmp_path / "a.png")
     code, _, stderr = run(
         capsys, "predict", source, "--model", model_dir, "--out", tmp_path / "out"

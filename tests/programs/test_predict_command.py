@@ -89,7 +89,7 @@ def test_a_list_on_standard_input(tmp_path, predict, monkeypatch):
     assert "4 of 6 images done" in stdout
     assert "2 of 6 images failed" in stderr
     assert "missing.png: No such file" in stderr
-    assert "broken.png: not a picture" in stderr
+    assert "broken.png: not an image" in stderr
     masks = {path.name for path in (tmp_path / "out").glob("*_mask.png")}
     assert masks == {
         "a_mask.png",

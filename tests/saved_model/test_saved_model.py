@@ -1,5 +1,6 @@
 """Saved models: what is saved is what is loaded, and whatever is wrong is said by name."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,9 +14,9 @@ import safetensors.numpy
 from tiny_model import create_tiny, init
 
 import flaxseg
-from flaxseg import saved_model
 from flaxseg.errors import CheckpointError, WeightsError
 from flaxseg.layers import ImageNormalization
+from flaxseg.saved_model import folder
 
 KERNEL = "params/backbone/kernel"
 NAMES = ("sky", "road", "car")
@@ -46,7 +47,7 @@ def rewrite_weights(directory, change):
     path = directory / "model.safetensors"
     tensors = change(safetensors.numpy.load_file(path))
     safetensors.numpy.save_file(tensors, path)
-    digest = saved_model.hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     rewrite_card(directory, lambda card: card["weights"].update(sha256=digest))
 
 
@@ -183,7 +184,7 @@ def test_another_number_of_classes_is_refused_before_anything_is_read(tmp_path, 
         card["class_colors"] = [[0, 0, 0]] * 5
 
     rewrite_card(tmp_path / "a", change)
-    read = saved_model.safetensors.safe_open
+    read = safetensors.safe_open
 
     class NamesOnly:
         """A file whose tensors may be listed, not read."""
@@ -201,7 +202,7 @@ def test_another_number_of_classes_is_refused_before_anything_is_read(tmp_path, 
         def get_tensor(self, key):
             pytest.fail(f"{key} was read")
 
-    monkeypatch.setattr(saved_model.safetensors, "safe_open", NamesOnly)
+    monkeypatch.setattr(safetensors, "safe_open", NamesOnly)
     with pytest.raises(WeightsError, match=r"head/bias: found \[3\] float32, the model has \[5\]"):
         flaxseg.load_model(tmp_path / "a")
 
@@ -212,7 +213,7 @@ def test_another_number_of_classes_is_refused_before_anything_is_read(tmp_path, 
         ({"format_version": 2, "flaxseg_version": "9.9"}, "written by flaxseg 9.9.*newer flaxseg"),
         ({"format_version": "x"}, "format_version 'x'"),
         ({"format": "other"}, "not the card of a flaxseg model"),
-        ({"num_classes": "3"}, "'num_classes' must be a int"),
+        ({"num_classes": "3"}, "'num_classes' must have type int"),
         ({"num_classes": 10**9}, "must be in 1..255"),
         ({"class_names": ["a"]}, "1 entries for 3 classes"),
         ({"class_colors": [[0, 0, 300]] * 3}, "not three values in 0..255"),
@@ -234,7 +235,7 @@ def test_weights_that_are_no_safetensors_file(tmp_path):
     save(tmp_path / "a")
     path = tmp_path / "a" / "model.safetensors"
     path.write_bytes(b"\xff" * 64)
-    digest = saved_model.hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     rewrite_card(tmp_path / "a", lambda card: card["weights"].update(sha256=digest))
     with pytest.raises(WeightsError, match="not a readable safetensors file"):
         flaxseg.load_model(tmp_path / "a")
@@ -348,7 +349,7 @@ def save_again(folder):
 def test_replaced_while_it_is_read(tmp_path, monkeypatch):
     """The weights are newer than the card that was read: the new model is loaded."""
     save(tmp_path / "a", seed=0)
-    original = saved_model._create
+    original = folder._create
     again = []
 
     def create_and_replace(*arguments):
@@ -358,6 +359,6 @@ def test_replaced_while_it_is_read(tmp_path, monkeypatch):
             save(tmp_path / "a", seed=1)
         return model
 
-    monkeypatch.setattr(saved_model, "_create", create_and_replace)
+    monkeypatch.setattr(folder, "_create", create_and_replace)
     _, loaded = flaxseg.load_model(tmp_path / "a")
     assert_same(loaded, init(create_tiny("tiny", 3, blur=True), 1))

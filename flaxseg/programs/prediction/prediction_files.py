@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flaxseg.drawing.images import Colors, overlay_with_legend, save_palette_png, save_picture
+from flaxseg.drawing.images import Colors, overlay_with_legend, save_image, save_palette_png
 from flaxseg.errors import ConfigError, DataError, near
 from flaxseg.files import whole_file
 from flaxseg.inference.segmenter import Segmentation
@@ -172,5 +172,5 @@ class FileWriter:
             save_palette_png(files["mask"], pred, self.class_colors)
         if "overlay" in files:
             overlay = overlay_with_legend(result.image, pred, self.class_names, self.class_colors)
-            save_picture(files["overlay"], overlay)
+            save_image(files["overlay"], overlay)
         return pred

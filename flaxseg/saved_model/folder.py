@@ -1,0 +1,320 @@
+"""Saves and loads a model as a folder: `config.json` beside `model.safetensors`.
+
+Loading runs no code from the folder. A save is written beside the folder and then renamed into
+place; whenever it is interrupted, the folder can be loaded and is either the old or the new model.
+"""
+
+import hashlib
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import safetensors.numpy
+
+from flaxseg import models
+from flaxseg.errors import CheckpointError, FlaxsegError, WeightsError
+from flaxseg.files import PathLike, sync_file, sync_folder
+from flaxseg.saved_model.card import (
+    CARD_FILE,
+    FORMAT,
+    WEIGHTS_FILE,
+    card_text,
+    check_classes,
+    from_json,
+    is_card,
+    make_card,
+    normalization_of,
+    read_card,
+    read_card_or_none,
+)
+from flaxseg.saved_model.tensors import (
+    check_finite,
+    check_tensors,
+    count_parameters,
+    expected_tensors,
+    flatten,
+    read_tensors,
+)
+
+# Options that describe how a program is run, not what the model is; they are not saved.
+_RUN_OPTIONS = ("batch_norm_axis",)
+
+
+def save_model(
+    directory: PathLike,
+    variables: Mapping,
+    *,
+    name: str,
+    num_classes: int,
+    options: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    class_colors: Sequence[Sequence[int]] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+    """Writes a model folder; an existing one at the same place is replaced as a whole.
+
+    Args:
+      directory: the folder to write; its parents are created.
+      variables: {"params": ..., "batch_stats": ...} of the model, arrays on device or host.
+      name: the model's name for `create_model`.
+      num_classes: number of classes.
+      options: further keyword arguments of `create_model` (backbone, output_stride, ...): numbers,
+        strings, booleans, None, dtypes, tuples, dataclasses of these.
+      class_names: one name per class; by default "class 0", "class 1", ...
+      class_colors: one RGB colour (0..255) per class; by default the colours of PASCAL VOC.
+      extra: anything else to keep in the card that JSON can hold: data set, step, metrics.
+
+    Returns:
+      The folder.
+
+    Raises:
+      WeightsError: `variables` are not those of this model, or hold a value that is not finite;
+        nothing is written.
+      ValueError: names or colours do not fit num_classes, or an option cannot be written as JSON.
+      CheckpointError: the folder could not be written (permissions, disk full); an existing model
+        stays as it was.
+    """
+    directory = pathlib.Path(os.path.abspath(directory))
+    options = {k: v for k, v in (options or {}).items() if k not in _RUN_OPTIONS}
+    names, colors = check_classes(num_classes, class_names, class_colors)
+    flat = flatten(jax.device_get(variables))
+    model = _create(name, num_classes, options, "options")
+    check_tensors(
+        {key: (value.shape, str(value.dtype)) for key, value in flat.items()},
+        expected_tensors(model),
+        f"the variables to save do not belong to {_describe(name, num_classes, options)}",
+        "Give save_model the name and options with which the model was made.",
+    )
+    check_finite(flat)
+    weights = safetensors.numpy.save(flat, metadata={"format": FORMAT})
+    card = make_card(
+        model,
+        name,
+        num_classes,
+        options,
+        class_names=names,
+        class_colors=colors,
+        weights={
+            "parameters": count_parameters(flat),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+        },
+        extra=extra or {},
+    )
+    files = {WEIGHTS_FILE: weights, CARD_FILE: card_text(card).encode()}
+    try:
+        _write_folder(directory, files)
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write the model to {directory}: {error.strerror or error}. It needs "
+            f"{len(weights) / 1e6:.1f} MB; "
+            "free some space or choose a folder that can be written. A model saved there before "
+            "is unchanged."
+        ) from error
+    return directory
+
+
+def load_model(directory: PathLike, **overrides: Any) -> tuple[nn.Module, dict]:
+    """Creates the model of a folder and loads its weights.
+
+    Example:
+
+        model, variables = flaxseg.load_model("runs/camvid")
+
+    Args:
+      directory: a folder written by `save_model`, or the working directory of a training run (its
+        `model` folder is taken).
+      **overrides: options of `create_model` to use in place of the saved ones, for example
+        `dtype=jnp.bfloat16`. With another `output_stride`, saved rates and windows are scaled to
+        it, see `flaxseg.models.at_output_stride`.
+
+    Returns:
+      The model and its variables, on the default device.
+
+    Raises:
+      WeightsError: there is no model; the weights were changed or damaged after they were saved; a
+        tensor is missing, unexpected, or of another shape; or the folder was written by a newer
+        flaxseg.
+    """
+    for attempt in range(3):
+        folder = _find_folder(directory)
+        card = read_card_or_none(folder)
+        try:
+            return _load(folder, read_card(folder), overrides)
+        except (WeightsError, OSError) as error:
+            # A training run may replace the folder while it is read; then the card on disk is
+            # another one by now.
+            replaced = read_card_or_none(_find_folder(directory)) != card
+            if not replaced or attempt == 2:
+                if isinstance(error, OSError):
+                    raise WeightsError(f"could not read {folder}: {error}.") from error
+                raise
+    raise AssertionError("unreachable")
+
+
+def read_model_card(directory: PathLike) -> dict[str, Any]:
+    """Returns the contents of a model's `config.json`, checked to be one this version understands.
+
+    Args:
+      directory: as for `load_model`.
+
+    Returns:
+      A dict with format, format_version, flaxseg_version, model, num_classes, options,
+      normalization, class_names, class_colors (tuples), weights and extra.
+
+    Raises:
+      WeightsError: there is no model, the file is not a model card, or it was written by a newer
+        flaxseg.
+    """
+    return read_card(_find_folder(directory))
+
+
+def _load(
+    folder: pathlib.Path, card: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> tuple[nn.Module, dict]:
+    """Returns the model of a card and its variables; both are checked against each other."""
+    options = {key: from_json(value) for key, value in card["options"].items()}
+    if overrides.get("output_stride"):
+        options = _at_output_stride(card["model"], options, overrides, folder)
+    options |= overrides
+    if isinstance(options.get("dtype"), str):
+        options["dtype"] = jnp.dtype(options["dtype"])
+    model = _create(card["model"], card["num_classes"], options, str(folder / CARD_FILE))
+    saved, now = card["normalization"], normalization_of(model)
+    if saved != now:
+        raise WeightsError(
+            f"{folder / CARD_FILE} says that images are normalised with {saved}, but the model "
+            f"made from it uses {now}; its "
+            f"predictions would be wrong. Use flaxseg {card.get('flaxseg_version')}, with which "
+            "it was saved."
+        )
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing; {folder} has only a part of a saved model.")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    wanted = card["weights"].get("sha256")
+    if digest != wanted:
+        raise WeightsError(
+            f"{path} was changed or damaged after it was saved: its SHA-256 is {digest}, "
+            f"{CARD_FILE} says {wanted}. "
+            "Take the folder from its source again."
+        )
+    variables = read_tensors(
+        path,
+        expected_tensors(model),
+        f"{path} does not fit {_describe(card['model'], card['num_classes'], options)}",
+        f"{CARD_FILE} and {WEIGHTS_FILE} must come from the same save.",
+    )
+    return model, variables
+
+
+def _create(name: str, num_classes: int, options: Mapping[str, Any], source: str) -> nn.Module:
+    """Calls `create_model`; the error for a wrong argument names where that came from."""
+    try:
+        return models.create_model(name, num_classes=num_classes, **options)
+    except (FlaxsegError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{source}: cannot make {_describe(name, num_classes, options)}: {error}"
+        ) from error
+
+
+def _at_output_stride(
+    name: str, options: Mapping[str, Any], overrides: Mapping[str, Any], folder: pathlib.Path
+) -> dict[str, Any]:
+    """Returns the saved options at the output stride in `overrides`; other overrides are not
+    scaled."""
+    if name not in models.MODELS:  # `_create` says so
+        return dict(options)
+    given = {key: None for key in overrides if key != "output_stride"}
+    try:
+        return models.at_output_stride(name, {**options, **given}, overrides["output_stride"])
+    except ValueError as error:
+        raise WeightsError(f"{folder}: {error}") from error
+
+
+def _describe(name: str, num_classes: int, options: Mapping[str, Any]) -> str:
+    """Returns the call that creates the model."""
+    arguments = "".join(f", {key}={value!r}" for key, value in options.items())
+    return f"create_model({name!r}, num_classes={num_classes}{arguments})"
+
+
+def _write_folder(directory: pathlib.Path, files: Mapping[str, bytes]) -> None:
+    """Writes all files beside the folder, then puts them in its place; at every moment one whole
+    version exists.
+
+    A rename cannot replace a folder that is not empty, so the old one is moved aside first;
+    `_find_folder` and the next save take it back if the process dies between the two renames.
+    """
+    saving, previous = _sibling(directory, "saving"), _sibling(directory, "previous")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    if previous.exists():
+        if directory.exists():
+            shutil.rmtree(previous)
+        else:
+            previous.rename(directory)
+    shutil.rmtree(saving, ignore_errors=True)
+    try:
+        saving.mkdir()
+        for name, data in files.items():
+            with open(saving / name, "wb") as file:
+                file.write(data)
+                sync_file(file)
+        sync_folder(saving)
+        if directory.exists():
+            _refuse_foreign(directory)
+            directory.rename(previous)
+        saving.rename(directory)
+    except BaseException:
+        shutil.rmtree(saving, ignore_errors=True)
+        if previous.exists() and not directory.exists():
+            previous.rename(directory)
+        raise
+    sync_folder(directory.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _refuse_foreign(directory: pathlib.Path) -> None:
+    """Raises if replacing the folder would delete anything but a saved model."""
+    if not directory.is_dir():
+        raise NotADirectoryError(20, "a file of that name is in the way", str(directory))
+    foreign = sorted(p.name for p in directory.iterdir() if p.name not in (CARD_FILE, WEIGHTS_FILE))
+    if foreign:
+        raise FileExistsError(
+            17,
+            f"the folder holds other files ({', '.join(foreign[:4])}) that replacing it would "
+            "delete",
+        )
+
+
+def _find_folder(directory: PathLike) -> pathlib.Path:
+    """Returns the directory itself, its `model` subfolder, or what an interrupted save left of
+    either."""
+    directory = pathlib.Path(os.path.abspath(directory))
+    for candidate in (directory, directory / "model"):
+        for folder in (candidate, _sibling(candidate, "previous")):
+            if (folder / WEIGHTS_FILE).is_file() or is_card(folder / CARD_FILE):
+                return folder
+    if not directory.exists():
+        raise WeightsError(
+            f"there is no folder {directory}; give the folder of a saved model (with {CARD_FILE} "
+            f"and {WEIGHTS_FILE}) or the "
+            "working directory of a training run."
+        )
+    if (directory / "checkpoints").is_dir():
+        raise WeightsError(
+            f"the training run in {directory} has no model folder yet; it is written after the "
+            "first evaluation of the run."
+        )
+    raise WeightsError(
+        f"{directory} holds no saved model: neither {CARD_FILE} with {WEIGHTS_FILE} nor a folder "
+        "'model' with them."
+    )
+
+
+def _sibling(directory: pathlib.Path, what: str) -> pathlib.Path:
+    return directory.with_name(f".{directory.name}.{what}")
