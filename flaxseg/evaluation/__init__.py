@@ -2,9 +2,9 @@
 
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.evaluation.boundary_metrics import BoundaryMetrics, BoundaryScores
-from flaxseg.evaluation.evaluate import evaluate, pad_image
 from flaxseg.evaluation.metrics import ConfusionMatrix, SegmentationMetrics
 from flaxseg.evaluation.record_scores import RecordScores
+from flaxseg.evaluation.split_scores import evaluate, pad_image
 
 __all__ = [
     "IGNORE_LABEL",

@@ -1,4 +1,4 @@
-"""How well a segmentation does near the boundaries between classes.
+"""Measures a segmentation near the boundaries between classes.
 
 Three measures, over a whole split, each a ratio of sums of pixels as mIoU is:
 
@@ -25,14 +25,14 @@ from flaxseg.evaluation.metrics import (
     percent,
 )
 
-# Share of the diagonal of a picture that is near a contour: the default of Cheng et al.
+# Share of the diagonal of an image that is near a contour: the default of Cheng et al.
 _DILATION_RATIO = 0.02
 _GCN_WIDTH = 7
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoundaryScores:
-    """The measures of a split, as fractions.
+    """Holds the measures of a split, as fractions.
 
     Attributes:
       trimap: metrics of the pixels nearer than each width to a boundary, by width in pixels.
@@ -49,7 +49,7 @@ class BoundaryScores:
     class_boundary_iou: np.ndarray
 
     def table(self) -> str:
-        """A text table with a line for each width, and the other measures under it."""
+        """Returns a text table with a line for each width, and the other measures below it."""
         lines = ["within      mIoU %  pixel accuracy %"]
         for width, metrics in self.trimap.items():
             lines.append(
@@ -66,7 +66,7 @@ class BoundaryScores:
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
-        """The same numbers for a JSON file, None where a value does not exist."""
+        """Returns the same numbers for a JSON file, None where a value does not exist."""
         return {
             "trimap": {
                 str(width): {
@@ -83,7 +83,7 @@ class BoundaryScores:
 
 
 class BoundaryMetrics:
-    """Counts pixels near boundaries, picture by picture.
+    """Counts pixels near boundaries, image by image.
 
     >>> label = np.array([[0, 0, 0, 0, 1, 1, 1, 1]])
     >>> metrics = BoundaryMetrics(2, widths=(1, 3))
@@ -99,13 +99,13 @@ class BoundaryMetrics:
         *,
         dilation_ratio: float = _DILATION_RATIO,
     ):
-        """Nothing counted yet.
+        """Starts with nothing counted.
 
         Args:
           num_classes: C.
           widths: of the trimaps, in pixels, each at least 1.
           dilation_ratio: how near to a contour counts for boundary IoU, as a share of the diagonal
-            of the picture; at least one pixel.
+            of the image; at least one pixel.
 
         Raises:
           ValueError: a width or the ratio is out of range.
@@ -121,7 +121,7 @@ class BoundaryMetrics:
         self._num_classes = num_classes
 
     def update(self, label: np.ndarray, pred: np.ndarray, source: str = "") -> None:
-        """Counts one picture.
+        """Counts one image.
 
         Args:
           label: integers [H, W], 0..C-1 or 255 for pixels that do not count. These are a side of a
@@ -149,7 +149,7 @@ class BoundaryMetrics:
                 self._union[index] += np.count_nonzero(truth | guess)
 
     def scores(self) -> BoundaryScores:
-        """The measures of all that was counted so far."""
+        """Returns the measures of all that was counted so far."""
         with np.errstate(invalid="ignore"):
             iou = np.where(self._union > 0, self._overlap / self._union, np.nan)
         return BoundaryScores(
@@ -169,7 +169,7 @@ def boundary_distance(label: np.ndarray) -> np.ndarray:
 
     Returns:
       float64 [H, W]: 0 on both sides of a boundary (above, below, left or right of another value),
-      infinity where the picture has one value only.
+      infinity where the image has one value only.
     """
     edge = np.zeros(label.shape, bool)
     down, right = label[1:] != label[:-1], label[:, 1:] != label[:, :-1]
@@ -183,8 +183,8 @@ def boundary_distance(label: np.ndarray) -> np.ndarray:
 
 
 def _near_contour(mask: np.ndarray, reach: int) -> np.ndarray:
-    """The pixels of a mask with a pixel outside of it, or of the picture, in the square of `reach`
-    around them."""
+    """Returns the pixels of a mask with a pixel outside it, or outside the image, in the square of
+    `reach` around them."""
     if not mask.any():
         return mask
     inside = scipy.ndimage.minimum_filter(

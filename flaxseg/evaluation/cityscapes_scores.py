@@ -1,4 +1,4 @@
-"""What Cityscapes reports beside mIoU: the IoU of categories, and the IoU weighted by instances.
+"""Computes what Cityscapes reports beside mIoU: IoU of categories, and IoU weighted by instances.
 
 The iIoU of a class is iTP / (iTP + FP + iFN), where each pixel of an instance counts as often as
 the class's average instance is larger than this one, so that near and far ones weigh the same.
@@ -42,7 +42,7 @@ _WITH_INSTANCES = tuple(bool((_WEIGHTS[list(group)] > 0).all()) for group in _GR
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CityscapesScores:
-    """The scores of a split, as fractions; nan where a value does not exist.
+    """Holds the scores of a split, as fractions; nan where a value does not exist.
 
     Attributes:
       categories: metrics of the seven categories.
@@ -56,16 +56,16 @@ class CityscapesScores:
 
     @property
     def mean_class_iiou(self) -> float:
-        """Over the classes that have one."""
+        """Returns the mean over the classes that have one."""
         return _mean(self.class_iiou)
 
     @property
     def mean_category_iiou(self) -> float:
-        """Over the categories that have one."""
+        """Returns the mean over the categories that have one."""
         return _mean(self.category_iiou)
 
     def table(self) -> str:
-        """A text table of the categories, and of the classes that have instances."""
+        """Returns a text table of the categories, and of the classes that have instances."""
         lines = [f"{'category':<14}{'IoU %':>8}{'iIoU %':>9}"]
         category_iiou = self._or_nan(self.category_iiou, len(CATEGORIES))
         for name, iou, iiou in zip(CATEGORIES, self.categories.iou, category_iiou, strict=True):
@@ -82,7 +82,7 @@ class CityscapesScores:
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
-        """The same numbers for a JSON file, None where a value does not exist."""
+        """Returns the same numbers for a JSON file, None where a value does not exist."""
         found = {
             "category_miou": json_number(self.categories.miou),
             "categories": dict(zip(CATEGORIES, map(json_number, self.categories.iou), strict=True)),
@@ -106,10 +106,10 @@ class CityscapesScores:
 
 
 class InstanceCounts:
-    """Counts the weighted pixels of instances that are found and missed, picture by picture."""
+    """Counts the weighted pixels of instances that are found and missed, image by image."""
 
     def __init__(self):
-        """Nothing counted yet."""
+        """Starts with nothing counted."""
         # Right and wrong pixels, by class and, where the right category is enough, by category.
         self._classes = np.zeros((2, INFO.num_classes))
         self._categories = np.zeros((2, len(CATEGORIES)))
@@ -117,21 +117,21 @@ class InstanceCounts:
     def update(
         self, instances: np.ndarray, classes: np.ndarray, pred: np.ndarray, source: str = ""
     ) -> None:
-        """Counts one picture.
+        """Counts one image.
 
         Args:
           instances: integers [H, W], 0 where there is no instance, as `read_instances` of the
             builder gives it.
           classes: train id of each instance by its number, or 255 if it does not count.
           pred: train ids [H, W].
-          source: what an error message calls the picture.
+          source: what an error message calls the image.
 
         Raises:
           DataError: sizes differ, or an instance is of a class that has none.
         """
         if instances.shape != pred.shape:
             raise DataError(
-                f"the instances of {source or 'the picture'} are {instances.shape} and the "
+                f"the instances of {source or 'the image'} are {instances.shape} and the "
                 f"prediction is {pred.shape} (height, width); give the files of this data set."
             )
         numbers, pred = instances.ravel(), pred.ravel()
@@ -141,7 +141,7 @@ class InstanceCounts:
         strange = sorted({int(c) for c in classes[counted] if not _WEIGHTS[c]})
         if strange:
             raise DataError(
-                f"{source or 'the picture'} has instances of {INFO.class_names[strange[0]]!r}, "
+                f"{source or 'the image'} has instances of {INFO.class_names[strange[0]]!r}, "
                 "which has none in Cityscapes; give its own instanceIds."
             )
         inside = counted[numbers]
@@ -161,10 +161,11 @@ class InstanceCounts:
             np.add.at(totals[1], places, weights * (counts - found)[which])
 
     def iiou(self, metrics: SegmentationMetrics) -> tuple[np.ndarray, np.ndarray]:
-        """The iIoU of classes, float64 [19], and of categories, [7]; nan where there is none.
+        """Returns the iIoU of classes, float64 [19], and of categories, [7]; nan where there is
+        none.
 
         Args:
-          metrics: of all pixels of the same pictures, whence the false positives are.
+          metrics: of all pixels of the same images; they give the false positives.
         """
         return (
             _iiou(self._classes, metrics, _WEIGHTS > 0),
@@ -175,11 +176,11 @@ class InstanceCounts:
 def cityscapes_scores(
     metrics: SegmentationMetrics, instances: InstanceCounts | None = None
 ) -> CityscapesScores:
-    """The scores of a split.
+    """Returns the scores of a split.
 
     Args:
       metrics: of Cityscapes' 19 classes.
-      instances: counted over the same pictures; without them there is no iIoU.
+      instances: counted over the same images; without them there is no iIoU.
     """
     iiou = instances.iiou(metrics) if instances is not None else ()
     return CityscapesScores(metrics.merged(_GROUPS), *iiou)

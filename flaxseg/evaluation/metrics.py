@@ -1,4 +1,4 @@
-"""The confusion matrix of a whole split, and the four metrics of the FCN paper computed from it.
+"""Counts the confusion matrix of a whole split, and computes the FCN paper's four metrics from it.
 
 With n[i, j] the number of pixels of true class i predicted as class j, t[i] = sum_j n[i, j] and
 p[j] = sum_i n[i, j]:
@@ -33,7 +33,7 @@ _CHUNK = 1 << 22
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SegmentationMetrics:
-    """What a confusion matrix says, as fractions; the formulas head this module.
+    """Holds what a confusion matrix says, as fractions; the formulas head this module.
 
     Attributes:
       miou: mean IoU over the classes that occur in the labels or the predictions; nan when nothing
@@ -61,7 +61,8 @@ class SegmentationMetrics:
 
     @classmethod
     def from_matrix(cls, matrix: np.ndarray, ignored_pixels: int = 0) -> "SegmentationMetrics":
-        """The metrics of an integer confusion matrix [C, C] (rows true, columns predicted)."""
+        """Returns the metrics of an integer confusion matrix [C, C] (rows true, columns
+        predicted)."""
         matrix = np.array(matrix, np.int64)
         right = np.diagonal(matrix).astype(np.float64)
         truth = matrix.sum(axis=1).astype(np.float64)
@@ -95,7 +96,7 @@ class SegmentationMetrics:
         return int(self.matrix.sum())
 
     def merged(self, groups: Sequence[Sequence[int]]) -> "SegmentationMetrics":
-        """The metrics of fewer classes, each of them several of these taken together.
+        """Returns the metrics of fewer classes, each of them several of these taken together.
 
         >>> metrics = SegmentationMetrics.from_matrix([[3, 1, 0], [2, 2, 0], [0, 1, 1]])
         >>> metrics.merged([(0, 1), (2,)]).matrix
@@ -122,8 +123,8 @@ class SegmentationMetrics:
         )
 
     def matrix_as_csv(self, class_names: Sequence[str] | None = None) -> str:
-        """The confusion matrix for a spreadsheet: a line for each true class, whose pixels are
-        counted by predicted class; names at the top and at the left."""
+        """Returns the confusion matrix for a spreadsheet: a line for each true class, whose pixels
+        are counted by predicted class; names at the top and at the left."""
         names = _names(class_names, self.num_classes)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -133,7 +134,7 @@ class SegmentationMetrics:
         return text.getvalue()
 
     def summary(self) -> str:
-        """One line with the four metrics in per cent.
+        """Returns one line with the four metrics in per cent.
 
         >>> print(SegmentationMetrics.from_matrix([[3, 1], [0, 4]]).summary())
         mIoU 77.50 %, pixel accuracy 87.50 %, mean accuracy 87.50 %, fwIoU 77.50 %
@@ -145,7 +146,8 @@ class SegmentationMetrics:
         )
 
     def table(self, class_names: Sequence[str] | None = None) -> str:
-        """A text table: IoU, accuracy and label pixels of each class, and the means under it.
+        """Returns a text table: IoU, accuracy and label pixels of each class, and the means below
+        it.
 
         Args:
           class_names: C names; without them the classes are called by their index.
@@ -186,7 +188,7 @@ class SegmentationMetrics:
         return "\n".join(lines)
 
     def to_dict(self, class_names: Sequence[str] | None = None) -> dict:
-        """The same numbers for a JSON file, None where a value does not exist."""
+        """Returns the same numbers for a JSON file, None where a value does not exist."""
         names = _names(class_names, self.num_classes)
         pixels = self.matrix.sum(axis=1)
         return {
@@ -224,7 +226,7 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, ignore_label: int = IGNORE_LABEL):
-        """An empty matrix.
+        """Starts with an empty matrix.
 
         Args:
           num_classes: C, at least 1. Labels and predictions are in 0..C-1.
@@ -285,13 +287,13 @@ class ConfusionMatrix:
         """Adds the counts of another matrix over the same classes."""
         if other.num_classes != self.num_classes:
             raise ValueError(
-                f"can not merge matrices of {self.num_classes} and {other.num_classes} classes."
+                f"cannot merge matrices of {self.num_classes} and {other.num_classes} classes."
             )
         self.matrix += other.matrix
         self.ignored_pixels += other.ignored_pixels
 
     def metrics(self) -> SegmentationMetrics:
-        """The metrics of all that was counted so far."""
+        """Returns the metrics of all that was counted so far."""
         return SegmentationMetrics.from_matrix(self.matrix, self.ignored_pixels)
 
     def table(self, class_names: Sequence[str] | None = None) -> str:
@@ -299,7 +301,8 @@ class ConfusionMatrix:
         return self.metrics().table(class_names)
 
     def _count(self, label: np.ndarray, pred: np.ndarray, where: str) -> tuple[np.ndarray, int]:
-        """Counts [C, C] and the number of ignored pixels of flat arrays; checks every value."""
+        """Returns counts [C, C] and the number of ignored pixels of flat arrays; checks every
+        value."""
         valid = label != self.ignore_label
         label, pred = label[valid], pred[valid]
         if _out_of_range(label, self.num_classes):
@@ -354,7 +357,7 @@ def _names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
 
 
 def percent(value: float) -> str:
-    """The fraction in per cent with two decimals; '-' for nan."""
+    """Returns the fraction in per cent with two decimals; '-' for nan."""
     return "-" if np.isnan(value) else f"{100 * value:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""Scores of single pictures of a split, and the pictures worth looking at."""
+"""Scores the single images of a split, and keeps the images worth looking at."""
 
 import heapq
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from flaxseg.evaluation.metrics import ConfusionMatrix
 
 
 class RecordScore(NamedTuple):
-    """A picture's own scores, as fractions; nan where all of it is ignored."""
+    """Holds an image's own scores, as fractions; nan where all of it is ignored."""
 
     index: int
     id: str
@@ -19,7 +19,7 @@ class RecordScore(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A picture with its prediction."""
+    """Holds an image with its prediction."""
 
     score: RecordScore
     record: Mapping
@@ -27,26 +27,26 @@ class Seen(NamedTuple):
 
 
 class RecordScores:
-    """Scores every picture, and keeps the first few, the worst few and the best few.
+    """Scores every image, and keeps the first few, the worst few and the best few.
 
-    Memory: three times `number` pictures, and a line for each record.
+    Memory: three times `number` images, and a line for each record.
 
     Attributes:
-      scores: of every picture so far, in the order of completion.
+      scores: of every image so far, in the order of completion.
     """
 
     def __init__(self, number: int, num_classes: int):
-        """Nothing seen yet.
+        """Starts with nothing seen.
 
         Args:
-          number: how many pictures of each kind are kept.
+          number: how many images of each kind are kept.
           num_classes: of the labels.
         """
         self._number, self._num_classes = number, num_classes
         self.scores: list[RecordScore] = []
         self._first: dict[int, Seen] = {}
         # Heaps whose smallest entry, the next to be dropped, is the least interesting one. The
-        # index is unique, so that pictures are never compared.
+        # index is unique, so that images are never compared.
         self._worst: list[tuple[float, int, Seen]] = []
         self._best: list[tuple[float, int, Seen]] = []
 
@@ -69,17 +69,17 @@ class RecordScores:
 
     @property
     def first(self) -> list[Seen]:
-        """The first records of the split."""
+        """Returns the first records of the split."""
         return [self._first[index] for index in sorted(self._first)]
 
     @property
     def worst(self) -> list[Seen]:
-        """Those with the lowest mIoU, worst first; the same for any batch size."""
+        """Returns those with the lowest mIoU, worst first; the same for any batch size."""
         seen = [entry[-1] for entry in self._worst]
         return sorted(seen, key=lambda s: (s.score.miou, s.score.index))
 
     @property
     def best(self) -> list[Seen]:
-        """Those with the highest mIoU, best first."""
+        """Returns those with the highest mIoU, best first."""
         seen = [entry[-1] for entry in self._best]
         return sorted(seen, key=lambda s: (-s.score.miou, s.score.index))

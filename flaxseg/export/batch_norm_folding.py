@@ -1,4 +1,4 @@
-"""BatchNorm as part of the convolution before it, for evaluation.
+"""Folds BatchNorm into the convolution before it, for evaluation.
 
 With running statistics, `(conv(x) - mean) / sqrt(var + epsilon) * scale + bias` is a convolution
 with other filters and a bias (Jacob et al., "Quantization and Training of Neural Networks for
@@ -26,7 +26,7 @@ _CONVOLUTIONS = (AtrousConv, DepthwiseConv, LineConv, TransposedConv, nn.Conv)
 
 
 def fold_batch_norm(module: nn.Module, variables: Mapping, *inputs) -> dict:
-    """The variables of the same function in evaluation, with no BatchNorm left to compute.
+    """Returns variables of the same function in evaluation, with no BatchNorm left to compute.
 
     A BatchNorm that reads nothing but the output of a convolution, which nothing else reads, goes
     into the convolution's kernel; what remains of it is the addition of its parameter `shift`. Any
@@ -115,7 +115,7 @@ def _find(
 
 
 def _links(jaxpr, names: list[tuple[str, _Path]]) -> Iterator[tuple[_Path | None, _Path | None]]:
-    """(convolution, BatchNorm) for each mark in a program: None for the convolution where a
+    """Returns (convolution, BatchNorm) for each mark in a program: None for the convolution where a
     BatchNorm reads something else, and for the BatchNorm where something else reads a
     convolution."""
     conv_of, uses = {}, collections.Counter(v for v in jaxpr.outvars if _is_variable(v))

@@ -1,4 +1,4 @@
-"""What an exported file says about itself, and writing files as a whole."""
+"""Writes exported files as a whole, and the card in which each describes itself."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def export_card(
     class_colors: Sequence[Sequence[int]] | None,
     extra: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The card of a file, as JSON has it; arguments as of `export_stablehlo`.
+    """Returns the card of a file as JSON has it; the arguments are those of `export_stablehlo`.
 
     Raises:
       ValueError: names or colours do not fit the classes.
@@ -46,7 +46,7 @@ def export_card(
             "name": "image",
             "shape": [*maps, 3],
             "dtype": "uint8",
-            "meaning": "RGB pixels 0..255 as they are: [picture, row, column, colour]",
+            "meaning": "RGB pixels 0..255 as they are: [image, row, column, colour]",
         },
         "outputs": {
             name: {
@@ -74,7 +74,7 @@ def write_file(path: str | os.PathLike, data: bytes) -> pathlib.Path:
     """Writes a file whole or not at all.
 
     Raises:
-      DataError: it can not be written.
+      DataError: it cannot be written.
     """
     path = pathlib.Path(path)
     try:
@@ -82,7 +82,7 @@ def write_file(path: str | os.PathLike, data: bytes) -> pathlib.Path:
             file.write(data)
     except OSError as error:
         raise DataError(
-            f"{path} can not be written: {error.strerror or error}. It needs {len(data) / 1e6:.1f} "
+            f"{path} cannot be written: {error.strerror or error}. It needs {len(data) / 1e6:.1f} "
             "MB; free some room or choose another --out."
         ) from error
     return path

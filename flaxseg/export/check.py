@@ -1,4 +1,4 @@
-"""Exported files beside the models that they were made from."""
+"""Compares exported files with the models they were made from."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ from flaxseg.inference import predict
 
 
 def load_exported(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], dict]]:
-    """Reads a file as one does who has only the file: with JAX, or with ONNX Runtime.
+    """Reads a file as its user does, without flaxseg: with JAX, or with ONNX Runtime.
 
     Args:
       path: of a file of `export_stablehlo`, or with the suffix .onnx of `export_onnx`.
@@ -45,8 +45,8 @@ def load_exported(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray],
 def agreement(
     path: str | os.PathLike, model: nn.Module, variables: Mapping, images: Iterable[np.ndarray]
 ) -> list[float]:
-    """The share of pixels of each picture to which a file with the output "classes" gives the class
-    that the model gives, in [0, 1].
+    """Returns the share of pixels of each image to which a file with the output "classes" gives the
+    class that the model gives, in [0, 1].
 
     Args:
       path: of the file.
@@ -55,7 +55,7 @@ def agreement(
       images: uint8 [H, W, 3] of any size; they are resized to that of the file.
 
     Raises:
-      DataError, ExportError: as of `load_exported`.
+      DataError, ExportError: as for `load_exported`.
     """
     card, run = load_exported(path)
     batch, height, width, _ = card["input"]["shape"]

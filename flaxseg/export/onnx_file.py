@@ -18,7 +18,7 @@ from jax import export
 from flaxseg.errors import DataError, ExportError
 from flaxseg.export.card import card_text, export_card, write_file
 from flaxseg.export.onnx_program import onnx_program
-from flaxseg.export.program import check_request, folded_variables, picture_program
+from flaxseg.export.program import check_request, folded_variables, image_program
 from flaxseg.export.requirements import INSTALL_ONNX, require
 
 CARD_KEY = "model_card"
@@ -63,8 +63,8 @@ def export_onnx(
     Raises:
       ConfigError: the size, batch or outputs are impossible.
       ExportError: packages are missing, or ONNX has no such network: it has an operation that
-        can not be converted, or more than 2 GB of weights.
-      DataError: the file can not be written.
+        cannot be converted, or more than 2 GB of weights.
+      DataError: the file cannot be written.
       ValueError: names or colours do not fit the classes.
     """
     with _quiet():
@@ -80,7 +80,7 @@ def export_onnx(
         extra=extra,
     )
     folded = folded_variables(model, variables, size)
-    run = picture_program(model, outputs, "native")
+    run = image_program(model, outputs, "native")
 
     def arrays(image: jax.Array) -> list[jax.Array]:
         values = run(folded, image)
@@ -101,7 +101,7 @@ def export_onnx(
             )
         except Exception as error:  # of many kinds, for whatever it does not know
             raise ExportError(
-                f"jax2onnx can not convert this {type(model).__name__}: {type(error).__name__}: "
+                f"jax2onnx cannot convert this {type(model).__name__}: {type(error).__name__}: "
                 f"{error}. Export it to StableHLO, or in float32 without operations of your own."
             ) from error
     card["opset"] = OPSET
@@ -117,17 +117,17 @@ def export_onnx(
 
 
 def read_onnx_card(path: str | os.PathLike) -> dict[str, Any]:
-    """The card of a file of `export_onnx`.
+    """Returns the card of a file of `export_onnx`.
 
     Raises:
       ExportError: the package onnx is missing.
-      DataError: the file can not be read, or has no card.
+      DataError: the file cannot be read, or has no card.
     """
     onnx = require("onnx", "ONNX", INSTALL_ONNX)
     try:
         network = onnx.load(os.fspath(path), load_external_data=False)
     except Exception as error:  # protobuf's kinds
-        raise DataError(f"{path} can not be read as ONNX: {error}.") from error
+        raise DataError(f"{path} cannot be read as ONNX: {error}.") from error
     for entry in network.metadata_props:
         if entry.key == CARD_KEY:
             return json.loads(entry.value)

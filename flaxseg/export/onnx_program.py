@@ -1,4 +1,4 @@
-"""A program in the operations that ONNX and its runtimes have.
+"""Rewrites a program in the operations that ONNX and its runtimes have.
 
 Traced once and read again equation by equation: calls are laid open, what is there for the gradient
 or for XLA alone is left out, and windows are brought to a form that runtimes take.
@@ -81,7 +81,7 @@ def _apply(equation, arguments: list) -> Sequence:
 def _window_maximum(
     x: jax.Array, window_dimensions, window_strides, padding, base_dilation, window_dilation
 ) -> jax.Array:
-    """The maximum over windows as that of shifted pictures, along one axis after the other:
+    """Computes the maximum over windows as that of shifted images, along one axis after the other:
     runtimes have no windows in four dimensions."""
     del base_dilation  # 1 in all layers
     for axis, (size, stride, pads, rate) in enumerate(
@@ -108,8 +108,8 @@ def _padded(x: jax.Array, value: jax.Array, padding_config) -> jax.Array:
 
 
 def _padded_axis(x, value, axis: int, before: int, after: int, between: int) -> jax.Array:
-    """Cells taken by constant positions, and the value elsewhere: `lax.pad` is not converted where
-    a dimension is a symbol."""
+    """Returns cells at constant positions, and the value elsewhere: `lax.pad` is not converted
+    where a dimension is a symbol."""
     if (before, after, between) == (0, 0, 0):
         return x
     n = x.shape[axis]

@@ -1,4 +1,4 @@
-"""What is exported: a function from uint8 pictures to maps, with all that a model needs inside."""
+"""Builds what is exported: a function from uint8 images to maps that needs nothing else."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from flaxseg.layers import convolution_form, largest_class, normalize
 
 
 class Output(NamedTuple):
-    """What can come out of an exported file.
+    """Describes what can come out of an exported file.
 
     Attributes:
       dtype: its name.
@@ -41,7 +41,7 @@ def check_request(
     batch: int | None,
     outputs: Sequence[str],
 ) -> None:
-    """Raises ConfigError for what can not be exported in any format."""
+    """Raises ConfigError for what cannot be exported in any format."""
     if len(size) != 2 or not all(isinstance(n, int) and n >= 1 for n in size):
         raise ConfigError(f"size is {size!r}; it must be (height, width), both at least 1.")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
@@ -60,25 +60,23 @@ def check_request(
     try:
         jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
     except ValueError as error:
-        raise ConfigError(
-            f"the model takes no pictures of {size[0]} x {size[1]}: {error}"
-        ) from error
+        raise ConfigError(f"the model takes no images of {size[0]} x {size[1]}: {error}") from error
 
 
 def folded_variables(model: nn.Module, variables: Mapping, size: Sequence[int]) -> dict:
-    """The model's variables with BatchNorm folded, and without those that have no part in
+    """Returns the model's variables with BatchNorm folded, and without those that have no part in
     evaluation."""
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     return fold_batch_norm(model, variables, image)
 
 
-def picture_program(
+def image_program(
     model: nn.Module, outputs: Sequence[str], form: str
 ) -> Callable[[Mapping, jax.Array], dict[str, jax.Array]]:
     """Returns `run(variables, image)`: image uint8 [N, H, W, 3] RGB -> `{name: [N, H, W] or
     [N, H, W, C]}` as in `OUTPUTS`.
 
-    Unlike `flaxseg.inference.Segmenter` it runs the pictures of a batch together: their
+    Unlike `flaxseg.inference.Segmenter` it runs the images of a batch together: their
     number may then be left open, and an accelerator is kept busy.
 
     Args:

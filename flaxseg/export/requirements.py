@@ -19,6 +19,6 @@ def require(package: str, what: str, install: str | None = None):
         return importlib.import_module(package)
     except ImportError as error:
         raise ExportError(
-            f"the export to {what} needs {package}, which can not be imported ({error}): "
+            f"the export to {what} needs {package}, which cannot be imported ({error}): "
             f"{install or f'pip install {package}'}"
         ) from error

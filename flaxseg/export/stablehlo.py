@@ -17,7 +17,7 @@ from jax import export, lax
 
 from flaxseg.errors import DataError
 from flaxseg.export.card import FORMAT, card_text, export_card, write_file
-from flaxseg.export.program import check_request, folded_variables, picture_program
+from flaxseg.export.program import check_request, folded_variables, image_program
 from flaxseg.export.requirements import require
 
 CARD_MARK = b"\nmodel card\n"
@@ -56,8 +56,8 @@ def export_stablehlo(
       model: a flaxseg model.
       variables: its parameters and statistics.
       path: of the file.
-      size: (height, width) of the pictures.
-      batch: how many pictures at a time; None for any number.
+      size: (height, width) of the images.
+      batch: how many images at a time; None for any number.
       outputs: of `flaxseg.export.OUTPUTS`: "classes", uint8 [N, H, W]; "probabilities" and
         "logits", float32 [N, H, W, C].
       platforms: on which it is to run, of "cpu", "cuda", "rocm", "tpu".
@@ -71,7 +71,7 @@ def export_stablehlo(
     Raises:
       ConfigError: the size, batch, outputs or platforms are impossible.
       ExportError: a package is missing.
-      DataError: the file can not be written.
+      DataError: the file cannot be written.
       ValueError: names or colours do not fit the classes.
     """
     require("flatbuffers", "StableHLO")
@@ -93,8 +93,8 @@ def export_stablehlo(
         return lax.platform_dependent(
             folded,
             image,
-            cpu=picture_program(model, outputs, "products"),
-            default=picture_program(model, outputs, "native"),
+            cpu=image_program(model, outputs, "products"),
+            default=image_program(model, outputs, "native"),
         )
 
     count = export.symbolic_shape("batch")[0] if batch is None else batch
@@ -105,15 +105,15 @@ def export_stablehlo(
 
 
 def read_stablehlo_card(path: str | os.PathLike) -> dict[str, Any]:
-    """The card of a file of `export_stablehlo`.
+    """Returns the card of a file of `export_stablehlo`.
 
     Raises:
-      DataError: the file can not be read, or has no card.
+      DataError: the file cannot be read, or has no card.
     """
     try:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{path} can not be read: {error.strerror or error}.") from error
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     try:
         card = json.loads(data.rpartition(CARD_MARK)[2])
     except ValueError:

@@ -175,7 +175,7 @@ def test_a_size_that_the_model_has_not_is_named(tmp_path):
     model = create_model("unet", 2, mirror=False, features=None)
     image = jax.ShapeDtypeStruct((1, 188, 188, 3), np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    with pytest.raises(ConfigError, match=r"takes no pictures of 100 x 100: .*188"):
+    with pytest.raises(ConfigError, match=r"takes no images of 100 x 100: .*188"):
         export_stablehlo(model, variables, tmp_path / "x", (100, 100))
 
 
@@ -195,10 +195,10 @@ def test_a_missing_package_says_how_to_install_it(tmp_path, tiny, monkeypatch):
 
 
 def test_files_that_are_none(tmp_path, tiny):
-    with pytest.raises(DataError, match="can not be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_stablehlo_card(tmp_path / "absent.stablehlo")
     (tmp_path / "x.stablehlo").write_bytes(b"anything")
     with pytest.raises(DataError, match="no model card"):
         load_exported(tmp_path / "x.stablehlo")
-    with pytest.raises(DataError, match="can not be written"):
+    with pytest.raises(DataError, match="cannot be written"):
         export_stablehlo(*tiny, tmp_path / "no" / "x.stablehlo", (8, 9))

@@ -76,11 +76,11 @@ def test_each_image_is_seen_once_with_its_own_prediction():
 def test_one_batch_shape_per_size():
     shapes = []
 
-    def predict_fn(image):
+    def run_batch(image):
         shapes.append(image.shape)
         return red_class(image)
 
-    evaluate(predict_fn, make_records(), CLASSES, batch_size=3)
+    evaluate(run_batch, make_records(), CLASSES, batch_size=3)
     assert {shape[0] for shape in shapes} == {3}
     assert {shape[1:3] for shape in shapes} == set(SIZES)
 
@@ -109,13 +109,13 @@ def test_padding_counts_only_real_pixels_and_uses_the_mean_colour():
     records = make_records()
     canvases = []
 
-    def predict_fn(image):
+    def run_batch(image):
         canvases.append(image)
         return red_class(image)
 
     seen = []
     metrics = evaluate(
-        predict_fn,
+        run_batch,
         records,
         CLASSES,
         batch_size=4,
@@ -135,11 +135,11 @@ def test_padding_counts_only_real_pixels_and_uses_the_mean_colour():
 def test_padding_does_not_depend_on_the_batch():
     """A network that sees its border gives one value, whatever images share the batch."""
     model = TinyModel(CLASSES, blur=True)
-    predict_fn = Segmenter(model, init(model)).run_batch
+    run_batch = Segmenter(model, init(model)).run_batch
     color = model.normalization.mean
     values = [
         evaluate(
-            predict_fn, make_records(), CLASSES, batch_size=b, pad_to=(12, 12), pad_color=color
+            run_batch, make_records(), CLASSES, batch_size=b, pad_to=(12, 12), pad_color=color
         ).matrix.tolist()
         for b in (1, 4)
     ]

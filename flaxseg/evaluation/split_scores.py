@@ -1,4 +1,4 @@
-"""One evaluation for the trainer and the command line: whole images, each counted exactly once.
+"""Evaluates a network on a split, for training and the command line; each image counts once.
 
 Images are read ahead in background threads, gathered by size into batches of one shape, and only
 uint8 label maps leave the device. Neither images nor predictions are kept: memory is bounded by a
@@ -32,7 +32,8 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class _Item:
-    """A record, its place in the split, and its image and label on the canvas, if there is one."""
+    """Holds a record, its place in the split, and its image and label on the canvas, if there is
+    one."""
 
     index: int
     record: Record
@@ -41,7 +42,7 @@ class _Item:
 
 
 def evaluate(
-    predict_fn: Callable[[np.ndarray], np.ndarray],
+    run_batch: Callable[[np.ndarray], np.ndarray],
     records: Sequence[Record],
     num_classes: int,
     *,
@@ -56,12 +57,12 @@ def evaluate(
 ) -> SegmentationMetrics:
     """Runs a network over a split and returns the metrics over all its pixels.
 
-    The result does not depend on `batch_size` or `device_count` if that of `predict_fn` does not
+    The result does not depend on `batch_size` or `device_count` if that of `run_batch` does not
     (see `Segmenter.run_batch`): an image is never padded because of its batch, and a batch that
     lacks images is filled up with black ones whose label is all "ignore".
 
     Args:
-      predict_fn: uint8 [B, H, W, 3] -> integers [B, H, W] in 0..num_classes-1; may return before
+      run_batch: uint8 [B, H, W, 3] -> integers [B, H, W] in 0..num_classes-1; may return before
         the device is done. It is called with one batch size only, and compiles once per image size.
       records: random access to {"image": uint8 [H, W, 3], "label": uint8 [H, W], "id": str}; read
         by several threads.
@@ -73,11 +74,11 @@ def evaluate(
         default (None).
       pad_color: RGB 0..255 of the canvas, the model's mean colour `model.normalization.mean`;
         needed with pad_to.
-      device_count: number of devices that predict_fn spreads a batch over.
+      device_count: number of devices that run_batch spreads a batch over.
       process_index: of this process, 0..process_count-1.
       process_count: where several JAX processes evaluate together, each takes every
         process_count-th record on its own devices, all call this function, and all get the metrics
-        of the whole split. predict_fn must then use devices of its own process only.
+        of the whole split. run_batch must then use devices of its own process only.
       progress: called with (images done, images in all) after each batch.
       on_prediction: called with (index of the record, the record, its prediction uint8 [H, W] at
         the record's own size) once per image, in the order of completion.
@@ -108,7 +109,7 @@ def evaluate(
     mine = range(process_index, len(records), process_count)
     done = 0
     items = (_prepare(i, record, pad_to, pad_color) for i, record in _read_ahead(records, mine))
-    for batch, pred in _predictions(predict_fn, _batches(items, batch_size), batch_size):
+    for batch, pred in _predictions(run_batch, _batches(items, batch_size), batch_size):
         for item, item_pred in zip(batch, pred, strict=False):
             matrix.update(item.label, item_pred, source=f"image {item.record['id']!r}")
             if on_prediction is not None:
@@ -121,7 +122,8 @@ def evaluate(
 
 
 def pad_image(image: np.ndarray, size: tuple[int, int], color: Sequence[float]) -> np.ndarray:
-    """The uint8 image [h, w, 3] at the top left of a canvas [H, W, 3] of one (rounded) colour."""
+    """Returns the uint8 image [h, w, 3] at the top left of a canvas [H, W, 3] of one (rounded)
+    colour."""
     canvas = np.empty((*size, 3), np.uint8)
     canvas[:] = np.clip(np.rint(np.asarray(color, np.float64)), 0, 255).astype(np.uint8)
     canvas[: image.shape[0], : image.shape[1]] = image
@@ -154,7 +156,8 @@ def _prepare(
 
 
 def _read_ahead(records: Sequence[Record], indices: Sequence[int]) -> Iterator[tuple[int, Record]]:
-    """The records in order; threads read and decode the next few while the caller works on one."""
+    """Yields the records in order; threads read and decode the next few while the caller works on
+    one."""
     with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="evaluate-read") as pool:
         ahead = collections.deque()
         try:
@@ -172,7 +175,8 @@ def _read_ahead(records: Sequence[Record], indices: Sequence[int]) -> Iterator[t
 
 
 def _batches(items: Iterator[_Item], batch_size: int) -> Iterator[list[_Item]]:
-    """Lists of at most batch_size items of one size; about _MAX_WAITING items are held at most."""
+    """Yields lists of at most batch_size items of one size; about _MAX_WAITING items are held at
+    most."""
     waiting: dict[tuple[int, int], list[_Item]] = {}
     held = 0
     sizes = set()
@@ -198,15 +202,16 @@ def _batches(items: Iterator[_Item], batch_size: int) -> Iterator[list[_Item]]:
 
 
 def _predictions(
-    predict_fn: Callable[[np.ndarray], np.ndarray], batches: Iterator[list[_Item]], batch_size: int
+    run_batch: Callable[[np.ndarray], np.ndarray], batches: Iterator[list[_Item]], batch_size: int
 ) -> Iterator[tuple[list[_Item], np.ndarray]]:
-    """Each batch with its predictions; the next is given to the device before one is waited for."""
+    """Yields each batch with its predictions; the next is given to the device before one is waited
+    for."""
     running = None
     for batch in batches:
         image = np.zeros((batch_size, *batch[0].image.shape), np.uint8)
         for row, item in enumerate(batch):
             image[row] = item.image
-        started = (batch, predict_fn(image))
+        started = (batch, run_batch(image))
         if running is not None:
             yield _fetch(*running)
         running = started
@@ -215,7 +220,7 @@ def _predictions(
 
 
 def _of_all_processes(matrix: ConfusionMatrix) -> SegmentationMetrics:
-    """The metrics of the counts of all processes.
+    """Returns the metrics of the counts of all processes.
 
     JAX carries 32 bits unless told otherwise, so each count travels as two halves.
     """
@@ -227,10 +232,10 @@ def _of_all_processes(matrix: ConfusionMatrix) -> SegmentationMetrics:
 
 
 def _fetch(batch: list[_Item], pred: np.ndarray) -> tuple[list[_Item], np.ndarray]:
-    """Waits for the predictions of a batch; those of the filling pictures are dropped."""
+    """Waits for the predictions of a batch; those of the images that fill it up are dropped."""
     return batch, np.asarray(pred)[: len(batch)]
 
 
 def _size(shape: Sequence[int]) -> str:
-    """'360 x 480 (height x width)'."""
+    """Returns '360 x 480 (height x width)'."""
     return f"{shape[0]} x {shape[1]} (height x width)"
