@@ -25,7 +25,7 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageFile:
-    """A decoded image.
+    """Holds a decoded image.
 
     Attributes:
       pixels: uint8 [H, W, 3] RGB, upright.
@@ -115,7 +115,7 @@ def _from_sixteen_bits(image: Image.Image) -> np.ndarray:
 
 
 def _not_an_image(path: pathlib.Path) -> str:
-    """What is wrong with a file that no decoder wants."""
+    """Returns what is wrong with a file that no decoder takes."""
     if path.stat().st_size == 0:
         return "the file is empty (0 bytes)"
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Where lines of one image lie between lines of another, and reading them there.
+"""Finds where lines of one image lie between lines of another, and reads them there.
 
 Positions are computed on the host and handed over as small tables of indices and fractions, so that
 compiled programs know only sizes.
@@ -14,7 +14,7 @@ from flaxseg.inference.protocol import Layout
 
 
 class Table(NamedTuple):
-    """Where lines of a result lie between lines of a source: `(1 - part) * low + part * high`.
+    """Says where lines of a result lie between lines of a source: `(1 - part) * low + part * high`.
 
     Attributes:
       low: int32 [n].
@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
 
 def sampled(start: int, window: int, axis: int, layout: Layout, size: tuple[int, int]) -> Table:
-    """Where the pixels of a window lie on the image."""
+    """Returns where the pixels of a window lie on the image."""
     scaled = layout.scaled[axis]
     place = np.arange(start, start + window) - layout.offset[axis]
     inside = (place >= 0) & (place < scaled)
@@ -39,8 +39,8 @@ def sampled(start: int, window: int, axis: int, layout: Layout, size: tuple[int,
 
 
 def interpolation(targets: np.ndarray, size: int, source: int, offset: int) -> Table:
-    """Bilinear interpolation with half-pixel centres: pixels of a side of `size` pixels between
-    those of one of `source` pixels, which begin at `offset`."""
+    """Places the pixels of a side of `size` pixels between those of one of `source` pixels that
+    begin at `offset`: bilinear, with half-pixel centres."""
     place = np.clip((targets + 0.5) * (source / size) - 0.5, 0, source - 1)
     low = np.floor(place).astype(np.int32)
     high = np.minimum(low + 1, source - 1)
@@ -55,7 +55,7 @@ def interpolation(targets: np.ndarray, size: int, source: int, offset: int) -> T
 
 
 def filled(table: Table, count: int) -> Table:
-    """The table with its last line again until it has so many."""
+    """Returns the table with its last line repeated until it has `count` lines."""
     return Table(*(np.pad(x, (0, count - len(x)), mode="edge") for x in table))
 
 
@@ -64,8 +64,8 @@ def filled_mask(mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def rounded(n: int) -> int:
-    """The next of 32, 48, 64, 96, 128, 192, ...: at most 1.5 times as large, and from 1 to 8192
-    only seventeen different ones."""
+    """Returns the next of 32, 48, 64, 96, 128, 192, ...: at most 1.5 times as large, and only
+    seventeen different ones from 1 to 8192."""
     size = 32
     while size < n:
         if size * 3 // 2 >= n:
@@ -75,7 +75,7 @@ def rounded(n: int) -> int:
 
 
 def sample(image: jax.Array, rows: Table, columns: Table) -> jax.Array:
-    """Lines and columns of the image, float32 [h, w, 3]."""
+    """Returns lines and columns of the image, float32 [h, w, 3]."""
     x = mix(image[rows.low], image[rows.high], rows.part[:, None, None])
     return mix(x[:, columns.low], x[:, columns.high], columns.part[:, None])
 

@@ -1,4 +1,4 @@
-"""How an image becomes class probabilities: scales, mirror images, windows and what is averaged.
+"""Describes how an image becomes class probabilities: scales, mirror images, windows, averages.
 
 One description for the trainer, `evaluate` and `predict`; `segmenter.py` carries it out. One or two
 points of mIoU lie here, so each system's paper has its own by name (`named_protocols.py`).
@@ -26,7 +26,7 @@ _GAUSSIAN_FLOOR = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What is done with an image at evaluation.
+    """Describes what is done with an image at evaluation.
 
     The image is resized (bilinear, half-pixel centres, no antialiasing: OpenCV's default) to each
     of the scales and run as a whole or in windows; the results are brought back to the size of the
@@ -128,7 +128,7 @@ class Protocol:
             )
 
     def describe(self) -> str:
-        """The text that `parse_protocol` understands."""
+        """Returns the text that `parse_protocol` understands."""
         fields = [
             f"{field.name}={getattr(self, field.name)!r}"
             for field in dataclasses.fields(self)
@@ -157,7 +157,7 @@ class Protocol:
         return tuple(math.ceil(side * 2 / 3) for side in _pair(self.window))
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        """The (height, width) at which an image of that size is run at a scale; at least 1.
+        """Returns the (height, width) at which an image of a size runs at a scale; at least 1.
 
         With long_side the longer side becomes `round(scale * long_side)` and the other follows it,
         as in semseg.
@@ -172,7 +172,7 @@ class Protocol:
         return tuple(max(1, round(factor * n)) for n in size)
 
     def layout(self, size: tuple[int, int], scale: float) -> "Layout":
-        """Where the windows lie on an image of that size at a scale.
+        """Returns where the windows lie on an image of a size at a scale.
 
         Raises:
           ConfigError: the scaled image does not fit on the canvas pad_to.
@@ -200,7 +200,7 @@ class Protocol:
         return Layout(scaled, canvas, offset, window, *starts)
 
     def weights(self, window: tuple[int, int]) -> np.ndarray:
-        """What each pixel of a window counts: float32 [h, w], at most 1."""
+        """Returns what each pixel of a window counts: float32 [h, w], at most 1."""
         if self.window is None or self.window_weights == "uniform":
             return np.ones(window, np.float32)
         lines = []
@@ -213,7 +213,7 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Windows on a scaled image.
+    """Places windows on a scaled image.
 
     Attributes:
       scaled: (height, width) of the scaled image.
@@ -233,7 +233,7 @@ class Layout:
 
 
 def window_starts(length: int, window: int, stride: int) -> tuple[int, ...]:
-    """First pixels of windows over a side: `stride` apart, the last one shifted back to its end.
+    """Returns the first pixels of windows over a side, `stride` apart; the last ends with the side.
 
     >>> window_starts(2048, 713, 476)
     (0, 476, 952, 1335)
@@ -255,7 +255,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _check_pair(name: str, value: object, *, single: bool) -> None:
-    """Two whole numbers of at least 1, or where `single` one."""
+    """Raises unless a value is two whole numbers of at least 1 or, where `single`, one."""
     if value is None or (single and _is_whole(value) and value >= 1):
         return
     if not (

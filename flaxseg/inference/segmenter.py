@@ -38,7 +38,7 @@ _BLOCK = 4096
 
 
 class Segmenter:
-    """A network with a protocol, for images of any size.
+    """Runs a network by a protocol on images of any size.
 
     Each new size of images compiles (seconds); windows have one size. The compiled programs are
     those of this segmenter: they are bounded in number and freed with it, so keep it for the next
@@ -278,7 +278,7 @@ class Segmenter:
 
 
 class Segmentation:
-    """What a network says about one image; made by `Segmenter.run`.
+    """Holds what a network says about one image; made by `Segmenter.run`.
 
     The network runs when a value is first read; the values are kept.
 
