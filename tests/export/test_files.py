@@ -188,7 +188,7 @@ def test_a_missing_package_says_how_to_install_it(tmp_path, tiny, monkeypatch):
         return real(name)
 
     monkeypatch.setattr("importlib.import_module", absent)
-    with pytest.raises(ExportError, match=r'pip install onnx .*--no-deps "jax2onnx'):
+    with pytest.raises(ExportError, match=r'pip install "flaxseg\[onnx\]" .*--no-deps "jax2onnx'):
         export_onnx(*tiny, tmp_path / "x.onnx", (8, 9))
     with pytest.raises(ExportError, match="pip install flatbuffers"):
         export_stablehlo(*tiny, tmp_path / "x.stablehlo", (8, 9))
