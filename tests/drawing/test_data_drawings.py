@@ -121,7 +121,7 @@ def test_the_sheet_shows_what_a_training_would_see(shapes, tmp_path, monkeypatch
     assert seen[1][1] == "shapes val, seed 1: crop 9 x 9, scale 0.5 to 2, rotate 20"
     with pytest.raises(ConfigError, match=r"nowhere\.py cannot be read"):
         show_data("shapes", out, config="nowhere.py:data=x", data_dir=shapes)
-    with pytest.raises(ConfigError, match="rotate 500"):
+    with pytest.raises(ConfigError, match="rotate is 500"):
         show_data("shapes", out, rotate=500.0, data_dir=shapes)
 
 
