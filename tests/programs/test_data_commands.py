@@ -68,7 +68,7 @@ def test_prepare_and_show_refuse_what_fails_unless_told_otherwise(folder, tmp_pa
     with Image.open(out) as picture:
         assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 100
     code, _, stderr = run(capsys, "show-data", "folder", *where, "--photometric=7")
-    assert (code, "photometric 7.0" in stderr) == (2, True)
+    assert (code, "photometric is 7.0" in stderr) == (2, True)
 
 
 def test_mistakes_are_told_in_words(tmp_path, capsys):
