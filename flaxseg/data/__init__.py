@@ -1,4 +1,4 @@
-"""Data sets: prepared once into ArrayRecord by TFDS builders, streamed by Grain, without
+"""Prepares data sets as ArrayRecord files by TFDS, once, and streams them by Grain, without
 TensorFlow.
 
 Example:

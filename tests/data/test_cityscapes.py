@@ -108,7 +108,7 @@ def test_what_is_wrong_is_named(tmp_path):
         f"{tmp_path}/gtFine_trainvaltest.zip/gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_"
         "labelIds.png: label ids outside the map: 34 (4 pixels); known ids are 0..33",
         "zurich_000121_000019_gtFine_labelIds.png: the label of 'zurich_000121_000019' is missing",
-        "aachen_000001_000019_leftImg8bit.png: the picture of 'aachen_000001_000019' is missing",
+        "aachen_000001_000019_leftImg8bit.png: the image of 'aachen_000001_000019' is missing",
     ):
         assert words in str(caught.value), words
 

@@ -77,7 +77,7 @@ def test_pictures_of_all_kinds_become_rgb():
         (encoded(Image.fromarray(PICTURE), "BMP"), "neither JPEG nor PNG"),
         (jpeg(PICTURE)[:-200], "truncated"),
         (jpeg(PICTURE)[:-2], "truncated"),
-        (png(PICTURE)[: len(png(PICTURE)) // 2], "damaged picture"),
+        (png(PICTURE)[: len(png(PICTURE)) // 2], "damaged image"),
         (png(np.zeros((4, 4), np.uint16)), "more than 8 bits"),
     ],
 )
@@ -140,7 +140,7 @@ def test_pixels_are_those_of_pillow(content):
     [
         (jpeg(PICTURE), "JPEG, whose compression changes"),
         (png(PICTURE), "holds colours"),
-        (png(IDS)[:50], "damaged picture"),
+        (png(IDS)[:50], "damaged image"),
     ],
 )
 def test_labels_that_can_not_hold_ids_are_refused(content, words):

@@ -125,15 +125,15 @@ def test_without_room_records_are_decoded_with_one_warning(
     assert "No space left on device" in caplog.messages[0]
     assert [path.name for path in cached.folder.iterdir()] == ["00000000.pixels"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="can not be made: Not a directory"):
+    with pytest.raises(DataError, match="cannot be made: Not a directory"):
         CachedRecords(plain, tmp_path / "file")
 
 
 def test_what_a_killed_process_left_is_cleared(camvid_dir, tmp_path):
     plain = flaxseg.data.open_split("camvid", "val", camvid_dir)
     folder = CachedRecords(plain, tmp_path).folder
-    (folder / ".writing-old").write_bytes(b"half")
-    (folder / ".writing-new").write_bytes(b"half")
-    os.utime(folder / ".writing-old", (0, 0))
+    (folder / ".old.part").write_bytes(b"half")
+    (folder / ".new.part").write_bytes(b"half")
+    os.utime(folder / ".old.part", (0, 0))
     CachedRecords(plain, tmp_path)
-    assert [path.name for path in folder.iterdir()] == [".writing-new"]
+    assert [path.name for path in folder.iterdir()] == [".new.part"]

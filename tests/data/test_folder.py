@@ -142,9 +142,9 @@ def test_list_files_in_all_their_forms(tmp_path):
     for words in (
         "train.txt, line 2: '002.jpg' is in the list twice",
         "train.txt, line 3: wanted 'PICTURE MASK' or 'NAME'",
-        "nothing.png: the picture of 'train/nothing' is missing",
+        "nothing.png: the image of 'train/nothing' is missing",
         "nothing_m.png: the label of 'train/nothing' is missing",
-        "val.txt: the list of split 'val' can not be read",
+        "val.txt: the list of split 'val' cannot be read",
     ):
         assert words in text, (words, text)
     assert len([e for e in errors if e.kind != "absent_class"]) == 5
@@ -169,7 +169,7 @@ def test_a_share_is_held_out_where_nothing_makes_splits(tmp_path):
     assert len(names["val"] - again) <= 1
     # Without a share the folder would be the only split, and the other pictures be forgotten.
     (folder / "dataset.toml").write_text(TOML)
-    assert "holds pictures, such as 000.jpg, beside the folders more" in problem_of(folder)
+    assert "holds images, such as 000.jpg, beside the folders more" in problem_of(folder)
     shutil.rmtree(folder / "images" / "more")
     assert flaxseg.data.dataset_info(f"folder:{folder}").splits == ("train",)
 
@@ -193,8 +193,8 @@ def test_partners_that_do_not_find_each_other(tmp_path):
         "undecodable",
     ]
     text = "\n".join(map(str, found))
-    assert f"001.jpg: the picture has no mask (looked for {folder}/masks/train/001.png)" in text
-    assert "one.png: the mask has no picture" in text
+    assert f"001.jpg: the image has no mask (looked for {folder}/masks/train/001.png)" in text
+    assert "one.png: the mask has no image" in text
     assert "b.bmp: only JPEG and PNG are read" in text
 
 
@@ -232,7 +232,7 @@ def test_every_mistake_in_the_file_is_named(tmp_path):
         "class 'a': there is no key 'ignore_ids'. It belongs above the first [[classes]]",
         "there are 2 classes named 'a'",
         "the colour is [1, 2, 300]",
-        "'all' can not name a split",
+        "'all' cannot name a split",
     ):
         assert words in message, (words, message)
 

@@ -154,23 +154,23 @@ def test_a_bad_record_stops_the_stream_with_its_name(camvid_dir, monkeypatch):
     from flaxseg.data.prepared import records as module
 
     def refuse(encoded, **how):
-        raise module.UndecodableError("damaged picture: broken data stream")
+        raise module.UndecodableError("damaged image: broken data stream")
 
     monkeypatch.setattr(module, "decode_image", refuse)
-    with pytest.raises(DataError, match=r"camvid/train: the picture of record 'train_00\d'.*jpg"):
+    with pytest.raises(DataError, match=r"camvid/train: the image of record 'train_00\d'.*jpg"):
         next(open_stream(camvid_dir, num_threads=2))
 
 
 @pytest.fixture
 def broken(monkeypatch) -> set[str]:
-    """Names of records that can not be decoded, to be filled by a test."""
+    """Names of records that cannot be decoded, to be filled by a test."""
     names: set[str] = set()
     decode = flaxseg.data.Records._decode
 
     def refuse(records, encoded):
         name = encoded["id"].decode()
         if name in names:
-            raise records._bad(name, encoded["image_file"], "picture", "broken data stream")
+            raise records._bad(name, encoded["image_file"], "image", "broken data stream")
         return decode(records, encoded)
 
     monkeypatch.setattr(flaxseg.data.Records, "_decode", refuse)
@@ -219,7 +219,7 @@ def test_more_broken_records_than_allowed_end_the_stream(camvid_dir, broken):
     with pytest.raises(DataError, match=r"2 records are broken, and skip_broken=1 .*'train_004'"):
         take(stream, 7)
     stream = open_stream(camvid_dir, batch_size=1, skip_broken=0)
-    with pytest.raises(DataError, match=r"camvid/train: the picture of record 'train_00\d' \(made"):
+    with pytest.raises(DataError, match=r"camvid/train: the image of record 'train_00\d' \(made"):
         take(stream, 7)
     broken |= {f"train_00{i}" for i in range(7)}
     with pytest.raises(DataError, match="7 records are broken, and skip_broken=50"):

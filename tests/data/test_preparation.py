@@ -50,9 +50,9 @@ def test_all_problems_are_listed_at_once(camvid_folder, tmp_path):
     message = refused(camvid_folder, tmp_path / "data")
     for words in (
         "9 problems",
-        f"{train}/train_000.jpg: damaged picture: image file is truncated",
+        f"{train}/train_000.jpg: damaged image: image file is truncated",
         f"{annot}/train_001.png: the label of 'train_001' is missing",
-        "train_002.jpg: the picture has 20 x 30 pixels (H x W) but its label",
+        "train_002.jpg: the image has 20 x 30 pixels (H x W) but its label",
         "train_002.png has 40 x 56",
         "train_003.png: label ids outside the map: 12 (2 pixels), 200 (5 pixels); "
         "known ids are 0..11",
@@ -60,7 +60,7 @@ def test_all_problems_are_listed_at_once(camvid_folder, tmp_path):
         "train_005.jpg: neither JPEG nor PNG",
         "train_006.png: the file is empty",
         "stray.jpg: not in val.txt",
-        f"test_001.jpg: the same picture is in val: {camvid_folder}/val/val_000.jpg",
+        f"test_001.jpg: the same image is in val: {camvid_folder}/val/val_000.jpg",
         "Correct or replace these files",
     ):
         assert words in message, words

@@ -80,20 +80,20 @@ def test_everything_that_is_wrong_is_found_at_once(tmp_path):
     for words in (
         "11 problems:",
         "3 warnings:",
-        f"{images}/000.jpg: damaged picture: image file is truncated",
+        f"{images}/000.jpg: damaged image: image file is truncated",
         "001.jpg: the file is empty (0 bytes)",
         "002.jpg: neither JPEG nor PNG (it starts with b'no pictu')",
-        "003.jpg: the picture has no mask",
-        "004.png: the mask has no picture",
+        "003.jpg: the image has no mask",
+        "004.png: the mask has no image",
         "005.jpg: EXIF orientation 8",
-        "006.jpg: the picture has 10 x 28 pixels (H x W) but its label",
+        "006.jpg: the image has 10 x 28 pixels (H x W) but its label",
         "006.png has 20 x 28",
         "007.png: label ids outside the map: 7 (1 pixels), 99 (5 pixels); known ids are 0..2, 255",
         "008.png: the label is a JPEG",
         "009.png: the label holds colours (RGB)",
         "010.png: a label of 16 bits a pixel",
-        f"900.png: the same picture is in train: {images}/011.png",
-        "012.png: the same picture is in train twice",
+        f"900.png: the same image is in train: {images}/011.png",
+        "012.png: the same image is in train twice",
         "013.png: every pixel is ignored",
         "train 12 (8 unusable), val 4",
     ):
@@ -273,7 +273,7 @@ def test_files_that_would_never_end_or_fill_the_memory(tmp_path):
     assert "000.jpg: not an ordinary file" in text
     assert "001.jpg: not an ordinary file" in text
     assert f"002.jpg: the file has {4 << 30} bytes, more than the limit" in text
-    assert "003.png: the label of 'train/003' can not be read: Too many levels" in text
+    assert "003.png: the label of 'train/003' cannot be read: Too many levels" in text
 
 
 def test_an_interruption_ends_soon(tmp_path, monkeypatch):

@@ -125,7 +125,7 @@ def test_without_sbd_what_needs_it_is_left_out_and_named(tmp_path, capsys):
     prepare(tmp_path, tmp_path / "data", progress=True)
     shown = capsys.readouterr().err
     assert "without train_aug, sbd, for which SBD's benchmark.tgz" in shown
-    assert "train has 3 pictures of 1464, val has 3 pictures of 1449" in shown
+    assert "train has 3 images of 1464, val has 3 images of 1449" in shown
     assert names("trainval", tmp_path / "data") == TRAIN + VAL
     with pytest.raises(DataError, match=r"'train_aug' .*left out .*SBD's benchmark.tgz.*delete"):
         names("train_aug[:2]", tmp_path / "data")
@@ -150,7 +150,7 @@ def test_what_is_wrong_is_named_with_archive_and_file(tmp_path):
     for words in (
         f"{voc}/VOCdevkit/VOC2012/SegmentationClass/{TRAIN[0]}.png: label ids outside the map: "
         "40 (7 pixels); known ids are 0..20, 255",
-        f"{voc}/VOCdevkit/VOC2012/JPEGImages/{VAL[2]}.jpg: the picture of '{VAL[2]}' is missing",
+        f"{voc}/VOCdevkit/VOC2012/JPEGImages/{VAL[2]}.jpg: the image of '{VAL[2]}' is missing",
         "val.txt, line 4: wanted an id, got '../../etc/passwd'",
         f"{cls}/cls/{OTHERS[0]}.mat: the MAT-file ends early",
         f"{cls}/cls/{OTHERS[1]}.mat: label ids outside the map: 29 (3 pixels)",
@@ -162,9 +162,9 @@ def test_what_is_wrong_is_named_with_archive_and_file(tmp_path):
 def test_lists_that_are_none(tmp_path):
     """Pictures, nothing, and a file without end."""
     for content, words in (
-        (b"\x89PNG\xff", "val.txt: the list can not be read: no text"),
-        (b"\n\n", "val.txt: the list names no picture"),
-        (b"a\n" * (1 << 23) + b"b", "val.txt: the list can not be read: more than 16777216 bytes"),
+        (b"\x89PNG\xff", "val.txt: the list cannot be read: no text"),
+        (b"\n\n", "val.txt: the list names no image"),
+        (b"a\n" * (1 << 23) + b"b", "val.txt: the list cannot be read: more than 16777216 bytes"),
     ):
         files = voc_files(TRAIN, VAL)
         files["VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"] = content

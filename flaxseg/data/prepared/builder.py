@@ -68,8 +68,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         """Writes the records of each split one by one.
 
-        TFDS's own writer collects a split in memory, to sort it, and needs TensorFlow as soon as it
-        has more than 1000 MiB.
+        TFDS's own writer collects a split in memory to sort it, and needs TensorFlow for more than
+        1000 MiB.
         """
         del dl_manager, download_config
         written = [self._write_split(split, make) for split, make in self._examples.items()]
@@ -86,7 +86,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         num_bytes, left, writer = 0, 0, None
         for example in make():
             encoded = features.encode_example(dataclasses.asdict(example))
-            # Otherwise the order of the features, and so the digest, is another in each process.
+            # Otherwise the order of the features, and so the digest, differs between processes.
             record = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
             if writer is None or left <= 0:
                 if writer is not None:

@@ -1,4 +1,4 @@
-"""Random access to the decoded records of a prepared split."""
+"""Gives random access to the decoded records of a prepared split."""
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from flaxseg.files import PathLike
 
 
 class Record(TypedDict):
-    """A picture, its label in train ids (255 is ignore), and its name."""
+    """Holds an image, its label in train ids (255 is ignore), and its name."""
 
     image: np.ndarray  # uint8 [H, W, 3], RGB
     label: np.ndarray  # uint8 [H, W]
@@ -25,14 +25,14 @@ class Record(TypedDict):
 
 
 class Records(Sequence):
-    """The records of a split in the order of the published list; each access decodes anew.
+    """Holds the records of a split in the order of the published list; decodes at each access.
 
     It can be pickled and read from many threads.
 
     Attributes:
-      info: facts of the data set.
+      info: the facts of the data set.
       split: the split, or parts of splits, as given to `open_split`.
-      fingerprint: digest of the data set's records and of what their labels mean.
+      fingerprint: a digest of the data set's records and of what their labels mean.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Records(Sequence):
 
         Raises:
           IndexError: there is no such record.
-          DataError: the record is damaged; named are the data set, split, id and file.
+          DataError: the record is damaged; the message names the data set, split, id and file.
         """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._length))]
@@ -78,7 +78,7 @@ class Records(Sequence):
         """Returns what record `number` stores: "image", "label", "id", "image_file", "label_file".
 
         Raises:
-          DataError: the files are not what was written.
+          DataError: the files are not as they were written.
         """
         return self._read(number)
 
@@ -99,10 +99,9 @@ class Records(Sequence):
                 self._source = _open_source(self._folder, self._stored)
             return self._source[number]
         except Exception as error:
-            # The readers below raise many types; whatever it is, the files are not what prepare
-            # wrote.
+            # The readers raise many types; whatever it is, the files are not as they were written.
             raise DataError(
-                f"record {number} of {self.info.name}/{self.split} can not be read from "
+                f"record {number} of {self.info.name}/{self.split} cannot be read from "
                 f"{self._folder}: {error}. Delete {self._folder} and prepare the data set again."
             ) from error
 
@@ -112,21 +111,21 @@ class Records(Sequence):
             # An orientation that the label does not follow was refused before it was stored.
             image = decode_image(encoded["image"], as_stored=True)
         except UndecodableError as error:
-            raise self._bad(name, encoded["image_file"], "picture", str(error)) from None
+            raise self._bad(name, encoded["image_file"], "image", str(error)) from None
         try:
             label = self._label_map.apply(decode_label(encoded["label"]))
         except ValueError as error:  # also UndecodableError
             raise self._bad(name, encoded["label_file"], "label", str(error)) from None
         if image.shape[:2] != label.shape:
-            sizes = f"the picture has {image.shape[:2]} pixels (H, W) but the label {label.shape}"
+            sizes = f"the image has {image.shape[:2]} pixels (H, W) but the label {label.shape}"
             raise self._bad(name, encoded["label_file"], "label", sizes)
         return {"image": image, "label": label, "id": name}
 
     def _bad(self, name: str, file: bytes, what: str, reason: str) -> DataError:
         made_from = f" (made from {file.decode()})" if file else ""
         return DataError(
-            f"{self.info.name}/{self.split}: the {what} of record {name!r}{made_from} can not be "
-            f"used: {reason}. Mend its file, delete {self._folder} and prepare the data set again."
+            f"{self.info.name}/{self.split}: the {what} of record {name!r}{made_from} cannot be "
+            f"used: {reason}. Correct its file, delete {self._folder} and prepare it again."
         )
 
 
@@ -160,8 +159,8 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
         if not all(stored in manifest.splits for stored in info.combined.get(part, (part,))):
             raise DataError(
                 f"split {part!r} of data set {name!r} was left out when it was prepared, because "
-                f"{info.optional.get(part, 'its files')} was not among the files. Put it beside "
-                f"the others, delete {folder} and prepare the data set again."
+                f"{info.optional.get(part, 'its files')} was missing. Add it to the others, "
+                f"delete {folder} and prepare the data set again."
             )
     stored = _stored_parts(info, split, manifest.splits)
     length = manifest.splits.get(stored)
@@ -171,7 +170,7 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
 
 
 def _stored_parts(info: DatasetInfo, split: str, sizes: Mapping[str, int]) -> str:
-    """Writes parts of combined splits as parts of the stored ones: "trainval" as "train+val".
+    """Rewrites parts of combined splits as parts of stored ones: "trainval" as "train+val".
 
     Example: "trainval[2:]" is "train[2:3]+val[0:2]" for 3 and 2 records.
     """
@@ -203,7 +202,7 @@ def _stored_parts(info: DatasetInfo, split: str, sizes: Mapping[str, int]) -> st
 
 
 def split_names(split: str) -> tuple[str, ...]:
-    """Returns the names in a split or in parts of splits: train and val of `"train[:4]+val"`."""
+    """Returns the names of splits in a spec: train and val of `"train[:4]+val"`."""
     return tuple(part.partition("[")[0].strip() for part in split.split("+"))
 
 
@@ -215,7 +214,7 @@ def _length_of_parts(
         if length > 0:
             return length
         reason = "there is no record in it"
-    except ValueError as error:  # TFDS can not read it, or it goes beyond the end
+    except ValueError as error:  # TFDS cannot read it, or it goes beyond the end
         reason = str(error)
     raise _no_part(split, reason, sizes)
 
@@ -229,9 +228,7 @@ def _no_part(split: str, reason: str, sizes: Mapping[str, int]) -> ConfigError:
 
 
 def _open_source(folder: pathlib.Path, split: str) -> Sequence[dict[str, bytes]]:
-    """Opens the ArrayRecord files; TFDS parses the records and leaves the decoding of pictures to
-    us.
-    """
+    """Opens the ArrayRecord files; TFDS parses the records but does not decode the images."""
     skip = tfds.decode.SkipDecoding()
     return tfds.builder_from_directory(folder).as_data_source(
         split, decoders={"image": skip, "label": skip}

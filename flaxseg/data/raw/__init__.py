@@ -1,1 +1,1 @@
-"""Reads published and own files, checks them, and prepares them as records."""
+"""Reads published and own files, and checks them."""

@@ -1,9 +1,9 @@
-"""Published archives, read where they lie and without trust.
+"""Reads published archives where they are, without trusting them.
 
 Nothing is unpacked to disk under a name from the archive. Files of a zip or a plain tar are read in
-place, those of a compressed tar from one nameless temporary file; each is read whole, at most
-`MAX_FILE_BYTES` of it. Entries that lead out of the archive, links where a file is wanted, sparse
-files, encrypted ones, and archives that unpack to far more than they are, are refused by name.
+place, those of a compressed tar from one nameless temporary file. Each is read whole, and has at
+most `MAX_FILE_BYTES`. Paths that lead out of the archive, links in place of files, sparse or
+encrypted files, and archives that unpack to far more than their size are refused by name.
 """
 
 import io
@@ -18,46 +18,43 @@ from collections.abc import Callable
 
 from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.packed_files import Account, PackedFile, check_entry_name, check_size
-from flaxseg.data.raw.tar_files import read_compressed_tar, read_tar
+from flaxseg.data.raw.tar_files import read_tar
 from flaxseg.errors import DataError
 
-# Of the list of entries at the end of a zip.
-_MAX_DIRECTORY_BYTES = 64 * 2**20
+_MAX_DIRECTORY_BYTES = 64 * 2**20  # of the list of entries at the end of a zip
 
 
 def read_archive(
     path: pathlib.Path, wanted: Callable[[str], bool], progress: bool = False
 ) -> dict[str, PackedFile]:
-    """Finds the files of an archive and checks all its names.
+    """Finds the wanted files of an archive and checks all names in it.
 
     Args:
-      path: of a zip, a tar, or a tar compressed by gzip; told apart by their first bytes.
-      wanted: called with the name of each file; others are left out.
-      progress: show on stderr how far the reading of a tar is.
+      path: a zip, a tar, or a tar compressed by gzip; told apart by their first bytes.
+      wanted: returns whether the file of a name is wanted.
+      progress: show the progress of reading a tar on stderr.
 
     Returns:
-      Wanted files by name, in the order of the archive.
+      The wanted files by name, in the order of the archive.
 
     Raises:
-      DataError: the archive is damaged, cut off, or made to harm; named are the archive and entry.
+      DataError: the archive is damaged, cut off, or hostile; the archive and the entry are named.
     """
     try:
         with path.open("rb") as file:
             start = file.read(4)
         if start[:2] == b"PK":
             return _read_zip(path, wanted)
-        if start[:2] == b"\x1f\x8b":
-            return read_compressed_tar(path, wanted, progress)
-        return read_tar(path, wanted, progress)
+        return read_tar(path, wanted, progress, compressed=start[:2] == b"\x1f\x8b")
     except OSError as error:
-        raise DataError(f"{path} can not be read: {error.strerror or error}") from error
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
     """Opens a zip whose list of entries has a bounded length.
 
     Raises:
-      DataError: it is no whole zip, or has more than `MAX_ENTRIES` entries.
+      DataError: it is not a whole zip, or has more than `MAX_ENTRIES` entries.
     """
     file = _WatchedFile(path)
     try:
@@ -71,13 +68,13 @@ def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
 
 
 class _WatchedFile(io.BufferedReader):
-    """A file from which no more than a bounded list of entries can be read.
+    """Bounds the list of entries that `zipfile` reads from a file.
 
-    What a zip states about its list proves nothing, in none of the places where it does. Whatever
-    zipfile believes, it reads the list by one call and makes an object of each entry afterwards.
+    What a zip states about the length of its list cannot be trusted. But `zipfile` reads the list
+    by one call and only then makes an object of each entry, so the call is checked.
 
     Attributes:
-      watch: False once the list is read.
+      watch: False once the list has been read.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -121,14 +118,14 @@ def _read_zip(path: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, Pa
 
 
 def _check_zip_member(path: pathlib.Path, member: zipfile.ZipInfo) -> None:
-    """Raises DataError for an entry that is no plain file of bounded size."""
+    """Raises DataError for an entry that is not a plain file of bounded size."""
     name = member.filename
     if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
         raise DataError(f"{path} holds a link or device: {name!r}; refused")
     check_size(path, name, member.file_size)
     if member.flag_bits & 1:
         raise DataError(f"{path}: {name!r} is encrypted; refused")
-    # Others expand without bounds while a few bytes are read.
+    # Other methods can expand without bound while a few bytes are read.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(
             f"{path}: {name!r} is compressed by method {member.compress_type}, which no published "

@@ -1,4 +1,4 @@
-"""What is known about a data set before any of its pictures is read."""
+"""Defines the facts of a data set, which are known before any image is read."""
 
 import dataclasses
 import json
@@ -11,27 +11,26 @@ from flaxseg.classes import IGNORE_LABEL
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """The public facts of a data set.
+    """States the public facts of a data set.
 
     Attributes:
-      name: the name under which `flaxseg.data` knows it.
+      name: its name in `flaxseg.data`.
       version: changes whenever the prepared records would change.
       description: one sentence.
-      class_names: name of each train id, in order; `num_classes` of them.
-      class_colors: RGB uint8 triple of each train id, for pictures.
+      class_names: the name of each train id, in order.
+      class_colors: the RGB uint8 triple of each train id, for drawings.
       label_map: raw label id in the published files -> train id, or 255 (ignore). An id that is not
         a key is an error.
       splits: names of the splits, the one to train on first.
-      split_sizes: number of pictures the published set has in each split.
+      split_sizes: the number of images in each split of the published set.
       eval_split: the split whose score is reported.
-      eval_size: `(H, W)` of the largest picture, a hint for padding; (0, 0) where sizes vary
+      eval_size: `(H, W)` of the largest image, a hint for padding; (0, 0) where sizes vary
         widely.
       license, citation, homepage: terms of use, what to cite, and where it comes from.
-      combined: splits that are others one after the other, and are not stored: name -> their names.
-      repeated: splits that hold pictures of another split again: name -> the other's name.
-      optional: splits that are left out where their files are not given: name -> which files.
-      prepared: the folder of its records, for a set that is named by that folder; None where it
-        follows from the name.
+      combined: splits that are not stored but are concatenations of others: name -> their names.
+      repeated: splits that hold images of another split again: name -> the other's name.
+      optional: splits that are left out if their files are not given: name -> which files.
+      prepared: the folder of its records, for a set that is named by that folder; else None.
     """
 
     name: str
@@ -60,18 +59,17 @@ class DatasetInfo:
 
     @property
     def num_classes(self) -> int:
-        """Number of train ids."""
+        """The number of train ids."""
         return len(self.class_names)
 
     def differences(self, sizes: Mapping[str, int]) -> Iterator[str]:
-        """Says which splits are not as published.
+        """Describes which splits differ from the published ones.
 
         Args:
-          sizes: number of pictures in each split that is stored.
+          sizes: the number of images in each stored split.
 
         Yields:
-          A line for the splits that are left out for want of the same files; one for those of other
-          sizes.
+          A line for all splits that lack the same files, and one for all splits of other sizes.
         """
         left_out: dict[str, list[str]] = {}
         for split in self.splits:
@@ -80,7 +78,7 @@ class DatasetInfo:
         for files, splits in left_out.items():
             yield f"without {', '.join(splits)}, for which {files} would be needed"
         other = [
-            f"{split} has {sizes[split]} pictures of {number}"
+            f"{split} has {sizes[split]} images of {number}"
             for split, number in self.split_sizes.items()
             if sizes.get(split, number) != number
         ]
@@ -88,14 +86,14 @@ class DatasetInfo:
             yield f"not of the size published: {', '.join(other)}"
 
     def to_json(self) -> dict[str, Any]:
-        """The facts as JSON holds them."""
+        """Returns the facts for JSON."""
         facts = {**dataclasses.asdict(self), "label_map": sorted(self.label_map.items())}
         del facts["prepared"]
         return json.loads(json.dumps(facts))
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any], prepared: pathlib.Path) -> "DatasetInfo":
-        """The facts that `to_json` gave; KeyError or TypeError where they are not whole."""
+        """Returns the facts from `to_json`; raises KeyError or TypeError if they are incomplete."""
         return cls(
             **{
                 **facts,

@@ -1,4 +1,4 @@
-"""The files of a published layout, whether somebody unpacked them or not."""
+"""Finds the files of a published layout, unpacked or in its archive."""
 
 import dataclasses
 import os
@@ -21,10 +21,10 @@ class FileTree(Protocol):
     """Files below one folder, on disk or in an archive; names are relative, with slashes."""
 
     def file(self, name: str) -> pathlib.Path | PackedFile:
-        """The file of this name, which need not exist; reading it says so."""
+        """Returns the file of this name; whether it exists shows when it is read."""
 
     def names(self, folder: str, suffix: str | tuple[str, ...]) -> list[str]:
-        """Names, sorted, of all files at any depth below `folder` that end in `suffix`."""
+        """Returns the sorted names of all files below `folder` that end in `suffix`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class PackedFolder:
-    """A tree of files in an archive, below its folder `prefix`, with a slash, or "" for none."""
+    """A tree of files in an archive, below its folder `prefix`, which ends in a slash or is ""."""
 
     archive: pathlib.Path
     prefix: str
@@ -80,15 +80,15 @@ def open_tree(
 
     Args:
       folder: holds the part unpacked, or its archive.
-      roots: where in `folder` the part may lie, the first that has `marker` counts.
+      roots: where in `folder` the part may be; the first that has `marker` counts.
       marker: a file or folder of the part.
-      archive: name of the archive as published.
-      prefix: folder of the part in the archive, with a slash at its end; "" for none.
-      parts: the files or folders of the part, below its root, that are wanted at all.
-      progress: show on stderr how far the reading of an archive is.
+      archive: the published name of the archive.
+      prefix: the folder of the part in the archive, with a slash at its end; "" for none.
+      parts: the files or folders of the part, below its root, that are wanted.
+      progress: show the progress of reading an archive on stderr.
 
     Returns:
-      The part's files; None if the folder has it in neither form.
+      The files of the part; None if the folder has it in neither form.
 
     Raises:
       DataError: the archive is damaged, hostile, or holds nothing of the part.
@@ -108,7 +108,7 @@ def open_tree(
 
 
 def check_folder(name: str, folder: pathlib.Path) -> None:
-    """Raises DataError if what a user gave is no folder."""
+    """Raises DataError if what a user gave is not a folder."""
     if not folder.is_dir():
         raise DataError(
             f"{name}: manual_dir {folder} is not a folder; give the folder that holds the archives "
@@ -117,7 +117,7 @@ def check_folder(name: str, folder: pathlib.Path) -> None:
 
 
 def nothing_found(name: str, folder: pathlib.Path, wanted: Iterable[str]) -> DataError:
-    """The error for a folder that lacks what a data set can not be made without."""
+    """Returns the error for a folder that lacks files without which a data set cannot be made."""
     content = sorted(path.name for path in folder.iterdir())[:8]
     listed = "".join(f"\n  - {item}" for item in wanted)
     return DataError(
@@ -129,8 +129,8 @@ def read_lines(file: pathlib.Path | PackedFile) -> list[str]:
     """Reads a text of at most 16 MiB.
 
     Raises:
-      OSError: it is not there, or can not be read.
-      UndecodableError: it is longer, or no text.
+      OSError: it is missing or cannot be read.
+      UndecodableError: it is longer, or not text.
     """
     if isinstance(file, pathlib.Path):
         with file.open("rb") as opened:
@@ -146,12 +146,12 @@ def read_lines(file: pathlib.Path | PackedFile) -> list[str]:
 
 
 def read_ids(tree: FileTree, name: str, problems: list[str]) -> list[str]:
-    """Reads a list of ids, one a line; says in `problems` what is wrong with it."""
+    """Reads a list of ids, one per line; adds what is wrong with it to `problems`."""
     file = tree.file(name)
     try:
         lines = read_lines(file)
     except (OSError, UndecodableError) as error:
-        problems.append(f"{file}: the list can not be read: {error}")
+        problems.append(f"{file}: the list cannot be read: {error}")
         return []
     ids: list[str] = []
     for number, line in enumerate(lines, start=1):
@@ -163,7 +163,7 @@ def read_ids(tree: FileTree, name: str, problems: list[str]) -> list[str]:
         else:
             problems.append(f"{file}, line {number}: wanted an id, got {line[:80]!r}")
     if not ids:
-        problems.append(f"{file}: the list names no picture")
+        problems.append(f"{file}: the list names no image")
     return ids
 
 
@@ -175,11 +175,11 @@ def pair_up(
     label_folder: str,
     label_suffix: str,
 ) -> list[Pair]:
-    """Pairs the files of two folders that agree in their names but for the suffix.
+    """Pairs the files of two folders whose names are equal up to the suffix.
 
     Returns:
-      A pair for each name that is in either folder, sorted; where one file is missing, reading it
-      says so. Folders below the two belong to the name, but not to the id.
+      A pair for each name in either folder, sorted; a file that is missing shows when it is read.
+      Folders below the two are part of the name, but not of the id.
     """
 
     def stems(tree: FileTree, folder: str, suffix: str) -> set[str]:

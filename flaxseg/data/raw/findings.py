@@ -1,4 +1,4 @@
-"""What the check of a data set found: its problems, and how often each class and size occurs."""
+"""Reports what the check of a data set found: problems, and how often classes and sizes occur."""
 
 import collections
 import dataclasses
@@ -11,20 +11,20 @@ import numpy as np
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.data.raw.problems import KINDS, Problem
 
-_MAX_SIZES = 12  # lines of the table of sizes; JSON has all
+_MAX_SIZES = 12  # lines of the table of sizes; JSON lists all
 
 
 @dataclasses.dataclass(eq=False)
 class Statistics:
-    """Counts over the usable pictures of a split.
+    """Counts the usable images of a split.
 
     Attributes:
-      num_pictures: how many they are.
+      num_pictures: the number of images.
       pixels: int64 [C], pixels of each class.
-      pictures: int64 [C], pictures that hold the class.
-      pixels_beside: int64 [C], labelled pixels, of any class, in the pictures that hold the class.
+      pictures: int64 [C], images that hold the class.
+      pixels_beside: int64 [C], labelled pixels of any class in the images that hold the class.
       ignored: pixels whose label is "ignore".
-      sizes: (H, W) -> number of pictures.
+      sizes: (H, W) -> number of images.
     """
 
     num_pictures: int
@@ -36,16 +36,16 @@ class Statistics:
 
     @classmethod
     def zero(cls, num_classes: int) -> "Statistics":
-        """Nothing counted yet."""
+        """Returns counts of zero."""
         counts = [np.zeros(num_classes, np.int64) for _ in range(3)]
         return cls(0, *counts, 0, collections.Counter())
 
     def add(self, size: tuple[int, int], pixels: np.ndarray) -> None:
-        """Counts one picture.
+        """Counts one image.
 
         Args:
           size: its (H, W).
-          pixels: int64 [256], pixels of each train id, that of "ignore" included.
+          pixels: int64 [256], pixels of each train id, including that of "ignore".
         """
         of_classes = pixels[: len(self.pixels)]
         self.num_pictures += 1
@@ -56,7 +56,7 @@ class Statistics:
         self.sizes[size] += 1
 
     def __add__(self, other: "Statistics") -> "Statistics":
-        """The counts of both together."""
+        """Returns the counts of both together."""
         return Statistics(
             self.num_pictures + other.num_pictures,
             self.pixels + other.pixels,
@@ -67,14 +67,14 @@ class Statistics:
         )
 
     def median_frequency_weights(self) -> np.ndarray:
-        """A weight per class, float64 [C]: the median of all frequencies over that of the class.
+        """Returns a weight per class, float64 [C]: the median frequency over that of the class.
 
         The frequency of a class is its number of pixels over the number of labelled pixels in the
-        pictures that hold it. A class without a pixel has weight 1 and is not in the median.
+        images that hold it. A class without a pixel has weight 1 and is not in the median.
 
         Source: Eigen and Fergus, "Predicting depth, surface normals and semantic labels with a
-        common multi-scale convolutional architecture", ICCV 2015 (there over all pixels of
-        these pictures; those without a label have no part here).
+        common multi-scale convolutional architecture", ICCV 2015, where unlabelled pixels count
+        as well.
         """
         present = self.pixels > 0
         weights = np.ones(len(self.pixels))
@@ -86,16 +86,16 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """The result of `verify_data`.
+    """Holds the result of `verify_data`.
 
     Attributes:
-      name: of the data set.
+      name: the name of the data set.
       source: where its files are.
       class_names, class_colors: of its classes.
-      num_pairs: number of pairs in each split.
+      num_pairs: the number of pairs in each split.
       problems: everything that is wrong, and warnings.
-      statistics: counts over the usable pictures of each split.
-      unusable: places in each split of the pairs that can not be used.
+      statistics: counts over the usable images of each split.
+      unusable: the indices, in each split, of the pairs that cannot be used.
     """
 
     name: str
@@ -109,12 +109,12 @@ class Report:
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """The problems by which the data fails."""
+        """The problems that make the check fail."""
         return tuple(problem for problem in self.problems if problem.is_error)
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """The problems by which it does not."""
+        """The problems that do not."""
         return tuple(problem for problem in self.problems if not problem.is_error)
 
     @property
@@ -124,17 +124,17 @@ class Report:
 
     @property
     def training_split(self) -> str:
-        """The split whose class weights count: the first one."""
+        """The first split, from which the class weights are computed."""
         return next(iter(self.statistics), "")
 
     def class_weights(self) -> np.ndarray:
-        """Median-frequency weights of the training split, float64 [C]."""
+        """Returns the median-frequency weights of the training split, float64 [C]."""
         if not self.statistics:
             return np.ones(len(self.class_names))
         return self.statistics[self.training_split].median_frequency_weights()
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON holds it."""
+        """Returns the whole report for JSON."""
         total, weights = self.total, self.class_weights()
         return {
             "data": self.name,
@@ -166,7 +166,7 @@ class Report:
         }
 
     def text(self) -> str:
-        """Everything, to be read."""
+        """Returns the whole report as text."""
         parts = [f"{self.name} from {self.source}: {self.splits_line()}"]
         for title, problems in (("problem", self.errors), ("warning", self.warnings)):
             if problems:
@@ -178,7 +178,7 @@ class Report:
         return "\n\n".join(parts)
 
     def splits_line(self) -> str:
-        """How many pairs each split has, and how many of them can not be used."""
+        """Returns how many pairs each split has and how many of them cannot be used."""
         parts = []
         for split, number in self.num_pairs.items():
             bad = len(self.unusable[split])
@@ -190,7 +190,7 @@ class Report:
         width = max(len(name) for name in (*self.class_names, "ignored"))
         splits = [f"{split} %" for split in self.statistics] if len(self.statistics) > 1 else []
         column = max([9, *map(len, splits)])
-        head = f"{'':>3}  {'class':<{width}}  {'pixels':>15}  {'share %':>7}  {'pictures':>8}"
+        head = f"{'':>3}  {'class':<{width}}  {'pixels':>15}  {'share %':>7}  {'images':>8}"
         head += "".join(f"  {split:>{column}}" for split in splits) + f"  {'weight':>8}"
         lines = [head, "-" * len(head)]
         counted = max(1, int(total.pixels.sum()))
@@ -219,15 +219,15 @@ class Report:
         )
 
     def _size_table(self) -> str:
-        """Every size, or where there are many, ranges of heights and of widths."""
+        """Returns a table of all sizes, or, if they are many, of ranges of heights and widths."""
         sizes = self.total.sizes
         if len(sizes) <= _MAX_SIZES:
-            lines = [f"{'height x width':>14}  {'pictures':>8}"]
+            lines = [f"{'height x width':>14}  {'images':>8}"]
             for (height, width), number in sizes.most_common():
                 lines.append(f"{height:>6} x {width:<5}  {number:>8}")
             return "\n".join(lines)
         heights, widths = _in_ranges(sizes, 0), _in_ranges(sizes, 1)
-        lines = [f"{'height':>12}  {'pictures':>8}    {'width':>12}  {'pictures':>8}"]
+        lines = [f"{'height':>12}  {'images':>8}    {'width':>12}  {'images':>8}"]
         for height, width in itertools.zip_longest(heights, widths, fillvalue=("", "")):
             left = f"{height[0]:>12}  {height[1]:>8}"
             lines.append(f"{left}    {width[0]:>12}  {width[1]:>8}".rstrip())
@@ -235,7 +235,7 @@ class Report:
 
 
 def _list(title: str, problems: tuple[Problem, ...]) -> str:
-    """All problems, those of one kind together."""
+    """Returns a list of all problems, grouped by kind."""
     number = f"1 {title}" if len(problems) == 1 else f"{len(problems)} {title}s"
     lines = [f"{number}:"]
     for kind, meaning in KINDS.items():
@@ -247,7 +247,7 @@ def _list(title: str, problems: tuple[Problem, ...]) -> str:
 
 
 def _in_ranges(sizes: Mapping[tuple[int, int], int], axis: int) -> list[tuple[str, int]]:
-    """("300..349", number of pictures) of at most 12 ranges of heights or widths."""
+    """Returns ("300..349", number of images) for at most 12 ranges of heights or widths."""
     least, greatest = min(size[axis] for size in sizes), max(size[axis] for size in sizes)
     step = next(
         unit * 10**power

@@ -1,4 +1,4 @@
-"""From the label ids of the published files to train ids, refusing ids that nobody explained."""
+"""Maps the label ids of published files to train ids, and refuses ids that are not in the map."""
 
 from collections.abc import Mapping
 
@@ -7,12 +7,12 @@ import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL
 
-# Pixels counted at a time: bounds the memory of the int64 copy that counting makes to 32 MiB.
+# Pixels counted at a time; counting makes an int64 copy, which is bounded to 32 MiB.
 _CHUNK = 1 << 22
 
 
 class LabelMap:
-    """Maps raw label ids to train ids; an id outside the map is found, never passed on.
+    """Maps raw label ids to train ids; an id outside the map is an error.
 
     Args:
       ids: raw id (0..65535) -> train id (0..254) or 255 for ignore.
@@ -47,18 +47,18 @@ class LabelMap:
         raise ValueError(self.complaint(raw))
 
     def to_raw(self, train_ids: np.ndarray, ignored: int) -> np.ndarray:
-        """Turns train ids into raw ids, as test servers want predictions.
+        """Turns train ids into raw ids, as test servers expect predictions.
 
         Args:
           train_ids: integers of any shape, 0 to the last class, or 255 where nothing is predicted.
           ignored: the raw id for 255.
 
         Returns:
-          The same shape; uint8, or uint16 where raw ids need it. Of several raw ids of one class it
-          is the smallest.
+          The same shape; uint8, or uint16 where raw ids need it. A class with several raw ids gets
+          the smallest.
 
         Raises:
-          ValueError: other values, with their numbers of pixels; or not integers.
+          ValueError: there are other values, listed with their pixel counts; or no integers.
         """
         train_ids = np.asarray(train_ids)
         if train_ids.dtype.kind not in "iu":
@@ -78,13 +78,13 @@ class LabelMap:
         return table[train_ids]
 
     def complaint(self, raw: np.ndarray) -> str:
-        """Says which ids of `raw` are unknown, in how many pixels, and which are known."""
+        """Returns a message about the unknown ids of `raw`, with pixel counts and the known ids."""
         found = ", ".join(f"{v} ({n} pixels)" for v, n in self.unknown_ids(raw).items())
         return f"label ids outside the map: {found}; known ids are {_ranges(self.ids)}"
 
 
 def count_ids(raw: np.ndarray) -> dict[int, int]:
-    """Returns the number of pixels of each id in a label (uint8 or uint16), in rising order."""
+    """Returns the number of pixels of each id in a label (uint8 or uint16), in ascending order."""
     counts = np.zeros(np.iinfo(raw.dtype).max + 1, np.int64)
     flat = raw.reshape(-1)
     for start in range(0, flat.size, _CHUNK):

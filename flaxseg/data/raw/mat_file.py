@@ -1,15 +1,16 @@
-"""Numeric arrays in MATLAB's MAT-files of version 5, in bounded memory.
+"""Reads numeric arrays from MATLAB's MAT-files of version 5, in bounded memory.
 
-General readers believe the sizes that a file states and can be made to allocate without bounds;
-labels need two-dimensional arrays of integers, at the top or in a structure, and nothing else.
-Reference: MATLAB MAT-File Format, The MathWorks, chapter 1 (level 5).
+Labels need two-dimensional arrays of integers, alone or in a structure, and nothing else. SciPy's
+reader is not used: it allocates whatever sizes a file states, and its 1.17 ends the process by a
+segmentation fault on files with a few damaged bytes. Reference: MATLAB MAT-File Format, The
+MathWorks, chapter 1 (level 5).
 """
 
-import dataclasses
 import math
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,18 +18,8 @@ from flaxseg.data.raw.decode import MAX_PIXELS, UndecodableError
 
 _MATRIX, _COMPRESSED = 14, 15
 # Data types of elements, as little-endian NumPy types.
-_TYPES = {
-    1: "i1",
-    2: "u1",
-    3: "i2",
-    4: "u2",
-    5: "i4",
-    6: "u4",
-    7: "f4",
-    9: "f8",
-    12: "i8",
-    13: "u8",
-}
+_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4"}
+_TYPES |= {9: "f8", 12: "i8", 13: "u8"}
 _STRUCT = 2
 _NUMERIC = frozenset(range(6, 16))  # double to uint64
 _COMPLEX_FLAG = 0x0800
@@ -41,16 +32,16 @@ def read_mat_array(
 
     Args:
       content: the bytes of the file.
-      name: of the variable.
-      field: for a structure of size 1x1, the field of it that is wanted.
+      name: the name of the variable.
+      field: the wanted field, where the variable is a structure of size 1x1.
       max_bytes: refuse a file that unpacks to more.
 
     Returns:
       uint16 `[H, W]`.
 
     Raises:
-      UndecodableError: not such a file, damaged, too large, without that variable, or one that
-        holds other than whole numbers from 0 to 65535.
+      UndecodableError: it is not such a file, is damaged or too large, lacks the variable, or holds
+        something other than whole numbers from 0 to 65535.
 
     Example:
       `read_mat_array(path.read_bytes(), "GTcls", "Segmentation")` reads a label of SBD.
@@ -59,7 +50,7 @@ def read_mat_array(
         return _read(content, name, field, max_bytes)
     except UndecodableError:
         raise
-    except (struct.error, ValueError) as error:  # fewer or shorter elements than there must be
+    except (struct.error, ValueError) as error:  # elements are missing or too short
         raise UndecodableError(f"a damaged MAT-file: {error}") from None
 
 
@@ -87,18 +78,17 @@ def _read(content: bytes, name: str, field: str | None, max_bytes: int) -> np.nd
     raise UndecodableError(f"no variable {name!r} in the MAT-file; it has {', '.join(found)}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Element:
+class _Element(NamedTuple):
     kind: int
     content: bytes
 
 
 def _elements(content: bytes, order: str) -> Iterator[_Element]:
-    """Yields the data elements that lie one behind the other."""
+    """Yields the consecutive data elements."""
     position = 0
     while position + 8 <= len(content):
         kind, size = struct.unpack_from(f"{order}2L", content, position)
-        if kind >> 16:  # a short one has its four bytes within the tag
+        if kind >> 16:  # a short element has its four bytes within the tag
             size, kind, start = kind >> 16, kind & 0xFFFF, position + 4
             after = position + 8
             if size > 4:
@@ -123,8 +113,7 @@ def _inflate(content: bytes, limit: int) -> bytes:
     return unpacked
 
 
-@dataclasses.dataclass(frozen=True)
-class _Matrix:
+class _Matrix(NamedTuple):
     name: str
     type_class: int
     is_complex: bool

@@ -1,4 +1,4 @@
-"""Files in archives, and what an archive may hold."""
+"""Represents files in archives, and bounds what an archive may hold."""
 
 import dataclasses
 import errno
@@ -9,25 +9,25 @@ from collections.abc import Callable
 from flaxseg.errors import DataError
 
 MAX_ENTRIES = 200_000
-"""An archive of more entries is refused; the largest of a published data set has about 94,000."""
+"""An archive with more entries is refused; the largest published one has about 94,000."""
 
 MAX_FILE_BYTES = 64 * 2**20
-"""A wanted file of an archive that is larger is refused."""
+"""A larger file in an archive is refused if it is wanted."""
 
 MAX_GROWTH = 20
-"""An archive that unpacks to more than so many times its size, and `FREE_BYTES`, is refused;
-pictures hardly compress."""
+"""An archive that unpacks to more than this many times its size plus `FREE_BYTES` is refused;
+images hardly compress."""
 
 FREE_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedFile:
-    """A file in an archive, to be read as a path is.
+    """A file in an archive, which is read like a path.
 
     Attributes:
-      archive: the archive's path.
-      name: of the file in it.
+      archive: the path of the archive.
+      name: the name of the file in it.
     """
 
     archive: pathlib.Path
@@ -35,10 +35,10 @@ class PackedFile:
     _read: Callable[[], bytes] | None = dataclasses.field(repr=False, compare=False)
 
     def read_bytes(self) -> bytes:
-        """Reads the file; from any thread.
+        """Reads the file; can be called from any thread.
 
         Raises:
-          FileNotFoundError: the archive does not hold it.
+          FileNotFoundError: it is not in the archive.
           UndecodableError: it is damaged.
         """
         if self._read is None:
@@ -49,13 +49,12 @@ class PackedFile:
         return f"{self.archive}/{self.name}"
 
 
-def check_entry_name(path: pathlib.Path, name: str) -> tuple[str, ...]:
-    """Returns the parts of an entry's name; raises DataError for one that leads elsewhere."""
-    parts = tuple(name.rstrip("/").split("/"))
+def check_entry_name(path: pathlib.Path, name: str) -> None:
+    """Raises DataError for the name of an entry that leads out of the archive."""
+    parts = name.rstrip("/").split("/")
     strange = "\\" in name or "\0" in name or ":" in parts[0] or {"", ".", ".."} & set(parts)
     if name.startswith("/") or strange:
         raise DataError(f"{path} holds an entry outside its folder: {name!r}; refused")
-    return parts
 
 
 def check_size(path: pathlib.Path, name: str, size: int) -> None:
@@ -65,8 +64,8 @@ def check_size(path: pathlib.Path, name: str, size: int) -> None:
 
 
 class Account:
-    """Counts entries and bytes against what an archive may hold; each method raises DataError when
-    it is too much.
+    """Counts the entries and bytes of an archive; each method raises DataError when they are too
+    many.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -82,7 +81,7 @@ class Account:
             raise DataError(f"{self._path} holds more than {MAX_ENTRIES} entries; refused")
 
     def unpacked(self, number: int, name: str) -> None:
-        """Counts unpacked bytes, of the named entry."""
+        """Counts unpacked bytes of the named entry."""
         self._bytes += number
         if self._bytes > self._limit:
             raise DataError(
@@ -91,7 +90,7 @@ class Account:
             )
 
     def wanted(self, name: str, size: int, is_file: bool) -> None:
-        """Accepts an entry that is going to be read."""
+        """Accepts an entry that will be read."""
         if not is_file:
             raise DataError(f"{self._path} holds a link or device: {name!r}; refused")
         check_size(self._path, name, size)

@@ -1,4 +1,4 @@
-"""Picture and label files of a data set, two by two."""
+"""Pairs the image and label files of a data set, and reads them."""
 
 import dataclasses
 import io
@@ -16,14 +16,14 @@ from flaxseg.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class EncodedExample:
-    """One picture and its label as the bytes of their files.
+    """Holds one image and its label as the bytes of their files.
 
     Attributes:
       id: unique within the data set.
       image: bytes of a JPEG or PNG.
       label: bytes of a PNG that holds raw label ids.
-      image_file, label_file: where the bytes come from, for messages, as a place in the folder of
-        the data set; "" when generated.
+      image_file, label_file: the files they come from, for messages, relative to the folder of the
+        data set; "" when generated.
     """
 
     id: str
@@ -34,20 +34,20 @@ class EncodedExample:
 
 
 class File(Protocol):
-    """A path, or a file in an archive; as text it is its name for messages."""
+    """A path, or a file in an archive; `str` gives its name for messages."""
 
     def read_bytes(self) -> bytes:
-        """Reads it whole; raises OSError, or UndecodableError where its archive is damaged."""
+        """Reads the whole file; raises OSError, or UndecodableError if its archive is damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A picture file and its label file.
+    """Holds an image file and its label file.
 
     Attributes:
-      id: name of the pair, unique within the splits that repeat no other.
+      id: the name of the pair, unique among the splits that repeat no other split.
       image, label: the files.
-      decode: from the bytes of the label file to raw ids, `[H, W]`; raises UndecodableError.
+      decode: turns the bytes of the label file into raw ids, `[H, W]`; raises UndecodableError.
       as_stored: whether the label fits the image's pixels as they are stored, whatever EXIF says.
     """
 
@@ -58,7 +58,7 @@ class Pair:
     as_stored: bool = False
 
     def image_bytes(self) -> bytes:
-        """Reads the picture file."""
+        """Reads the image file."""
         return _read(self.image)
 
     def label_bytes(self) -> bytes:
@@ -66,14 +66,14 @@ class Pair:
         return _read(self.label)
 
     def read(self, root: pathlib.Path | None = None) -> EncodedExample:
-        """Reads both files; a label that does not store its ids as a PNG is made into one.
+        """Reads both files; a label of another form is converted to a PNG of ids.
 
         Args:
-          root: the folder of the data set. Files in it are named by their place there, so that the
-            example is the same wherever the data set lies.
+          root: the folder of the data set. Its files are named relative to it, so that the example
+            does not depend on where the data set is.
 
         Raises:
-          DataError: a file is not what it was when the pair was checked.
+          DataError: a file has changed since the pair was checked.
         """
         try:
             label = self.label_bytes()
@@ -93,9 +93,7 @@ class Pair:
 def readers(
     pairs: dict[str, Sequence[Pair]], root: pathlib.Path | None = None
 ) -> dict[str, Callable[[], Iterator[EncodedExample]]]:
-    """Returns, per split, a function that reads its pairs one after the other; `root` as for
-    `Pair.read`.
-    """
+    """Returns, for each split, a function that reads its pairs; `root` as in `Pair.read`."""
 
     def reader(of_split: Sequence[Pair]) -> Callable[[], Iterator[EncodedExample]]:
         return lambda: (pair.read(root) for pair in of_split)
@@ -108,7 +106,7 @@ def _read(file: File) -> bytes:
 
 
 def _place(file: File, root: pathlib.Path | None) -> str:
-    """The name of a file, also of one in an archive, from the root on."""
+    """Returns the name of a file, on disk or in an archive, relative to the root."""
     return str(file) if root is None else str(file).removeprefix(f"{root}{os.sep}")
 
 

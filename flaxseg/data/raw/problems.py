@@ -1,4 +1,4 @@
-"""What can be wrong with the files of a data set."""
+"""Lists what can be wrong with the files of a data set."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,27 +9,27 @@ from flaxseg.errors import ConfigError, DataError, near
 MAX_LISTED_PROBLEMS = 50
 
 KINDS: dict[str, str] = {
-    "files": "lists and folders that are not as they should be",
-    "missing_file": "a picture or label file that is not there",
+    "files": "a list or folder with something wrong in it",
+    "missing_file": "an image or label file that is missing",
     "orphan": "a file that belongs to no pair",
-    "unreadable": "a file that may not be read",
+    "unreadable": "a file that cannot be read",
     "undecodable": "a file that is not a whole JPEG or PNG",
-    "too_large": "a picture or file beyond the limits",
-    "deep_image": "a grey picture of more than 8 bits",
-    "exif_rotation": "a picture that is stored turned",
+    "too_large": "an image or file beyond the limits",
+    "deep_image": "a grey image of more than 8 bits",
+    "exif_rotation": "an image stored turned",
     "jpeg_label": "a label stored as JPEG",
-    "color_label": "a label of colours where ids are wanted",
+    "color_label": "a label that holds colours where ids are wanted",
     "deep_label": "a label of 16 bits",
-    "size_mismatch": "a picture and a label of different sizes",
+    "size_mismatch": "an image and a label of different sizes",
     "unknown_ids": "label ids outside the map",
     "unknown_colors": "label colours outside the map",
-    "duplicate_id": "one name for two pictures",
-    "duplicate_across_splits": "the same picture in two splits",
-    "duplicate_in_split": "the same picture twice in a split",
+    "duplicate_id": "two images with one name",
+    "duplicate_across_splits": "the same image in two splits",
+    "duplicate_in_split": "the same image twice in a split",
     "absent_class": "a class without a pixel",
-    "nothing_labelled": "a label of ignored pixels only",
+    "nothing_labelled": "a label with ignored pixels only",
 }
-"""Every kind of problem, in the order of reports."""
+"""Every kind of problem, in the order of a report."""
 
 _HARMLESS = (
     "files",
@@ -41,21 +41,21 @@ _HARMLESS = (
     "nothing_labelled",
 )
 UNUSABLE = frozenset(KINDS) - frozenset(_HARMLESS)
-"""The kinds after which a pair can not be used."""
+"""The kinds that make a pair unusable."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """Describes one thing that is wrong.
 
     Attributes:
       kind: a key of `KINDS`.
-      message: what is wrong in words, with the files' names.
-      split: where; "" if it is not of one split.
-      id: of the pair; "" if it is not of one pair.
-      files: the files it is about.
+      message: what is wrong, with the names of the files.
+      split: the split; "" if it does not concern one split.
+      id: the id of the pair; "" if it does not concern one pair.
+      files: the files concerned.
       details: the numbers of the message, for programs.
-      is_error: whether the data fails by it; otherwise it is a warning.
+      is_error: whether the check fails because of it; otherwise it is a warning.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class Problem:
         return self.message
 
     def to_dict(self) -> dict[str, Any]:
-        """The problem as JSON holds it."""
+        """Returns the problem for JSON."""
         return {
             "kind": self.kind,
             "severity": "error" if self.is_error else "warning",
@@ -86,7 +86,7 @@ class Problem:
 
 
 def as_problems(found: Iterable[Problem | str]) -> list[Problem]:
-    """What a builder found in lists and folders; bare words become problems of kind "files"."""
+    """Returns what was found in lists and folders as problems; text becomes the kind "files"."""
     return [
         item if isinstance(item, Problem) else Problem("files", item, files=_first_word(item))
         for item in found
@@ -94,13 +94,13 @@ def as_problems(found: Iterable[Problem | str]) -> list[Problem]:
 
 
 def _first_word(message: str) -> tuple[str, ...]:
-    """The file with which a message begins, as in "/data/train.txt, line 3: ..."."""
+    """Returns the file that a message begins with, as in "/data/train.txt, line 3: ..."."""
     file = message.partition(":")[0].partition(", line")[0]
     return (file,) if "/" in file else ()
 
 
 def problem_kinds(text: str) -> frozenset[str]:
-    """The kinds of problems in a comma-separated list; "all" stands for all of them.
+    """Returns the kinds of problems in a comma-separated list; "all" stands for all of them.
 
     >>> sorted(problem_kinds("orphan, undecodable"))
     ['orphan', 'undecodable']
@@ -122,7 +122,7 @@ def problem_kinds(text: str) -> frozenset[str]:
 
 
 def raise_problems(name: str, problems: Sequence[Problem], advice: str) -> None:
-    """Raises one DataError that lists all problems; does nothing if there is none."""
+    """Raises one DataError that lists all problems, if there are any."""
     if not problems:
         return
     listed = "\n".join(f"  - {problem}" for problem in problems[:MAX_LISTED_PROBLEMS])
@@ -130,4 +130,4 @@ def raise_problems(name: str, problems: Sequence[Problem], advice: str) -> None:
     if more > 0:
         listed += f"\n  ... and {more} more"
     number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    raise DataError(f"data set {name!r} can not be prepared, {number}:\n{listed}\n{advice}")
+    raise DataError(f"data set {name!r} cannot be prepared, {number}:\n{listed}\n{advice}")

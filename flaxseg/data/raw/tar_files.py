@@ -1,7 +1,10 @@
-"""Reads tars, plain and compressed by gzip, forward, once, and in bounded memory."""
+"""Reads tars, plain and compressed by gzip, forward, once, and in bounded memory.
+
+`tarfile` is not enough here: it keeps headers of any size in memory, takes a damaged header for the
+end of the archive, and passes over attributes that it cannot read.
+"""
 
 import contextlib
-import dataclasses
 import gzip
 import os
 import pathlib
@@ -10,7 +13,7 @@ import tempfile
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.packed_files import Account, PackedFile, check_entry_name
@@ -19,64 +22,132 @@ from flaxseg.progress import Progress
 
 _BLOCK = 512
 _CHUNK = 1 << 20
-# Of names and attributes.
-_MAX_HEADER_BYTES = 1 << 16
+_MAX_HEADER_BYTES = 1 << 16  # of names and attributes
 
 
-@dataclasses.dataclass(frozen=True)
-class _TarEntry:
+def read_tar(
+    path: pathlib.Path, wanted: Callable[[str], bool], progress: bool, *, compressed: bool
+) -> dict[str, PackedFile]:
+    """Finds the wanted files of a tar.
+
+    Those of a plain tar are read where they are. Those of a compressed one are copied, one behind
+    the other, to a temporary file without a name, which goes when the last of them is forgotten.
+    """
+    found = {}
+    with (
+        path.open("rb") as file,
+        _opened(path, file, compressed) as source,
+        Progress(f"reading {path.name}", path.stat().st_size, "B", enabled=progress) as shown,
+    ):
+        for entry in _entries(source):
+            end = source.position + entry.size
+            if entry.size < 0:
+                raise DataError(f"{path}: {entry.name!r} has {entry.size} bytes; refused")
+            if not compressed and end > path.stat().st_size:
+                raise source.cut_off()
+            if not entry.is_folder and wanted(entry.name):
+                source.account.wanted(entry.name, entry.size, entry.is_file)
+                found[entry.name] = PackedFile(path, entry.name, source.keep(entry))
+            source.skip_to(end, entry.name)
+            shown.show(file.tell())
+    return found
+
+
+class _Entry(NamedTuple):
     name: str
     size: int
     is_file: bool
     is_folder: bool
 
 
-class _Bytes:
-    """Reads forward through a file, at most so many bytes at once."""
+class _Tar:
+    """The content of a tar, read forward.
 
-    def __init__(self, path: pathlib.Path, file: BinaryIO, skip: Callable[[int], None] | None):
-        self._path, self._file, self._skip = path, file, skip
+    Args:
+      path: of the archive.
+      content: its content, unpacked as it is read.
+      kept: where wanted files are copied; None leaves them in `content`, which is a plain file.
+
+    Attributes:
+      path: of the archive.
+      position: of the next byte.
+      account: what has been read so far.
+    """
+
+    def __init__(self, path: pathlib.Path, content: BinaryIO, kept: BinaryIO | None):
+        self.path = path
         self.position = 0
+        self.account = Account(path)
+        self._content, self._kept = content, kept
+        self._handle = _Handle(os.dup((kept or content).fileno()))
 
-    def read(self, number: int) -> bytes:
-        content = self._file.read(number)
+    def read(self, number: int, name: str) -> bytes:
+        """Returns so many bytes, or fewer at the end, that belong to the named entry."""
+        self.account.unpacked(number, name)
+        content = self._content.read(number)
         self.position += len(content)
         return content
 
-    def skip(self, number: int) -> Iterator[int]:
-        """Goes on by so many bytes; yields after each part how many they were."""
-        if self._skip is not None:
-            self._skip(number)
-            self.position += number
-            return
-        while number > 0:
-            part = len(self.read(min(number, _CHUNK)))
-            if not part:
-                raise _cut_off(self._path)
-            number -= part
-            yield part
+    def keep(self, entry: _Entry) -> Callable[[], bytes]:
+        """Returns a function that reads the content of the entry, which is next, at any time."""
+        if self._kept is None:
+            return _reader(self._handle, self.position, entry.size)
+        place = self._kept.tell()
+        content = self.read(entry.size, entry.name)
+        try:
+            self._kept.write(content)
+            self._kept.flush()
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: what is wanted of it does not fit into {tempfile.gettempdir()}: "
+                f"{error.strerror}; set TMPDIR to a folder with more space"
+            ) from error
+        return _reader(self._handle, place, entry.size)
+
+    def skip_to(self, end: int, name: str) -> None:
+        """Continues behind the content of the named entry and what fills its last block."""
+        padded = -(-end // _BLOCK) * _BLOCK
+        if self._kept is None:
+            self.position = self._content.seek(padded)
+        while self.position < padded:
+            if not self.read(min(padded - self.position, _CHUNK), name):
+                raise self.cut_off()
+
+    def cut_off(self) -> DataError:
+        """Returns the error for a tar that ends early."""
+        return DataError(f"{self.path} ends early; is it whole? Download it again.")
 
 
-def _cut_off(path: pathlib.Path) -> DataError:
-    return DataError(f"{path} ends early; is it whole? Download it again.")
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, file: BinaryIO, compressed: bool) -> Iterator[_Tar]:
+    if not compressed:
+        yield _Tar(path, file, None)
+        return
+    with (
+        gzip.GzipFile(fileobj=file) as unpacked,
+        tempfile.TemporaryFile(prefix="flaxseg-") as kept,
+    ):
+        try:
+            yield _Tar(path, unpacked, kept)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{path} is damaged or cut off: {error}. Download it again.") from None
 
 
-def _tar_entries(path: pathlib.Path, source: _Bytes, account: Account) -> Iterator[_TarEntry]:
-    """Yields the entries of a tar, each with the source at the first byte of its content; the
-    caller goes to the end of the content.
+def _entries(source: _Tar) -> Iterator[_Entry]:
+    """Yields the entries, each with the source at the first byte of its content; the caller skips
+    to the end of the content.
 
-    Python's own reader keeps headers of any size in memory, so headers are read here: those of
-    POSIX.1-2001 (pax), and GNU's for long names.
+    Read are the headers of POSIX.1-2001 (pax), and GNU's for long names.
     """
+    path = source.path
     attributes: dict[str, str] = {}
     while True:
-        block = source.read(_BLOCK)
+        block = source.read(_BLOCK, "a header")
         if not block.strip(b"\0"):
             if len(block) < _BLOCK:
-                raise _cut_off(path)
+                raise source.cut_off()
             return
-        account.entry()
-        account.unpacked(len(block), "a header")
+        source.account.entry()
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
@@ -87,37 +158,40 @@ def _tar_entries(path: pathlib.Path, source: _Bytes, account: Account) -> Iterat
         if header.size < 0:
             raise DataError(f"{path}: {header.name!r} has {header.size} bytes; refused")
         if header.type in (b"L", b"K", b"x", b"X", b"g"):
-            content = _header_content(path, source, header)
-            account.unpacked(len(content), header.name)
+            content = _header_content(source, header)
             if header.type == b"L":
-                name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
-                attributes["path"] = name
+                attributes["path"] = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
             elif header.type in (b"x", b"X"):
                 attributes |= _pax_attributes(path, content)
             continue
-        name = attributes.get("path", header.name)
-        size = header.size
-        if "size" in attributes:
-            digits = attributes["size"]
-            size = int(digits) if digits.isdecimal() and len(digits) < 20 else -1
-        sparse = header.type == b"S" or "sparse" in attributes
+        yield _entry(path, header, attributes)
         attributes = {}
-        while name.startswith("./"):  # as `tar -c .` writes them
-            name = name[2:]
-        is_folder = header.type == tarfile.DIRTYPE or name.endswith("/") or name in ("", ".")
-        if name not in ("", "."):
-            check_entry_name(path, name)
-        has_content = header.type in (b"0", b"\0", b"7", b"S")
-        yield _TarEntry(name, size if has_content else 0, has_content and not sparse, is_folder)
 
 
-def _header_content(path: pathlib.Path, source: _Bytes, header: tarfile.TarInfo) -> bytes:
+def _entry(path: pathlib.Path, header: tarfile.TarInfo, attributes: dict[str, str]) -> _Entry:
+    """Returns the entry of a header, with the attributes that came before it."""
+    name = attributes.get("path", header.name)
+    digits = attributes.get("size", str(header.size))
+    size = int(digits) if digits.isdecimal() and len(digits) < 20 else -1
+    while name.startswith("./"):  # as `tar -c .` writes them
+        name = name[2:]
+    is_folder = header.type == tarfile.DIRTYPE or name.endswith("/") or name in ("", ".")
+    if name not in ("", "."):
+        check_entry_name(path, name)
+    sparse = header.type == b"S" or "sparse" in attributes
+    has_content = header.type in (b"0", b"\0", b"7", b"S")
+    return _Entry(name, size if has_content else 0, has_content and not sparse, is_folder)
+
+
+def _header_content(source: _Tar, header: tarfile.TarInfo) -> bytes:
     if header.size > _MAX_HEADER_BYTES:
-        raise DataError(f"{path}: a header of {header.size} bytes, for {header.name!r}; refused")
+        raise DataError(
+            f"{source.path}: a header of {header.size} bytes, for {header.name!r}; refused"
+        )
     padded = -(-header.size // _BLOCK) * _BLOCK
-    content = source.read(padded)
+    content = source.read(padded, header.name)
     if len(content) < padded:
-        raise _cut_off(path)
+        raise source.cut_off()
     return content[: header.size]
 
 
@@ -142,93 +216,6 @@ def _pax_attributes(path: pathlib.Path, content: bytes) -> dict[str, str]:
     return attributes
 
 
-def read_tar(
-    path: pathlib.Path, wanted: Callable[[str], bool], progress: bool
-) -> dict[str, PackedFile]:
-    """Finds files in a tar that is not compressed, to be read where they are."""
-    length = path.stat().st_size
-    account = Account(path)
-    found = {}
-    with (
-        path.open("rb") as file,
-        Progress(f"reading {path.name}", length, "B", enabled=progress) as shown,
-    ):
-        handle = _Handle(os.dup(file.fileno()))
-        source = _Bytes(path, file, lambda number: file.seek(number, os.SEEK_CUR))
-        done = 0
-        for entry in _tar_entries(path, source, account):
-            padded = -(-entry.size // _BLOCK) * _BLOCK
-            if entry.size < 0 or source.position + entry.size > length:
-                raise _cut_off(path)
-            if not entry.is_folder and wanted(entry.name):
-                account.wanted(entry.name, entry.size, entry.is_file)
-                read = _handle_reader(handle, source.position, entry.size)
-                found[entry.name] = PackedFile(path, entry.name, read)
-            for _ in source.skip(padded):
-                pass
-            shown.advance(source.position - done)
-            done = source.position
-    return found
-
-
-def read_compressed_tar(
-    path: pathlib.Path, wanted: Callable[[str], bool], progress: bool
-) -> dict[str, PackedFile]:
-    """Finds files in a tar compressed by gzip and copies them, one behind the other, to a temporary
-    file without a name, which goes when the last of them is forgotten.
-    """
-    account = Account(path)
-    found = {}
-    with (
-        path.open("rb") as packed,
-        gzip.GzipFile(fileobj=packed) as unpacked,
-        tempfile.TemporaryFile(prefix="flaxseg-") as kept,
-        Progress(f"reading {path.name}", path.stat().st_size, "B", enabled=progress) as shown,
-        _gzip_errors(path),
-    ):
-        handle = _Handle(os.dup(kept.fileno()))
-        source = _Bytes(path, unpacked, None)
-        done = 0
-        for entry in _tar_entries(path, source, account):
-            remaining = -(-entry.size // _BLOCK) * _BLOCK
-            if entry.size < 0:
-                raise DataError(f"{path}: {entry.name!r} has {entry.size} bytes; refused")
-            if not entry.is_folder and wanted(entry.name):
-                account.wanted(entry.name, entry.size, entry.is_file)
-                account.unpacked(entry.size, entry.name)
-                content = source.read(entry.size)
-                if len(content) < entry.size:
-                    raise _cut_off(path)
-                read = _handle_reader(handle, kept.tell(), entry.size)
-                found[entry.name] = PackedFile(path, entry.name, read)
-                _keep(kept, content, path)
-                remaining -= entry.size
-            for part in source.skip(remaining):
-                account.unpacked(part, entry.name)
-            shown.advance(packed.tell() - done)
-            done = packed.tell()
-    return found
-
-
-def _keep(kept: BinaryIO, content: bytes, path: pathlib.Path) -> None:
-    try:
-        kept.write(content)
-        kept.flush()
-    except OSError as error:
-        raise DataError(
-            f"{path}: what is wanted of it does not fit into {tempfile.gettempdir()}: "
-            f"{error.strerror}; set TMPDIR to a folder with more space"
-        ) from error
-
-
-@contextlib.contextmanager
-def _gzip_errors(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged or cut off: {error}. Download it again.") from None
-
-
 class _Handle:
     """A file descriptor that is closed when nothing needs it."""
 
@@ -237,7 +224,7 @@ class _Handle:
         weakref.finalize(self, os.close, number)
 
 
-def _handle_reader(handle: _Handle, position: int, size: int) -> Callable[[], bytes]:
+def _reader(handle: _Handle, position: int, size: int) -> Callable[[], bytes]:
     def read() -> bytes:
         content = os.pread(handle.number, size, position)
         if len(content) < size:

@@ -1,5 +1,5 @@
-"""The check of a whole data set before any of it is used: every file is read and decoded, in many
-threads, and everything that is wrong is listed at once.
+"""Checks a whole data set before any of it is used: reads and decodes every file, in many threads,
+and lists everything that is wrong at once.
 """
 
 import collections
@@ -21,19 +21,19 @@ from flaxseg.data.raw.label_map import LabelMap, count_ids
 from flaxseg.data.raw.problems import UNUSABLE, Problem
 
 _MAX_THREADS = 32
-# Pictures of more pixels than this are decoded one at a time, which bounds the memory it takes.
+# Images of more pixels than this are decoded one at a time, to bound the memory.
 _LARGE = 16 * 1024 * 1024
-_one_large_picture = threading.Lock()
+_one_large_image = threading.Lock()
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
 class Checkable(Protocol):
-    """A picture and its label, still encoded: a pair of files, or a record of a prepared set.
+    """An encoded image and label: a pair of files, or a record of a prepared set.
 
     Attributes:
       id: its name.
-      image, label: files or other names, for messages.
+      image, label: the files, or other names, for messages.
       as_stored: whether the label fits the pixels as they are stored, whatever EXIF says.
     """
 
@@ -43,22 +43,22 @@ class Checkable(Protocol):
     as_stored: bool
 
     def image_bytes(self) -> bytes:
-        """The bytes of the picture; OSError or UndecodableError where they can not be had."""
+        """Returns the bytes of the image; raises OSError or UndecodableError."""
 
     def label_bytes(self) -> bytes:
-        """The bytes of the label; OSError or UndecodableError where they can not be had."""
+        """Returns the bytes of the label; raises OSError or UndecodableError."""
 
     def decode(self, encoded: bytes) -> np.ndarray:
-        """From the bytes of the label to raw ids, uint8 or uint16 `[H, W]`."""
+        """Decodes the bytes of the label to raw ids, uint8 or uint16 `[H, W]`."""
 
 
 @dataclasses.dataclass
 class _Examined:
-    """What one pair turned out to be."""
+    """What was found out about one pair."""
 
     problems: list[Problem]
-    digest: bytes | None = None  # of the pixels, so that another encoding is found out too
-    size: tuple[int, int] | None = None  # (H, W) of a picture that can be used
+    digest: bytes | None = None  # of the pixels, so that other encodings of the image are found too
+    size: tuple[int, int] | None = None  # (H, W) of a usable image
     pixels: np.ndarray | None = None  # int64 [256]: pixels of each train id
 
 
@@ -72,24 +72,25 @@ def examine(
     advance: Callable[[], None] = lambda: None,
     num_threads: int | None = None,
 ) -> Report:
-    """Decodes every picture and label, says everything that is wrong with them, and counts.
+    """Decodes every image and label, reports everything that is wrong with them, and counts.
 
-    Found are: missing files, undecodable ones (with the decoder's words), JPEG, colour and 16-bit
-    labels, pictures stored turned, sizes that differ, label ids outside the map (with pixel
-    counts), names used twice, the same picture in two splits (by its pixels, however it is
-    stored), classes without a pixel.
+    It finds missing files, undecodable ones (with the decoder's message), JPEG, colour and 16-bit
+    labels, images stored turned, sizes that differ, label ids outside the map (with pixel counts),
+    names used twice, the same pixels in two splits, however they are stored, and classes without a
+    pixel.
 
     Args:
       pairs: the pairs of each split.
-      info: what the ids and classes are.
+      info: the facts of the data set.
       source: where the files are, for the report.
       known: problems that were found before, in lists and folders.
-      needs_every_class: a class without a pixel in the first split is an error, not a warning.
-      advance: called once per pair, from this thread.
-      num_threads: decode in so many threads; as many as there are cores (at most 32) if None.
+      needs_every_class: whether a class without a pixel in the first split is an error, not a
+        warning.
+      advance: called once per pair, in this thread.
+      num_threads: the number of decoding threads; one per core (at most 32) if None.
 
     Returns:
-      The problems, those of `known` first and then in the order of the pairs, and what was counted.
+      The problems, those of `known` first and then in the order of the pairs, and the counts.
     """
     problems = list(known)
     statistics = {split: Statistics.zero(info.num_classes) for split in pairs}
@@ -123,30 +124,30 @@ def examine(
 
 
 class _Seen:
-    """The names and pictures that came by, and in which split."""
+    """Remembers names and images, and in which split they were."""
 
     def __init__(self, repeated: Mapping[str, str]):
         self._overlapping = {frozenset(splits) for splits in repeated.items()}
         self._ids: dict[str, list[tuple[str, Checkable]]] = collections.defaultdict(list)
-        self._pictures: dict[bytes, list[tuple[str, Checkable]]] = collections.defaultdict(list)
+        self._images: dict[bytes, list[tuple[str, Checkable]]] = collections.defaultdict(list)
 
     def check(self, split: str, pair: Checkable, digest: bytes | None) -> list[Problem]:
-        """What of this pair was there before."""
+        """Returns what of this pair was there before."""
         problems = []
         for other, _ in self._before(self._ids[pair.id], split):
             message = f"{split}: id {pair.id!r} is already used in {other}"
             problems.append(Problem("duplicate_id", message, split, pair.id, (str(pair.image),)))
         self._ids[pair.id].append((split, pair))
         if digest is not None:
-            for other, earlier in self._before(self._pictures[digest], split):
+            for other, earlier in self._before(self._images[digest], split):
                 problems.append(_duplicate(split, pair, other, earlier))
-            self._pictures[digest].append((split, pair))
+            self._images[digest].append((split, pair))
         return problems
 
     def _before(
         self, earlier: list[tuple[str, Checkable]], split: str
     ) -> list[tuple[str, Checkable]]:
-        """The first that counts of those that came by: one of another split, if there is one."""
+        """Returns the first earlier pair that counts, one of another split if there is one."""
         counting = [
             (other, pair)
             for other, pair in earlier
@@ -158,9 +159,9 @@ class _Seen:
 def _duplicate(split: str, pair: Checkable, other: str, earlier: Checkable) -> Problem:
     files = (str(pair.image), str(earlier.image))
     if other == split:
-        message = f"{files[0]}: the same picture is in {split} twice: {files[1]}"
+        message = f"{files[0]}: the same image is in {split} twice: {files[1]}"
         return Problem("duplicate_in_split", message, split, pair.id, files, is_error=False)
-    message = f"{files[0]}: the same picture is in {other}: {files[1]}"
+    message = f"{files[0]}: the same image is in {other}: {files[1]}"
     return Problem(
         "duplicate_across_splits", message, split, pair.id, files, {"other_split": other}
     )
@@ -177,16 +178,16 @@ def _absent_classes(
     what = "class" if len(absent) == 1 else f"{len(absent)} classes"
     message = f"{split}: no pixel of {what} {', '.join(map(repr, absent))}"
     if is_error:
-        message += "; what is not in the training split can not be learned"
+        message += "; a class that is not in the training split cannot be learned"
     details = {"classes": absent}
     return [Problem("absent_class", message, split, details=details, is_error=is_error)]
 
 
 def _examine_pair(pair: Checkable, label_map: LabelMap) -> _Examined:
-    """Reads and decodes a picture and its label, and compares them."""
+    """Reads and decodes an image and its label, and compares their sizes."""
     examined = _Examined([])
     size = raw = None
-    encoded = _read(pair.image_bytes, pair.image, "picture", pair, examined.problems)
+    encoded = _read(pair.image_bytes, pair.image, "image", pair, examined.problems)
     if encoded is not None:
         try:
             size, examined.digest = _size_and_digest(encoded, pair.as_stored)
@@ -211,7 +212,7 @@ def _examine_pair(pair: Checkable, label_map: LabelMap) -> _Examined:
 def _check_ids(
     pair: Checkable, raw: np.ndarray, label_map: LabelMap, problems: list[Problem]
 ) -> np.ndarray:
-    """Counts the pixels of each train id, int64 [256], and looks for ids that nobody explained."""
+    """Counts the pixels of each train id, int64 [256], and finds ids outside the map."""
     counts = count_ids(raw)
     file = (str(pair.label),)
     unknown = {str(v): n for v, n in counts.items() if v not in label_map.ids}
@@ -220,7 +221,7 @@ def _check_ids(
         message = f"{pair.label}: {label_map.complaint(raw)}{deep}"
         problems.append(Problem("unknown_ids", message, files=file, details={"ids": unknown}))
     elif deep:
-        message = f"{pair.label}: a label of 16 bits a pixel; its ids are all known, and kept"
+        message = f"{pair.label}: a label of 16 bits a pixel; all its ids are known and kept"
         problems.append(Problem("deep_label", message, files=file, is_error=False))
     pixels = np.zeros(256, np.int64)
     for value, number in counts.items():
@@ -241,7 +242,7 @@ def _read(
         message = f"{file}: the {what} of {pair.id!r} is missing"
         problems.append(Problem("missing_file", message, files=files))
     except OSError as error:
-        message = f"{file}: the {what} of {pair.id!r} can not be read: {error.strerror}"
+        message = f"{file}: the {what} of {pair.id!r} cannot be read: {error.strerror}"
         problems.append(Problem("unreadable", message, files=files))
     except UndecodableError as error:
         problems.append(_undecodable(file, error))
@@ -254,7 +255,7 @@ def _undecodable(file: object, error: UndecodableError) -> Problem:
 
 def _other_size(pair: Checkable, image: tuple[int, ...], label: tuple[int, ...]) -> Problem:
     message = (
-        f"{pair.image}: the picture has {image[0]} x {image[1]} pixels (H x W) but its label "
+        f"{pair.image}: the image has {image[0]} x {image[1]} pixels (H x W) but its label "
         f"{pair.label} has {label[0]} x {label[1]}"
     )
     return Problem(
@@ -272,7 +273,7 @@ def _size_and_digest(encoded: bytes, as_stored: bool) -> tuple[tuple[int, int], 
     except UndecodableError as error:
         if "width" not in error.details:
             raise
-    with _one_large_picture:
+    with _one_large_image:
         return _of_pixels(decode_image(encoded, as_stored=as_stored))
 
 
@@ -285,8 +286,8 @@ def _of_pixels(image: np.ndarray) -> tuple[tuple[int, int], bytes]:
 def _in_threads(
     function: Callable[[_Item], _Result], items: Sequence[_Item], num_threads: int | None
 ) -> Iterator[_Result]:
-    """`map(function, items)` with some items under way at a time, so that little waits in memory
-    and an interruption ends soon.
+    """Maps `function` over `items` in threads, a few at a time: little is kept in memory, and an
+    interruption takes effect soon.
     """
     num_threads = num_threads or min(_MAX_THREADS, os.cpu_count() or 1)
     pool = concurrent.futures.ThreadPoolExecutor(num_threads)

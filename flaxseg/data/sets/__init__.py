@@ -1,1 +1,1 @@
-"""TFDS builders, one data set per file."""
+"""Knows the data sets, each in a file, and finds them by name."""

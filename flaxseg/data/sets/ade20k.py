@@ -1,8 +1,8 @@
 """`ade20k`: scenes of all kinds, 150 classes, as in the scene parsing challenge of 2016.
 
 The folder holds `ADEChallengeData2016.zip`, or what it unpacks to, `ADEChallengeData2016/` with
-`images/{training,validation}/` and `annotations/{training,validation}/`. In the labels 0 is what
-belongs to none of the classes, which is ignored, and class i has id i + 1.
+`images/{training,validation}/` and `annotations/{training,validation}/`. In the labels, 0 is what
+belongs to none of the classes and is ignored; class i has id i + 1.
 """
 
 import pathlib
@@ -29,7 +29,7 @@ INFO = DatasetInfo(
     split_sizes={"train": 20210, "val": 2000},
     eval_split="val",
     eval_size=(0, 0),
-    license="Annotations: BSD 3-Clause. Pictures: for non-commercial research and education, under "
+    license="Annotations: BSD 3-Clause. Images: for non-commercial research and education, under "
     "the terms of ADE20K (https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/).",
     citation="B. Zhou, H. Zhao, X. Puig, S. Fidler, A. Barriuso, A. Torralba. Scene Parsing "
     "through ADE20K Dataset. CVPR, 2017.",
@@ -42,17 +42,17 @@ _FOLDERS = {"train": "training", "val": "validation"}
 def find_pairs(
     folder: pathlib.Path, progress: bool = False
 ) -> tuple[dict[str, list[Pair]], list[str]]:
-    """Pairs pictures and labels by their names.
+    """Pairs images and labels by name.
 
     Args:
       folder: holds the archive or what it unpacks to.
       progress: not used; the archive is read in place.
 
     Returns:
-      The pairs of each split, and nothing: what is wrong, reading the files says.
+      The pairs of each split, and no problems; those of files show when they are read.
 
     Raises:
-      DataError: no such folder, no ADE20K in it, or the archive is damaged or hostile.
+      DataError: there is no such folder, it holds no ADE20K, or the archive is damaged or hostile.
     """
     del progress
     check_folder(INFO.name, folder)

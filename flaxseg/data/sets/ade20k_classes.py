@@ -1,5 +1,5 @@
 """The 150 classes of `ade20k`: names, the first of each line of the published `objectInfo150.txt`,
-and the colours of the challenge's own pictures, as MMSegmentation lists them; road and skyscraper
+and the colours of the challenge's own images, as MMSegmentation lists them; road and skyscraper
 share one.
 """
 

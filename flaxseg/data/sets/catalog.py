@@ -62,13 +62,13 @@ def list_datasets() -> list[str]:
 def full_name(name: str, manual_dir: str | os.PathLike[str] | None = None) -> str:
     """Returns the name by which `flaxseg.data` knows a data set that the user named.
 
-    >>> full_name("folder", "pictures/holes")
-    'folder:pictures/holes'
+    >>> full_name("folder", "images/holes")
+    'folder:images/holes'
     >>> full_name("camvid", "downloads/CamVid")
     'camvid'
 
     Args:
-      name: of a data set; `"folder"` for the pictures in `manual_dir`.
+      name: of a data set; `"folder"` for the images in `manual_dir`.
       manual_dir: the folder that the user named beside it; None or "" for none.
 
     Raises:

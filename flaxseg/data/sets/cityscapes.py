@@ -1,6 +1,6 @@
 """`cityscapes`: street scenes of 50 cities, 1024 x 2048, 19 classes.
 
-The data may not be downloaded without an account. The folder holds the archives as they come from
+The data can only be downloaded with an account. The folder holds the archives from
 cityscapes-dataset.com, or the folders that they unpack to:
 
     leftImg8bit_trainvaltest.zip   leftImg8bit/{train,val,test}/CITY/ID_leftImg8bit.png
@@ -8,9 +8,9 @@ cityscapes-dataset.com, or the folders that they unpack to:
     leftImg8bit_trainextra.zip     leftImg8bit/train_extra/CITY/ID_leftImg8bit.png
     gtCoarse.zip                   gtCoarse/{train,val,train_extra}/CITY/ID_gtCoarse_labelIds.png
 
-The last two are optional. Labels are the files `labelIds`, with ids 0 to 33; those that others make
-of them, `labelTrainIds`, are not read. The labels of `test` are blank: only the borders of the
-picture and the car are marked, which is ignored, so there is nothing to evaluate.
+The last two are optional. Labels are the files `labelIds`, with ids 0 to 33; the derived
+`labelTrainIds` are not read. The labels of `test` are blank: they mark only the borders of the
+image and the car, which are ignored, so there is nothing to evaluate.
 """
 
 import pathlib
@@ -33,7 +33,7 @@ from flaxseg.data.raw.pairs import File, Pair
 from flaxseg.errors import DataError
 
 HOW_TO_GET = (
-    "Cityscapes may only be downloaded with an account: get leftImg8bit_trainvaltest.zip and "
+    "Cityscapes can only be downloaded with an account: get leftImg8bit_trainvaltest.zip and "
     "gtFine_trainvaltest.zip (and gtCoarse.zip and leftImg8bit_trainextra.zip for the coarse "
     "annotations) from https://www.cityscapes-dataset.com/downloads/ and give their folder"
 )
@@ -70,10 +70,10 @@ CATEGORIES = {
     "human": (11, 12),
     "vehicle": (13, 14, 15, 16, 17, 18),
 }
-"""The train ids of each category that is evaluated."""
+"""The train ids of each evaluated category."""
 
-# Pixels of an instance have the id of its class times this, and a number; groups of instances that
-# could not be told apart, and all else, have the id of the class alone.
+# The pixels of an instance hold the id of its class times this plus a number; those of groups of
+# instances, and of everything else, hold the id of the class.
 _INSTANCES_PER_CLASS = 1000
 
 _COARSE = "gtCoarse.zip"
@@ -114,7 +114,7 @@ INFO = DatasetInfo(
     },
 )
 
-# Split -> folder of its pictures and labels, and which labels.
+# Split -> the folder of its images and labels, and the kind of labels.
 _PARTS = {
     "train": ("train", "gtFine"),
     "val": ("val", "gtFine"),
@@ -128,18 +128,19 @@ _PARTS = {
 def find_pairs(
     folder: pathlib.Path, progress: bool = False
 ) -> tuple[dict[str, list[Pair]], list[str]]:
-    """Pairs pictures and labels by their names.
+    """Pairs images and labels by name.
 
     Args:
       folder: holds the archives or what they unpack to.
       progress: not used; the archives are read in place.
 
     Returns:
-      The pairs of each split whose files are there, and nothing: what is wrong, reading the files
-      says.
+      The pairs of each split whose files are there, and no problems; those of files show when they
+      are read.
 
     Raises:
-      DataError: no such folder, `train` or `val` is not in it, or an archive is damaged or hostile.
+      DataError: there is no such folder, it lacks `train` or `val`, or an archive is damaged or
+        hostile.
     """
     del progress
     check_folder(INFO.name, folder)
@@ -161,7 +162,7 @@ def find_pairs(
             INFO.name,
             folder,
             [
-                f"pictures and labels of {' and '.join(missing)}: "
+                f"images and labels of {' and '.join(missing)}: "
                 "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, or leftImg8bit/ and "
                 "gtFine/ from them"
             ],
@@ -181,7 +182,7 @@ def _open(folder: pathlib.Path, kind: str, archive: str, part: str = "") -> File
 
 
 def _pairs(images: FileTree | None, part: str, labels: FileTree | None, kind: str) -> list[Pair]:
-    """The pairs of a split; none if all pictures, or all labels, are not there."""
+    """Returns the pairs of a split, or none if all its images or all its labels are missing."""
     if images is None or labels is None:
         return []
     image_folder, label_folder = f"leftImg8bit/{part}", f"{kind}/{part}"
@@ -192,15 +193,15 @@ def _pairs(images: FileTree | None, part: str, labels: FileTree | None, kind: st
 
 
 def find_instances(folder: pathlib.Path, split: str) -> dict[str, File]:
-    """Finds the files `instanceIds`, which the prepared records do not hold.
+    """Finds the files `instanceIds`, which are not in the prepared records.
 
     Args:
       folder: holds `gtFine_trainvaltest.zip` (or `gtCoarse.zip`, for coarse labels), what it
         unpacks to, or files `*_gtFine_instanceIds.png` at any depth.
-      split: whose labels; others than Cityscapes' own have fine ones.
+      split: the split; one that is not Cityscapes' own has fine labels.
 
     Returns:
-      The files by id of the picture.
+      The id of each image -> its file.
 
     Raises:
       DataError: there are none, or the archive is damaged or hostile.
@@ -226,12 +227,12 @@ def read_instances(file: File) -> tuple[np.ndarray, np.ndarray]:
     """Reads which pixels belong to which instance.
 
     Returns:
-      instances, int32 [H, W]: 0 where there is none, otherwise a number of its own for each; and
-      the train ids of the instances, uint8 [largest number + 1], 255 for classes that are not
-      evaluated, and for 0.
+      instances, int32 [H, W]: a number for each instance, 0 where there is none; and the train ids
+      of the instances, uint8 [largest number + 1], 255 for classes that are not evaluated and for
+      0.
 
     Raises:
-      DataError: it can not be read, or is not of Cityscapes.
+      DataError: the file cannot be read, or is not of Cityscapes.
     """
     try:
         raw = decode_label(file.read_bytes()).astype(np.int32)
@@ -249,17 +250,17 @@ def read_instances(file: File) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_label_ids(train_ids: np.ndarray) -> np.ndarray:
-    """Turns predictions into the ids that Cityscapes' evaluation server wants.
+    """Turns predictions into the ids that Cityscapes' evaluation server expects.
 
     Args:
       train_ids: integers `[..., H, W]`, 0..18, or 255 where nothing is predicted.
 
     Returns:
-      uint8 of the same shape: published ids, 0 (unlabeled) where nothing is predicted. Written as a
-      PNG named `ID_*.png`, such as `berlin_000000_000019_pred.png`, it can be submitted.
+      uint8 of the same shape: published ids, 0 (unlabeled) where nothing is predicted. It can be
+      submitted as a PNG named `ID_*.png`, such as `berlin_000000_000019_pred.png`.
 
     Raises:
-      ValueError: other values.
+      ValueError: there are other values.
 
     Example:
       >>> to_label_ids(np.array([[0, 13, 255]]))

@@ -1,6 +1,6 @@
-"""`folder`: pictures and masks of one's own, described by a small file, `dataset.toml`.
+"""`folder`: one's own images and masks, described by a small file, `dataset.toml`.
 
-The name of such a data set is `folder:PATH`, PATH being the folder with the file, or the file, or
+The name of such a data set is `folder:PATH`, where PATH is the folder with the file, the file, or
 the folder in which the set was prepared.
 """
 
@@ -30,7 +30,7 @@ from flaxseg.data.sets.folder_file import (
 from flaxseg.errors import DataError
 
 _READ = (".png", ".jpg", ".jpeg")
-# Pictures, but of formats that are not read; anything else in the folders is no one's concern.
+# Formats of images that are not read; anything else in the folders is ignored.
 _NOT_READ = (".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2", ".heic", ".avif")
 _USUAL_ORDER = ("train", "val", "valid", "validation", "test")
 _MAX_NAMED_COLORS, _MAX_KEPT_COLORS = 12, 1000
@@ -42,11 +42,11 @@ def read_folder(path: pathlib.Path, reserved: Iterable[str]) -> tuple[FolderFile
     """Reads the `dataset.toml` of a folder.
 
     Args:
-      path: the folder, or the file itself under whatever name.
-      reserved: names that other data sets have.
+      path: the folder, or the file itself under any name.
+      reserved: the names of other data sets.
 
     Raises:
-      DataError: it is not there, with a draft of one; or it says what can not be.
+      DataError: it is missing (the message contains a draft), or what it says is impossible.
     """
     file = path if path.is_file() else path / FILE_NAME
     if not path.exists():
@@ -56,8 +56,8 @@ def read_folder(path: pathlib.Path, reserved: Iterable[str]) -> tuple[FolderFile
         )
     if not file.is_file():
         raise DataError(
-            f"{path} has no {FILE_NAME}, which names the classes. Put one there; this is a start, "
-            f"made from what lies there:\n\n{draft(path)}"
+            f"{path} has no {FILE_NAME}, which names the classes. Add one; this is a draft, made "
+            f"from the files there:\n\n{draft(path)}"
         )
     folder = read_folder_file(file, reserved)
     splits = _split_names(folder)
@@ -67,11 +67,11 @@ def read_folder(path: pathlib.Path, reserved: Iterable[str]) -> tuple[FolderFile
 def find_pairs(
     folder: FolderFile, info: DatasetInfo
 ) -> tuple[dict[str, list[Pair]], list[Problem]]:
-    """Finds the pictures and masks of each split.
+    """Finds the images and masks of each split.
 
     Returns:
-      The pairs of each split, by name or in the order of its list, and what is wrong: pictures
-      without mask, masks without picture, and what the lists say in vain.
+      The pairs of each split, sorted by name or in the order of its list, and what is wrong: images
+      without a mask, masks without an image, and lines of lists that are of no use.
     """
     problems: list[Problem] = []
     decode = decode_label if folder.mask_colors is None else _ColorLabel(folder.mask_colors)
@@ -95,8 +95,8 @@ def find_pairs(
 
 
 def listing_digest(folder: FolderFile, info: DatasetInfo) -> str:
-    """A digest of which files there are, with their sizes and times, and of `dataset.toml`: it
-    changes whenever the set should be prepared anew.
+    """Returns a digest of `dataset.toml` and of the names, sizes and times of all files; it changes
+    whenever the set should be prepared again.
     """
     pairs, problems = find_pairs(folder, info)
     root = str(folder.path.parent)
@@ -118,13 +118,13 @@ def listing_digest(folder: FolderFile, info: DatasetInfo) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _ColorLabel:
-    """From the bytes of a mask of colours to train ids, uint8 `[H, W]`, 255 where it is ignored."""
+    """Decodes the bytes of a mask of colours to train ids, uint8 `[H, W]`, 255 where ignored."""
 
     colors: Mapping[Color, int]
 
     @functools.cached_property
     def _ids(self) -> np.ndarray:
-        """uint16 [2**24]: the train id of each colour, as a number, or `_UNKNOWN`."""
+        """The train id of each colour as a number, or `_UNKNOWN`; uint16 [2**24]."""
         table = np.full(1 << 24, _UNKNOWN, np.uint16)
         for color, number in self.colors.items():
             table[_packed(np.array(color, np.uint8))] = number
@@ -147,20 +147,20 @@ class _ColorLabel:
 
 
 def _packed(pixels: np.ndarray) -> np.ndarray:
-    """Colours `[..., 3]` as numbers 0xrrggbb, uint32 `[...]`."""
+    """Returns colours `[..., 3]` as numbers 0xrrggbb, uint32 `[...]`."""
     red, green, blue = (pixels[..., i].astype(np.uint32) for i in range(3))
     return red << 16 | green << 8 | blue
 
 
 def _unknown_colors(packed: np.ndarray, num_known: int) -> UndecodableError:
-    """The error for colours, as numbers `[N]`, that nobody explained."""
+    """Returns the error for colours, as numbers `[N]`, that are not in the map."""
     values, counts = np.unique(packed, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     colors = {f"#{values[i]:06x}": int(counts[i]) for i in order[:_MAX_KEPT_COLORS]}
     named = ", ".join(f"{c} ({n} pixels)" for c, n in list(colors.items())[:_MAX_NAMED_COLORS])
     more = len(values) - _MAX_NAMED_COLORS
     if more > 0:
-        named += f" and {more} more (smoothed edges, perhaps: draw masks without anti-aliasing)"
+        named += f" and {more} more (perhaps smoothed edges: draw masks without anti-aliasing)"
     return UndecodableError(
         f"label colours outside the map: {named}; {num_known} colours are known",
         "unknown_colors",
@@ -196,8 +196,8 @@ def _info(folder: FolderFile, splits: tuple[str, ...]) -> DatasetInfo:
 
 
 def _split_names(folder: FolderFile) -> tuple[str, ...]:
-    """The splits: those of `[splits]`, else the folders in that of the pictures, else train and
-    what is held out of it; the one to train on first.
+    """Returns the names of the splits, the one to train on first: those of `[splits]`, else the
+    folders among the images, else train and what is held out of it.
     """
     if folder.splits:
         return _in_usual_order(folder.splits)
@@ -219,15 +219,15 @@ def _split_names(folder: FolderFile) -> tuple[str, ...]:
     loose = [path.name for path in folder.images.iterdir() if path.suffix.lower() in _READ]
     if loose:
         raise DataError(
-            f"{folder.images} holds pictures, such as {min(loose)}, beside the folders "
-            f"{', '.join(sorted(names))}; move them into the folder of a split, or set val_share, "
-            "and all that is in there is one set"
+            f"{folder.images} holds images, such as {min(loose)}, beside the folders "
+            f"{', '.join(sorted(names))}; move them into the folder of a split, or set "
+            "val_share to treat all of them as one set"
         )
     bad = sorted(name for name in names if not is_split_name(name))
     if bad:
         raise DataError(
-            f"{folder.images}: the folder {bad[0]!r} can not name a split; {SPLIT_NAMES}; or set "
-            "val_share, and all that is in there is one set"
+            f"{folder.images}: the folder {bad[0]!r} cannot name a split; {SPLIT_NAMES}; or set "
+            "val_share to treat all images as one set"
         )
     return _in_usual_order(names)
 
@@ -238,7 +238,7 @@ def _in_usual_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _held_out(folder: FolderFile, found: list) -> dict[str, list]:
-    """Puts a share of the pictures, chosen by a digest of their names, into "val"."""
+    """Puts a share of the images, chosen by a digest of their names, into "val"."""
     if not folder.val_share:
         return {"train": found}
     by_digest = sorted(found, key=lambda item: hashlib.sha256(item[0].encode()).digest())
@@ -253,9 +253,9 @@ def _held_out(folder: FolderFile, found: list) -> dict[str, list]:
 def _matched(
     folder: FolderFile, split: str, problems: list[Problem]
 ) -> Iterator[tuple[str, pathlib.Path, pathlib.Path]]:
-    """(name, picture, mask) of the files in the two folders of a split that have one name."""
+    """Yields (name, image, mask) for the files of one name in the two folders of a split."""
     roots = (folder.images / split, folder.masks / split)
-    images = _by_name(roots[0], folder.image_suffix, "picture", split, problems)
+    images = _by_name(roots[0], folder.image_suffix, "image", split, problems)
     masks = _by_name(roots[1], folder.mask_suffix, "mask", split, problems)
     if images and masks and not images.keys() & masks.keys():
         problems.append(_no_partners(folder, split, images, masks))
@@ -263,12 +263,12 @@ def _matched(
     for name in sorted(images.keys() | masks.keys()):
         if name not in masks:
             wanted = roots[1] / f"{name}{folder.mask_suffix}.png"
-            message = f"{images[name]}: the picture has no mask (looked for {wanted})"
+            message = f"{images[name]}: the image has no mask (looked for {wanted})"
             problems.append(
                 Problem("missing_file", message, split, files=(str(images[name]), str(wanted)))
             )
         elif name not in images:
-            message = f"{masks[name]}: the mask has no picture"
+            message = f"{masks[name]}: the mask has no image"
             problems.append(Problem("orphan", message, split, files=(str(masks[name]),)))
         else:
             yield name, images[name], masks[name]
@@ -277,7 +277,7 @@ def _matched(
 def _by_name(
     root: pathlib.Path, suffix: str, what: str, split: str, problems: list[Problem]
 ) -> dict[str, pathlib.Path]:
-    """The picture files below a folder, by their path in it without suffix and extension."""
+    """Returns the image files below a folder by their path in it, without suffix and extension."""
     found: dict[str, pathlib.Path] = {}
     for path in _files(root):
         extension = path.suffix.lower()
@@ -302,7 +302,7 @@ def _by_name(
 
 
 def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """All files below a folder, sorted, without hidden ones; links to folders are followed once."""
+    """Yields all files below a folder but hidden ones, sorted; follows links to folders once."""
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         if os.path.realpath(folder) in seen:  # a link that leads back
@@ -318,9 +318,9 @@ def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
 def _no_partners(
     folder: FolderFile, split: str, images: Mapping[str, pathlib.Path], masks: Mapping
 ) -> Problem:
-    """No picture has a mask: that is one mistake, not thousands."""
+    """Returns one problem for a split in which no image has a mask, instead of thousands."""
     image, mask = min(images), min(masks)
-    advice = "names of partners must be equal up to the extension"
+    advice = "the names of an image and its mask must be equal up to the extension"
     for other in sorted(masks):
         if other.startswith(image):
             advice = f'set mask_suffix = "{other[len(image) :]}"'
@@ -329,8 +329,8 @@ def _no_partners(
             advice = f'set image_suffix = "{image[len(other) :]}"'
             break
     message = (
-        f"{folder.path}: {split or 'train'}: none of {len(images)} pictures has a mask, and none "
-        f"of {len(masks)} masks a picture, such as {images[image]} and {masks[mask]}; {advice}"
+        f"{folder.path}: {split or 'train'}: none of {len(images)} images has a mask, and none "
+        f"of {len(masks)} masks an image, such as {images[image]} and {masks[mask]}; {advice}"
     )
     return Problem("files", message, split or "train", files=(str(images[image]),))
 
@@ -338,7 +338,7 @@ def _no_partners(
 def _listed(
     folder: FolderFile, split: str, file: pathlib.Path, problems: list[Problem]
 ) -> Iterator[tuple[str, pathlib.Path, pathlib.Path]]:
-    """(name, picture, mask) of each line of a list file."""
+    """Yields (name, image, mask) for each line of a list file."""
 
     def wrong(message: str) -> None:
         problems.append(Problem("files", f"{file}{message}", split, files=(str(file),)))
@@ -346,7 +346,7 @@ def _listed(
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        wrong(f": the list of split {split!r} can not be read: {error}")
+        wrong(f": the list of split {split!r} cannot be read: {error}")
         return
     names: set[str] = set()
     for number, line in enumerate(lines, start=1):
@@ -354,8 +354,8 @@ def _listed(
         if not words:
             continue
         if len(words) > 2:
-            wrong(f", line {number}: wanted 'PICTURE MASK' or 'NAME', got {line!r}; where names "
-                  "hold spaces, put a tab between picture and mask")  # fmt: skip
+            wrong(f", line {number}: wanted 'IMAGE MASK' or 'NAME', got {line!r}; where names "
+                  "hold spaces, put a tab between image and mask")  # fmt: skip
             continue
         if len(words) == 2:
             image, mask = (folder.path.parent / word for word in words)
@@ -371,7 +371,7 @@ def _listed(
 
 
 def _with_extension(root: pathlib.Path, word: str, suffix: str) -> pathlib.Path:
-    """The file that a name in a list means, with an extension or without."""
+    """Returns the file that a name in a list means, with or without an extension."""
     stem = root / f"{_without_extension(word)}{suffix}"
     tried = [root / word, *(stem.with_name(stem.name + extension) for extension in _READ)]
     return next((path for path in tried if path.is_file()), tried[1])

@@ -1,4 +1,4 @@
-"""A first `dataset.toml` for a folder that has none, made from what its masks hold."""
+"""Drafts a `dataset.toml` for a folder that has none, from what its masks hold."""
 
 import collections
 import os
@@ -10,27 +10,27 @@ from flaxseg.classes import IGNORE_LABEL
 from flaxseg.data.raw.decode import UndecodableError, decode_color_label, decode_label, read_file
 from flaxseg.data.raw.label_map import count_ids
 
-_MAX_MASKS = 100  # looked at
-_MAX_VALUES = 60  # more are no classes
+_MAX_MASKS = 100  # that are read
+_MAX_VALUES = 60  # more cannot be classes
 _MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "label", "annots", "gt", "trainannot")
 _IMAGE_FOLDERS = ("images", "pictures", "imgs", "image", "img", "train")
 
 
 def draft(root: pathlib.Path) -> str:
-    """The text of a `dataset.toml` with the folders, ids or colours that are found below `root`."""
+    """Returns a `dataset.toml` with the folders and the ids or colours found below `root`."""
     images, masks = _first_folder(root, _IMAGE_FOLDERS), _first_folder(root, _MASK_FOLDERS)
     ids, colors = _values(_some_masks(root / masks))
     use_colors = sum(colors.values()) > sum(ids.values())
     head = [f'images = "{images}"', f'masks = "{masks}"']
     if not _has_splits(root / images, root / masks):
-        head.append("val_share = 0.1  # of the pictures are held out, to evaluate on")
+        head.append("val_share = 0.1  # the share of images that is held out for evaluation")
     head.append(f'mask_values = "{"colors" if use_colors else "ids"}"')
     found = {
         value: number for value, number in (colors if use_colors else ids).items()
         if use_colors or value != IGNORE_LABEL or len(ids) <= 2
     }  # fmt: skip
     if not 2 <= len(found) <= _MAX_VALUES:
-        head.append("# These classes are an example: the masks do not tell what there is.")
+        head.append("# These classes are an example: the masks do not show which there are.")
         tables = [_table("background", "ids = [0]"), _table("thing", "ids = [1]")]
     else:
         key = "color = {}" if use_colors else "ids = [{}]"
@@ -48,7 +48,7 @@ def draft(root: pathlib.Path) -> str:
 def _values(
     files: list[pathlib.Path],
 ) -> tuple[collections.Counter[int], collections.Counter[tuple[int, ...]]]:
-    """The ids, and the colours, in masks, each with the number of masks that hold it."""
+    """Returns the ids and the colours in masks, each with the number of masks that hold it."""
     ids: collections.Counter[int] = collections.Counter()
     colors: collections.Counter[tuple[int, ...]] = collections.Counter()
     for file in files:
@@ -62,7 +62,7 @@ def _values(
                 found = np.unique(decode_color_label(encoded).reshape(-1, 3), axis=0)
                 colors.update(tuple(map(int, color)) for color in found[: _MAX_VALUES + 1])
         except (OSError, UndecodableError):
-            continue  # what is broken is for verify-data to tell, once there are classes
+            continue  # verify-data reports broken masks, once there are classes
     return ids, colors
 
 

@@ -1,4 +1,4 @@
-"""`dataset.toml`: what a folder of one's own pictures and masks says about itself."""
+"""Reads `dataset.toml`, which describes a folder of one's own images and masks."""
 
 import dataclasses
 import pathlib
@@ -34,22 +34,22 @@ _MAX_CLASSES = 255  # train ids are bytes, and 255 is "ignore"
 
 @dataclasses.dataclass(frozen=True)
 class FolderFile:
-    """A `dataset.toml` that was read and found to make sense.
+    """Holds a `dataset.toml` that has been read and checked.
 
     Attributes:
       path: the file.
       name: of the data set, `[A-Za-z0-9_.-]+`.
       class_names: in the order of the train ids.
-      class_colors: for pictures, one per class; None to choose some.
+      class_colors: for drawings, one per class; None to choose some.
       ids: raw id -> train id or 255; for masks of ids.
       mask_colors: RGB -> train id or 255; for masks of colours, else None.
-      images, masks: folders.
-      image_suffix, mask_suffix: ends of file names, before the extension, that partners do not
-        share.
-      splits: name -> list file; empty where folders make the splits.
-      val_share: share of the pictures to hold out where nothing makes splits.
+      images, masks: the folders.
+      image_suffix, mask_suffix: ends of file names, before the extension, in which an image and
+        its mask differ.
+      splits: name -> list file; empty if folders are the splits.
+      val_share: the share of images to hold out if there are no splits.
       eval_split: the split whose score is reported; "" for the usual one.
-      description, license, citation, homepage: texts, maybe "".
+      description, license, citation, homepage: texts, possibly "".
     """
 
     path: pathlib.Path
@@ -76,22 +76,22 @@ def read_folder_file(path: pathlib.Path, reserved: Iterable[str] = ()) -> Folder
 
     Args:
       path: the file.
-      reserved: names that other data sets have.
+      reserved: the names of other data sets.
 
     Raises:
-      DataError: it can not be read, or says what can not be; all problems are listed.
+      DataError: it cannot be read, or what it says is impossible; all problems are listed.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can not be read: {error}") from None
+        raise DataError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{path}: not TOML: {error}") from None
     return _Reader(path, content, reserved).read()
 
 
 class _Reader:
-    """Reads the fields one after the other and collects what is wrong with them."""
+    """Reads the fields one by one and collects what is wrong with them."""
 
     def __init__(self, path: pathlib.Path, content: dict[str, Any], reserved: Iterable[str]):
         self._path = path
@@ -123,7 +123,7 @@ class _Reader:
             splits=self._splits(root),
             val_share=self._val_share(),
             eval_split=texts["eval_split"],
-            description=texts["description"] or "Own pictures and masks.",
+            description=texts["description"] or "Own images and masks.",
             license=texts["license"],
             citation=texts["citation"],
             homepage=texts["homepage"],
@@ -149,21 +149,17 @@ class _Reader:
             self._wrong(f"{where}there is no key {key!r}.{hint}")
 
     def _check_one_kind_of_values(self, values: str) -> None:
-        """What is said of ids has no meaning where masks hold colours, and the other way round."""
-        vain, of_class = (
-            ("ignore_ids", "ids")
-            if values == "colors"
-            else (
-                "ignore_colors",
-                "mask_colors",
-            )
-        )
+        """Reports keys about ids where masks hold colours, and the other way round."""
+        other = "ids" if values == "colors" else "colors"
+        above, of_class = {
+            "ids": ("ignore_ids", "ids"),
+            "colors": ("ignore_colors", "mask_colors"),
+        }[other]
         tables = self._content.get("classes", [])
-        found = [vain] if vain in self._content else []
+        found = [above] if above in self._content else []
         if isinstance(tables, list) and any(of_class in table for table in tables):
             found.append(of_class)
         for key in found:
-            other = "ids" if values == "colors" else "colors"
             self._wrong(f'{key} has a meaning with mask_values = "{other}" only')
 
     def _text(self, key: str) -> str:
@@ -185,14 +181,14 @@ class _Reader:
         return name
 
     def _classes(self) -> list[tuple[str, Color | None, list[int], list[Color]]]:
-        """(name, color or None, ids, mask colours) of each class."""
+        """Returns (name, color or None, ids, mask colours) of each class."""
         tables = self._content.get("classes", [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self._wrong('classes must be tables, each as [[classes]] with name = "..." below it')
             return []
         if not 2 <= len(tables) <= _MAX_CLASSES:
             self._wrong(
-                f"there are {len(tables)} classes; wanted 2 to {_MAX_CLASSES}. What is not of any "
+                f"there are {len(tables)} classes; wanted 2 to {_MAX_CLASSES}. What belongs to no "
                 "other class is a class too: name it, such as 'background'"
             )
         classes = []
@@ -256,7 +252,7 @@ class _Reader:
         return self._one_meaning("mask colour", pairs, classes)
 
     def _one_meaning(self, what: str, pairs: list[tuple[Any, int]], classes: list) -> dict:
-        """The pairs as a dict; a key must not stand for two things."""
+        """Returns the pairs as a dict; reports a key that stands for two things."""
 
         def meaning(number: int) -> str:
             return "ignore" if number == IGNORE_LABEL else repr(classes[number][0])
@@ -286,7 +282,7 @@ class _Reader:
             return {}
         for name in table:
             if not is_split_name(name):
-                self._wrong(f"[splits]: {name!r} can not name a split; {SPLIT_NAMES}")
+                self._wrong(f"[splits]: {name!r} cannot name a split; {SPLIT_NAMES}")
         return {name: root / file for name, file in table.items()}
 
     def _val_share(self) -> float:
@@ -301,7 +297,7 @@ SPLIT_NAMES = 'use letters, digits and "_", and not "all"'
 
 
 def is_split_name(name: str) -> bool:
-    """Whether a split can have this name; "all" is taken by TFDS."""
+    """Returns whether a split can have this name; TFDS reserves "all"."""
     return re.fullmatch(r"\w+", name, re.ASCII) is not None and name != "all"
 
 

@@ -1,14 +1,14 @@
 """`pascal_context`: PASCAL VOC 2010 with every pixel labelled, 59 classes; and `pascal_context_60`,
-with the rest as class "background".
+where the rest is the class "background".
 
-The folder holds VOC 2010, `VOCtrainval_03-May-2010.tar` or `VOCdevkit/VOC2010/` from it, and the
-labels in one of two forms:
+The folder holds VOC 2010, as `VOCtrainval_03-May-2010.tar` or unpacked as `VOCdevkit/VOC2010/`, and
+the labels in one of two forms:
 
     trainval.tar.gz or trainval/   ID.mat, a variable `LabelMap` with ids 1 to 459; as published
     VOCdevkit/VOC2010/SegmentationClassContext/   ID.png with ids 0 to 59, and lists in
         ImageSets/SegmentationContext/; as MMSegmentation's converter writes them
 
-Splits are those of VOC 2010, `ImageSets/Main/{train,val}.txt`, or the second form's own lists.
+The splits are those of VOC 2010, `ImageSets/Main/{train,val}.txt`, or the lists of the second form.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ HOW_TO_GET = (
     "their folder"
 )
 
-# Ids among the 459 published ones, and names, of the 59 most frequent classes.
+# The 59 most frequent classes: their ids among the 459 published ones, and their names.
 _CLASSES = (
     (2, "aeroplane"),
     (9, "bag"),
@@ -148,14 +148,14 @@ def find_pairs(
 
     Args:
       folder: holds the archives or what they unpack to.
-      progress: show on stderr how far the reading of an archive is.
+      progress: show the progress of reading an archive on stderr.
 
     Returns:
-      The pairs of each split, and what is wrong with the lists. Labels have ids 0 (none of the
-      classes) to 59, whatever their form.
+      The pairs of each split, and what is wrong with the lists. In either form, labels have ids 0
+      (none of the classes) to 59.
 
     Raises:
-      DataError: no such folder, a part is not in it, or an archive is damaged or hostile.
+      DataError: there is no such folder, a part is missing, or an archive is damaged or hostile.
     """
     check_folder(INFO.name, folder)
     voc = open_tree(
@@ -209,8 +209,8 @@ def find_pairs(
 
 
 def _check_names(labels: FileTree) -> list[str]:
-    """Compares our names of ids with the published list, lines such as `2: aeroplane`, if that is
-    beside the labels.
+    """Compares our class names with the published list, lines such as `2: aeroplane`, if it is
+    there.
     """
     file = labels.file("labels.txt")
     try:
@@ -218,7 +218,7 @@ def _check_names(labels: FileTree) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, UndecodableError) as error:
-        return [f"{file}: the list can not be read: {error}"]
+        return [f"{file}: the list cannot be read: {error}"]
     named = dict(tuple(map(str.strip, line.partition(":")[::2])) for line in lines)
     others = [
         f"id {raw} is {named.get(str(raw))!r}, wanted {name!r}"
@@ -229,7 +229,7 @@ def _check_names(labels: FileTree) -> list[str]:
 
 
 def decode_published(encoded: bytes) -> np.ndarray:
-    """Reads a published label and keeps the 59 classes of its 459.
+    """Decodes a published label and keeps 59 of its 459 classes.
 
     Args:
       encoded: the bytes of a MAT-file with the variable `LabelMap`.
@@ -238,7 +238,7 @@ def decode_published(encoded: bytes) -> np.ndarray:
       uint8 `[H, W]`: 1..59 in the order of the class names, 0 for the others.
 
     Raises:
-      UndecodableError: no such file, or ids above 459, named with their pixel counts.
+      UndecodableError: it is not such a file, or holds ids above 459, listed with pixel counts.
     """
     ids = read_mat_array(encoded, "LabelMap")
     unknown = {i: n for i, n in count_ids(ids).items() if i > NUM_PUBLISHED_CLASSES}

@@ -1,10 +1,9 @@
-"""`shapes`: pictures that are drawn, not downloaded, to learn on and to test with.
+"""`shapes`: drawn images to learn on and to test with, without a download.
 
-Eight kinds of textured objects overlap on mottled ground under uneven light. Colours of all objects
-and of the ground come from one distribution, so colour tells nothing about the class. Form does,
-and for most objects so does the pattern.
-Edges are anti-aliased in the picture and sharp in the label, and a border of 255, one pixel wide
-(two at corners), surrounds each object, as in PASCAL VOC.
+Eight kinds of textured objects overlap on mottled ground under uneven light. The colours of all
+objects and of the ground come from one distribution, so colour carries no class information; shape
+and usually texture do. Edges are anti-aliased in the image and sharp in the label, and a border of
+255, one pixel wide (two at corners), surrounds each object, as in PASCAL VOC.
 """
 
 import io
@@ -23,7 +22,7 @@ SPLIT_SIZES = {"train": 600, "val": 100}
 INFO = DatasetInfo(
     name="shapes",
     version="1.0.0",
-    description="Generated: textured objects overlap on textured ground; colour tells nothing.",
+    description="Generated: textured objects overlap on textured ground; colour is no clue.",
     class_names=(
         "background",
         "disk",
@@ -58,9 +57,7 @@ INFO = DatasetInfo(
 
 
 def examples() -> dict[str, Callable[[], Iterator[EncodedExample]]]:
-    """Returns, per split, a function that yields its examples; the same ones each time and
-    everywhere.
-    """
+    """Returns, for each split, a function that yields its examples, the same at every call."""
 
     def of_split(split: str) -> Callable[[], Iterator[EncodedExample]]:
         def make() -> Iterator[EncodedExample]:
@@ -75,10 +72,10 @@ def examples() -> dict[str, Callable[[], Iterator[EncodedExample]]]:
 
 
 def draw(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws picture `number` of a split.
+    """Draws image `number` of a split.
 
     Returns:
-      The picture, uint8 `[96, 128, 3]`, and its label, uint8 `[96, 128]` of train ids and 255.
+      The image, uint8 `[96, 128, 3]`, and its label, uint8 `[96, 128]` of train ids and 255.
     """
     rng = np.random.default_rng([sorted(SPLIT_SIZES).index(split), number])
     ground = _ground_color(rng)
@@ -87,7 +84,7 @@ def draw(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
     owner = np.zeros((HEIGHT, WIDTH), np.int32)  # which object is on top; 0 is the ground
     areas = [0]
     wanted = int(rng.integers(5, 9))
-    for _ in range(8 * wanted):  # placements to try: in a full picture not all objects find room
+    for _ in range(8 * wanted):  # attempts: in a full image not all objects find room
         if len(areas) > wanted:
             break
         kind = int(rng.integers(1, INFO.num_classes))
@@ -106,7 +103,7 @@ def draw(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _placed(rng: np.random.Generator, kind: int) -> np.ndarray:
-    """Returns the signed distance to the outline of an object put somewhere, `[96, 128]` pixels,
+    """Places an object and returns the signed distance to its outline in pixels, `[96, 128]`,
     negative inside.
     """
     small = rng.random() < 0.2
@@ -120,7 +117,7 @@ def _placed(rng: np.random.Generator, kind: int) -> np.ndarray:
     return radius * _OUTLINES[INFO.class_names[kind]](rng, along / radius, across / radius)
 
 
-# Outlines: signed distance at points (x, y) to a form that fills about the unit disk.
+# Outlines: the signed distance of points (x, y) to a shape about as large as the unit disk.
 
 
 def _disk(rng, x, y):
@@ -139,7 +136,7 @@ def _triangle(rng, x, y):
 
 
 def _star(rng, x, y):
-    """Five points; the edge from a tip to its notch is a line in the sector between them."""
+    """Has five points; the edge from a tip to its notch is a line in the sector between them."""
     del rng
     tip, notch = 1.1, 0.46
     from_tip = abs((np.arctan2(y, x) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
@@ -167,9 +164,7 @@ def _crescent(rng, x, y):
 
 
 def _bar(rng, x, y):
-    """A long thin rectangle, at least six times as long as wide and at least three pixels wide when
-    drawn.
-    """
+    """Is a thin rectangle, at least six times as long as wide and three pixels wide when drawn."""
     return np.maximum(abs(x) - 1.2, abs(y) - rng.uniform(0.17, 0.2))
 
 
@@ -186,8 +181,8 @@ _OUTLINES = {
 
 
 def _leaves_others_visible(inside: np.ndarray, owner: np.ndarray, areas: list[int]) -> bool:
-    """True if the object has enough of itself in the picture and every earlier one keeps 60 % of
-    its area.
+    """Returns whether enough of an object is in the image and each earlier one keeps 60 % of its
+    area.
     """
     area = int(inside.sum())
     if area < 20:
@@ -203,7 +198,7 @@ def _widened(inside: np.ndarray) -> np.ndarray:
     return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
 
 
-_APART = 90.0  # least distance of mean colours of an object and its ground, in RGB 0..255 units
+_APART = 90.0  # least distance between the mean colours of object and ground, RGB 0..255
 
 
 def _color(rng: np.random.Generator) -> np.ndarray:
@@ -211,8 +206,8 @@ def _color(rng: np.random.Generator) -> np.ndarray:
 
 
 def _ground_color(rng: np.random.Generator) -> np.ndarray:
-    """Draws a ground colour as half of a pair that lies apart, so that grounds and objects have one
-    distribution.
+    """Draws a ground colour as one of a pair of distant colours, so that grounds and objects have
+    the same distribution.
     """
     while True:
         ground, other = _color(rng), _color(rng)
@@ -227,7 +222,7 @@ def _color_apart_from(rng: np.random.Generator, ground: np.ndarray) -> np.ndarra
             return color
 
 
-# Thin objects have fine patterns: of a coarse one they would show too little to tell.
+# Thin objects have fine patterns; too little of a coarse one would be visible.
 _USUAL_PATTERN = {
     "disk": "dots",
     "square": "checks",
@@ -241,8 +236,8 @@ _USUAL_PATTERN = {
 
 
 def _pattern(rng: np.random.Generator, kind: int) -> str:
-    """Draws the pattern of an object: mostly that of its kind, so that much can be learned soon,
-    and else any, so that form has to be learned too.
+    """Draws the pattern of an object: usually that of its kind, so that much is learned early, and
+    otherwise any, so that shape has to be learned too.
     """
     if rng.random() < 0.85:
         return _USUAL_PATTERN[INFO.class_names[kind]]
@@ -250,7 +245,7 @@ def _pattern(rng: np.random.Generator, kind: int) -> str:
 
 
 def _textured(rng: np.random.Generator, color: np.ndarray, pattern: str) -> np.ndarray:
-    """Fills a picture with a pattern around a mean colour: `[96, 128, 3]` float."""
+    """Fills an image with a pattern around a mean colour: `[96, 128, 3]` float."""
     angle, phase = rng.uniform(0.0, 2.0 * np.pi, 2)
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     along = np.cos(angle) * x + np.sin(angle) * y
@@ -274,13 +269,13 @@ def _textured(rng: np.random.Generator, color: np.ndarray, pattern: str) -> np.n
         case "coarse grain":
             grain = rng.uniform(-1.0, 1.0, (HEIGHT // 4, WIDTH // 4))
             wave = grain.repeat(4, axis=0).repeat(4, axis=1)
-    # Light and dark of one colour, as most materials have it.
+    # Lighter and darker shades of one colour, as in most materials.
     amplitude = rng.uniform(25.0, 50.0) * rng.uniform(0.7, 1.3, 3)
     return color + amplitude * wave[..., None]
 
 
 def _mottled(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
-    """Fills a picture with soft blotches around a mean colour: `[96, 128, 3]` float."""
+    """Fills an image with soft blotches around a mean colour: `[96, 128, 3]` float."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     wave = np.zeros((HEIGHT, WIDTH))
     for _ in range(4):
@@ -292,7 +287,7 @@ def _mottled(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
 
 
 def _lit(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Puts uneven light and noise on a picture; returns uint8."""
+    """Adds uneven light and noise to an image and returns it as uint8."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     slope_y, slope_x = rng.uniform(-0.2, 0.2, 2)
     light = 1.0 + slope_y * (y / HEIGHT - 0.5) + slope_x * (x / WIDTH - 0.5)
@@ -310,8 +305,8 @@ def _encode_label(label: np.ndarray) -> bytes:
     """Writes an index PNG with the class colours as its palette, as VOC labels are."""
     palette = np.full((256, 3), 255, np.uint8)
     palette[: INFO.num_classes] = INFO.class_colors
-    picture = Image.fromarray(label)
-    picture.putpalette(palette.tobytes())
+    image = Image.fromarray(label)
+    image.putpalette(palette.tobytes())
     file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
+    image.save(file, "PNG", optimize=True)
     return file.getvalue()

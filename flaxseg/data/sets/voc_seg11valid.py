@@ -1,8 +1,8 @@
-"""The pictures of `seg11valid`: of the 1,111 of VOC 2011's segmentation list `val` those that SBD
-does not train on, 736. Papers that trained on SBD's own 8,498 pictures report their scores on them.
+"""Lists the 736 images of `seg11valid`: those of VOC 2011's segmentation list `val` (1,111 images)
+that are not in SBD's training list. Papers that trained on SBD's 8,498 images report on them.
 
-Neither VOC 2012 nor SBD tells which pictures VOC 2011 had labelled, so the ids are written out
-(`data/pascal/seg11valid.txt` of BVLC/caffe): the year, and the numbers in it.
+Neither VOC 2012 nor SBD states which images VOC 2011 had labelled, so the ids are written out, by
+year (`data/pascal/seg11valid.txt` of BVLC/caffe).
 """
 
 _NUMBERS = {

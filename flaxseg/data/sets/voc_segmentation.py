@@ -1,13 +1,13 @@
 """`voc_segmentation`: PASCAL VOC 2012 with the additional labels of SBD.
 
-The folder holds `VOCtrainval_11-May-2012.tar`, or what it unpacks to, `VOCdevkit/VOC2012/`; and
-for the splits `train_aug` and `sbd` also SBD's `benchmark.tgz`, or its `benchmark_RELEASE/`, or a
-folder `SegmentationClassAug` of SBD's labels as PNGs within `VOC2012/`, as several projects hand it
-on.
+The folder holds `VOCtrainval_11-May-2012.tar`, or what it unpacks to, `VOCdevkit/VOC2012/`. The
+splits `train_aug` and `sbd` also need SBD's `benchmark.tgz`, or its `benchmark_RELEASE/`, or a
+folder `SegmentationClassAug` in `VOC2012/` with SBD's labels as PNGs, as several projects
+distribute it.
 
-Stored are `train` and `val`, the official lists, with VOC's labels; `sbd`, all that only SBD
-labels; and `seg11valid`, a part of `val`. `train_aug` is `train` and `sbd` together: where both
-label a picture it has VOC's label, which unlike SBD's marks the borders of objects as void.
+The stored splits are `train` and `val`, the official lists, with VOC's labels; `sbd`, all images
+that only SBD labels; and `seg11valid`, a part of `val`. `train_aug` is `train` and `sbd` together:
+an image that both label has VOC's label, which marks the borders of objects as void, unlike SBD's.
 """
 
 import pathlib
@@ -73,13 +73,13 @@ def find_pairs(
 
     Args:
       folder: holds the archives or what they unpack to.
-      progress: show on stderr how far the reading of an archive is.
+      progress: show the progress of reading an archive on stderr.
 
     Returns:
-      The pairs of each split that is stored, and what is wrong with the lists.
+      The pairs of each stored split, and what is wrong with the lists.
 
     Raises:
-      DataError: no such folder, no VOC 2012 in it, or an archive is damaged or hostile.
+      DataError: there is no such folder, it holds no VOC 2012, or an archive is damaged or hostile.
     """
     check_folder(INFO.name, folder)
     voc = open_tree(
@@ -121,7 +121,7 @@ def _find_sbd(
     progress: bool,
     problems: list[str],
 ) -> list[Pair]:
-    """Returns the pairs that SBD labels and VOC does not."""
+    """Returns the pairs of images that SBD labels and VOC does not."""
     sbd = open_tree(
         folder,
         roots=(
@@ -154,16 +154,16 @@ def _pair(voc: FileTree, name: str, labels: FileTree, label: str, **options) -> 
 
 
 def decode_sbd(encoded: bytes) -> np.ndarray:
-    """Reads a label of SBD: the field `Segmentation` of the structure `GTcls`.
+    """Decodes a label of SBD: the field `Segmentation` of the structure `GTcls`.
 
     Args:
-      encoded: the bytes of a file of `cls/`.
+      encoded: the bytes of a file in `cls/`.
 
     Returns:
-      uint8 `[H, W]`, class ids as VOC's, without 255.
+      uint8 `[H, W]`, VOC's class ids, without 255.
 
     Raises:
-      UndecodableError: no such file, or ids that do not fit into 8 bits.
+      UndecodableError: it is not such a file, or holds ids that do not fit into 8 bits.
     """
     ids = read_mat_array(encoded, "GTcls", "Segmentation")
     if ids.max() > 255:

@@ -1,1 +1,1 @@
-"""Streams prepared records: decoded, cached, augmented, batched."""
+"""Streams prepared records as batches: cached, augmented, shuffled."""

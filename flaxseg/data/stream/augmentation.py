@@ -1,11 +1,10 @@
-"""Random scale, crop, flip, rotation, blur and colour, the same geometry for a picture and its
-label.
+"""Augments an image and its label by random scale, crop, flip, rotation, blur and colour.
 
-A picture is interpolated once: without rotation, the part of it that the crop will show is cut out
-and resized straight to its size in the crop; with rotation, scale, rotation and crop are one affine
-map. Pixels are interpolated bilinearly, which at a scale of 0.5 is the exact mean of 2 x 2 pixels;
-below 0.5, where it would alias, by area. Labels are taken from the nearest pixel on the same grid
-of pixel centres, so that an edge stays where it is in both, and no id is ever made up.
+An image is interpolated once. Without rotation, the part that the crop shows is cut out and resized
+to its size in the crop; with rotation, scale, rotation and crop are one affine map. Interpolation
+is bilinear, which at a scale of 0.5 is the exact mean of 2 x 2 pixels; below 0.5, where that would
+alias, it is by area. Labels are taken from the nearest pixel on the same grid of pixel centres, so
+that edges stay aligned and no id is made up.
 """
 
 import dataclasses
@@ -32,22 +31,22 @@ _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is drawn at random for each record. All zero or off, and scale (1, 1), leaves a random
-    crop only.
+    """States what is drawn at random for each record. With everything zero or off and scale (1, 1),
+    only the crop is random.
 
     Attributes:
-      scale: (least, greatest) factor on the picture's size, 0 < least <= greatest; drawn uniformly.
+      scale: (least, greatest) factor on the size of the image, 0 < least <= greatest; drawn
+        uniformly.
       scale_step: draw from least, least + step, ... instead; 0 draws any value. DeepLab uses 0.25.
       flip: mirror left-right half of the time.
-      rotate: greatest angle in degrees, 0..180, drawn uniformly from both sides; 0 never rotates.
-      blur: probability 0..1 of a Gaussian blur of 0.3 to 1.2 pixels.
-      photometric: strength 0..1 of random brightness, contrast, saturation and hue; 0 leaves
-        colours alone.
-      fill: RGB uint8 colour of crop pixels outside the picture; their label is 255. The default is
-        the mean of ImageNet.
+      rotate: the largest angle in degrees, 0..180, drawn uniformly in both directions.
+      blur: the probability 0..1 of a Gaussian blur of 0.3 to 1.2 pixels.
+      photometric: the strength 0..1 of random brightness, contrast, saturation and hue.
+      fill: the RGB uint8 colour of crop pixels outside the image, whose label is 255. The default
+        is the mean of ImageNet.
 
     Raises:
-      SettingsError: values out of range, all of them named.
+      SettingsError: values are out of range; all of them are named.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -85,9 +84,9 @@ def augment(
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one random view of a picture and its label.
+    """Draws one random view of an image and its label.
 
-    A scaled picture larger than the crop is cut at a random place; a smaller one is put at a random
+    A scaled image larger than the crop is cut at a random place; a smaller one is put at a random
     place in it.
 
     Args:
@@ -95,7 +94,7 @@ def augment(
       label: uint8 `[H, W]`.
       crop_size: `(h, w)` of the result.
       augmentation: what to draw.
-      rng: the source of all randomness; the result is a function of it and of the other arguments.
+      rng: the source of all randomness.
 
     Returns:
       uint8 `[h, w, 3]` and uint8 `[h, w]`, both C-contiguous.
@@ -119,7 +118,7 @@ def augment(
 
 @dataclasses.dataclass(frozen=True)
 class _Span:
-    """Along one axis: source pixels [start, start + length) fill crop pixels [at, at + size)."""
+    """Maps source pixels [start, start + length) to crop pixels [at, at + size), along one axis."""
 
     start: int
     length: int
@@ -147,8 +146,8 @@ def _draw_scale(augmentation: Augmentation, rng: np.random.Generator) -> float:
 def _place(source: int, crop: int, scale: float, rng: np.random.Generator) -> _Span:
     """Chooses what the crop shows along one axis.
 
-    The part that is cut out has a whole number of pixels, so the scale is met to within half a
-    pixel over the crop.
+    The part that is cut out has a whole number of pixels, so the scale is exact to half a pixel
+    over the crop.
     """
     scaled = max(1, round(source * scale))
     if scaled <= crop:
@@ -205,7 +204,7 @@ def _rotated_view(
     """Scales, rotates around the middle of the crop, and crops, in one affine map.
 
     Args:
-      angle: degrees; positive turns what is seen clockwise.
+      angle: in degrees; positive turns the image clockwise.
     """
     if max(rows.step, columns.step) > 2.0:  # bilinear sampling would alias: take means first
         image = cv2.blur(image, (max(1, round(columns.step)), max(1, round(rows.step))))
@@ -250,7 +249,7 @@ def _rotated_view(
 
 
 def _draw_color_map(strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Draws brightness, contrast, saturation and hue: one affine map of RGB, `[3, 4]`."""
+    """Draws brightness, contrast, saturation and hue as one affine map of RGB, `[3, 4]`."""
     brightness, contrast, saturation, hue = strength * rng.uniform(-1.0, 1.0, 4)
     factor = 1.0 + _CONTRAST * contrast
     gray = np.outer(np.ones(3), _LUMA)

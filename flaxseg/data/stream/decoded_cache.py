@@ -1,16 +1,14 @@
-"""Decoded records on disk, so that a large picture is decoded once and not in every epoch.
+"""Keeps decoded records on disk, so that a large image is decoded once and not in every epoch.
 
-A record is one file of plain pixels, four bytes for each, which is mapped into memory: augmentation
-touches only the pages of the part that its crop shows, and pages that were read before stay in the
-system's file cache, shared by all processes of the machine. A file is written beside its place and
-renamed when it is complete; its length and checksum are looked at when a process first uses it.
+A record is one file of plain pixels, four bytes each, which is mapped into memory: augmentation
+touches only the pages that its crop shows, and pages that were read before stay in the system's
+file cache, shared by all processes. A file appears when it is complete; its length and checksum are
+checked when a process first uses it.
 """
 
 import logging
-import os
 import pathlib
 import struct
-import tempfile
 import time
 import urllib.parse
 import zlib
@@ -20,14 +18,14 @@ import numpy as np
 
 from flaxseg.data.prepared.records import Record, Records
 from flaxseg.errors import DataError
-from flaxseg.files import PathLike
+from flaxseg.files import PathLike, whole_file
 
-# The folder's name has it: what another version wrote is not found, instead of read wrongly.
+# Part of the folder's name, so that what another version wrote is not found.
 _FORMAT = 1
 # Magic, height, width, length of the id, CRC-32 of all that follows.
 _HEADER = struct.Struct("<8sIIII")
 _MAGIC = b"flaxseg\x01"
-_ABANDONED = 3600.0  # seconds after which a half-written file is nobody's any more
+_ABANDONED = 3600.0  # seconds after which nobody is still writing a half-written file
 
 _log = logging.getLogger(__name__)
 
@@ -36,17 +34,17 @@ class CachedRecords(Sequence):
     """The records of a split, each decoded at its first use and read from a folder after that.
 
     The folder grows by `4 * H * W` bytes per record used: 8 MiB for 2048 x 1024, so 25 GB for the
-    2,975 training pictures of Cityscapes. It may be deleted at any time between runs, is shared by
-    all processes, threads and runs of a machine, and depends on the content of the data set, so
-    that it can not be stale. Where it can not be written to, a warning says so once and records
-    are decoded each time.
+    2,975 training images of Cityscapes. All processes, threads and runs of a machine can share it,
+    and it may be deleted between runs. Its name depends on the content of the data set, so it is
+    never stale. If it cannot be written to, one warning is logged and records are decoded each
+    time.
 
     Args:
-      records: of `open_split`.
-      cache_dir: made if it is missing; best on a local disk.
+      records: as returned by `open_split`.
+      cache_dir: a folder, best on a local disk; made if it is missing.
 
     Raises:
-      DataError: the folder can not be made.
+      DataError: the folder cannot be made.
 
     Attributes:
       folder: where the files of this split are.
@@ -62,7 +60,7 @@ class CachedRecords(Sequence):
             self._clear_abandoned()
         except OSError as error:
             raise DataError(
-                f"the folder for decoded pictures, {self.folder}, can not be made: "
+                f"the folder for decoded images, {self.folder}, cannot be made: "
                 f"{error.strerror or error}. Give another cache_dir, or none."
             ) from error
         self._checked: set[int] = set()
@@ -82,7 +80,7 @@ class CachedRecords(Sequence):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = index.__index__()
         if not -len(self) <= number < len(self):
-            return self._records[number]  # raises with its words
+            return self._records[number]  # raises IndexError
         number %= len(self)
         path = self.folder / f"{number:08d}.pixels"
         record = self._map(path, number)
@@ -122,30 +120,24 @@ class CachedRecords(Sequence):
         name = record["id"].encode()
         image, label = (np.ascontiguousarray(record[key]) for key in ("image", "label"))
         checksum = zlib.crc32(label, zlib.crc32(image, zlib.crc32(name)))
-        partial = None
         try:
-            handle, partial = tempfile.mkstemp(prefix=".writing-", dir=self.folder)
-            with open(handle, "wb") as file:
+            with whole_file(path) as file:
                 file.write(_HEADER.pack(_MAGIC, height, width, len(name), checksum))
                 file.write(name)
                 file.write(image)
                 file.write(label)
-            os.chmod(partial, 0o644)
-            os.replace(partial, path)
         except OSError as error:
             self._writable = False
-            if partial is not None:
-                pathlib.Path(partial).unlink(missing_ok=True)
             _log.warning(
-                "decoded pictures can not be kept in %s (%s); those that are not there yet are "
+                "decoded images cannot be kept in %s (%s); those that are not there yet are "
                 "decoded each time.",
                 self.folder,
                 error.strerror or error,
             )
 
     def _clear_abandoned(self) -> None:
-        """Removes what killed processes left half written."""
-        for path in self.folder.glob(".writing-*"):
+        """Removes half-written files of killed processes."""
+        for path in self.folder.glob(".*.part"):
             try:
                 if time.time() - path.stat().st_mtime > _ABANDONED:
                     path.unlink()
@@ -154,7 +146,7 @@ class CachedRecords(Sequence):
 
 
 def _is_whole(content: np.ndarray) -> bool:
-    """Whether a file is what `_write` wrote."""
+    """Returns whether a file holds what `_write` wrote."""
     if content.size < _HEADER.size:
         return False
     header = _HEADER.unpack(bytes(content[: _HEADER.size]))

@@ -1,11 +1,11 @@
-"""The endless stream of training batches.
+"""Streams training batches without end.
 
-Each place in the stream has a record and a random generator of its own, both functions of the seed
-and the place alone: the records are shuffled anew for each epoch, and epochs follow each other
-without a gap, so that every record comes once per epoch whatever the size of a batch. Batch `b`
-holds places `b * batch_size` onwards, and each of several processes gets its share of the rows of
-every batch. So the global batches are the same whatever the number of threads, workers and
-processes, and the stream can be opened at any place.
+Each place in the stream has its own record and random generator, which depend on the seed and the
+place alone. Records are shuffled again for each epoch, and epochs follow each other without a gap,
+so every record occurs once per epoch whatever the batch size. Batch `b` holds the places from
+`b * batch_size` on, and each of several processes gets its share of the rows of every batch. So the
+global batches do not depend on the number of threads, workers or processes, and the stream can be
+opened at any place.
 """
 
 import logging
@@ -54,18 +54,17 @@ def train_batches(
       name: of the data set.
       split: its split, such as "train".
       data_dir: the folder of all prepared data sets; `default_data_dir()` if None or "".
-      batch_size: records per step over all processes; a multiple of `process_count`.
+      batch_size: the records per step over all processes; a multiple of `process_count`.
       crop_size: `(h, w)` of all batches.
       augmentation: what is drawn per record; `Augmentation()` if None.
       seed: 0..2**32 - 1; the stream is a function of it, of the data, and of the arguments above.
       num_threads: threads that decode and augment, per worker; the number of cores (at most 16) if
         None; 0 uses the caller's.
-      num_workers: processes to do so; 0 stays in this one, which is enough where the cores are
-        fewer than some 16.
-      process_index, process_count: which part of the global batch this process gets: of the rows of
-        every batch, the first `batch_size // process_count` go to process 0, and so on.
-      skip_broken: so many broken records may be met; each is named in a warning, and others drawn
-        at random take its places. One more is an error; with 0, the first one is.
+      num_workers: processes that do so; 0 uses this one, which is enough below about 16 cores.
+      process_index, process_count: which part of the global batch this process gets: the first
+        `batch_size // process_count` rows of every batch go to process 0, and so on.
+      skip_broken: the number of broken records that are tolerated; each is named in a warning and
+        replaced by records drawn at random. One more is an error.
       cache_dir: a folder to keep decoded records in, see `CachedRecords`; None or "" decodes each
         time.
 
@@ -74,9 +73,9 @@ def train_batches(
       [B]}` with `B = batch_size // process_count`.
 
     Raises:
-      ConfigError: sizes or numbers that can not be.
-      DataError: unknown or unprepared data set, or an empty split. Its batches raise it for broken
-        records, named with data set, split, id and file, and for workers that died.
+      ConfigError: a number is out of range, or the data set or split is unknown.
+      DataError: the data set is not prepared. The iterator raises it for broken records, named with
+        data set, split, id and file, and for workers that died.
     """
     _check_numbers(
         batch_size,
@@ -112,11 +111,11 @@ def train_batches(
 
 
 class TrainBatches(grain.DatasetIterator):
-    """An endless iterator over batches, with a state that fits any number of threads and workers.
+    """Iterates over batches without end; its state fits any number of threads and workers.
 
-    Grain's own state depends on the number of workers. Here it is the number of batches taken, and
-    setting it opens the stream anew at that place, which costs nothing because every element can be
-    computed from its place alone. The numbers of the broken records met so far go with it.
+    Grain's own state depends on the number of workers. This one is the number of batches taken, and
+    setting it opens the stream again at that place, which costs nothing because every element is a
+    function of its place. It also has the numbers of the broken records met so far.
     """
 
     def __init__(
@@ -153,14 +152,14 @@ class TrainBatches(grain.DatasetIterator):
         return batch
 
     def get_state(self) -> dict[str, int | list[int]]:
-        """Returns the place in the stream; JSON can hold it."""
+        """Returns the place in the stream, for JSON."""
         return {"batches_taken": self._taken, "broken": sorted(self._broken)}
 
     def set_state(self, state: dict[str, int | list[int]]) -> None:
         """Continues from a place that `get_state` returned.
 
         Raises:
-          CheckpointError: the state is not one of this iterator.
+          CheckpointError: it is not a state of this iterator.
         """
         taken = state.get("batches_taken") if isinstance(state, dict) else None
         if not isinstance(taken, int) or taken < 0:
@@ -178,7 +177,7 @@ class TrainBatches(grain.DatasetIterator):
             self._opened = None
 
     def _open(self) -> grain.DatasetIterator:
-        # Elements are whole batches: a few in flight are enough, and more would only take memory.
+        # Elements are whole batches: a few in flight are enough; more would only take memory.
         options = grain.ReadOptions(
             num_threads=self._num_threads,
             prefetch_buffer_size=self._num_threads + 1 if self._num_threads else 0,
@@ -197,7 +196,7 @@ class TrainBatches(grain.DatasetIterator):
         return iter(stream)
 
     def _note_broken(self, broken: dict[int, str]) -> None:
-        """Names broken records that were not met before; raises DataError if they are too many."""
+        """Warns of broken records not met before; raises DataError if they are too many."""
         for number, message in broken.items():
             if number in self._broken:
                 continue
@@ -209,23 +208,21 @@ class TrainBatches(grain.DatasetIterator):
 
     def _death_of_worker(self, code: int) -> DataError:
         how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
-        advice = "Its own words, if it had any, are above."
+        advice = "Its own message, if any, is above."
         if code == -signal.SIGKILL:
             advice = (
-                "Most often the system does that when memory runs out: use fewer num_workers or "
+                "The system usually does that when memory runs out: use fewer num_workers or "
                 "num_threads, or num_workers=0."
             )
         return DataError(
             f"{self._source}: a worker process that reads data died by {how} while batch "
-            f"{self._taken} was awaited, counted from 0. {advice} Nothing is lost: the run goes on "
-            "from its last checkpoint when it is started again."
+            f"{self._taken} was awaited, counted from 0. {advice} Nothing is lost: started again, "
+            "the run continues from its last checkpoint."
         )
 
 
 class _View(grain.transforms.RandomMap):
-    """From the number of a record to a view of it; Grain gives each place in the stream a generator
-    of its own.
-    """
+    """Turns the number of a record into a view; Grain gives each place its own generator."""
 
     def __init__(
         self,
@@ -259,7 +256,7 @@ class _View(grain.transforms.RandomMap):
 
 
 class _Batches:
-    """This process's rows of every global batch, by the number of the batch."""
+    """Holds this process's rows of every global batch, by the number of the batch."""
 
     def __init__(
         self,
@@ -293,7 +290,7 @@ class _Batches:
 
 def _too_many(count: int, limit: int, last: str) -> DataError:
     return DataError(
-        f"{count} records are broken, and skip_broken={limit} lets {limit} be left out; "
+        f"{count} records are broken, and skip_broken={limit} tolerates {limit}; "
         f"the last one: {last}"
     )
 
@@ -301,13 +298,11 @@ def _too_many(count: int, limit: int, last: str) -> DataError:
 def _init_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     _use_one_cv2_thread()
-    keep_freed_memory()  # new pages for the arrays of each record take as long as their arithmetic
+    keep_freed_memory()  # new pages for the arrays of each record would cost as much as the arithmetic
 
 
 def _use_one_cv2_thread() -> None:
-    """Parallelism is over batches; OpenCV's own threads on top of that would fight for the same
-    cores.
-    """
+    """Turns off OpenCV's own threads, which would compete for cores with those over batches."""
     cv2.setNumThreads(0)
 
 
