@@ -10,7 +10,7 @@ from typing import Any
 from flaxseg.data.raw.dataset_info import DatasetInfo
 from flaxseg.data.sets import catalog
 from flaxseg.data.sets.catalog import MANIFEST
-from flaxseg.data.sets.sources import Examples, OwnFolder, Published, Source
+from flaxseg.data.sets.data_sources import Examples, OwnFolder, Published, Source
 from flaxseg.errors import DataError, NotPreparedError
 from flaxseg.files import PathLike, sync_file, write_text
 

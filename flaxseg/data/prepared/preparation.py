@@ -30,7 +30,7 @@ from flaxseg.data.raw.pairs import EncodedExample
 from flaxseg.data.raw.problems import problem_kinds
 from flaxseg.data.sets import catalog
 from flaxseg.data.sets.catalog import MANIFEST
-from flaxseg.data.sets.sources import Examples, OwnFolder, Prepared, Request, Source
+from flaxseg.data.sets.data_sources import Examples, OwnFolder, Prepared, Request, Source
 from flaxseg.errors import DataError
 from flaxseg.files import PathLike, sync_folder
 from flaxseg.progress import Progress

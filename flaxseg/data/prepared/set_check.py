@@ -12,7 +12,7 @@ from flaxseg.data.raw.findings import Report
 from flaxseg.data.raw.problems import Problem
 from flaxseg.data.raw.verification import examine
 from flaxseg.data.sets import catalog
-from flaxseg.data.sets.sources import Generated, OwnFolder, Published
+from flaxseg.data.sets.data_sources import Generated, OwnFolder, Published
 from flaxseg.errors import DataError, NotPreparedError
 from flaxseg.files import PathLike
 from flaxseg.progress import Progress
@@ -71,7 +71,7 @@ def verify_data(
 
 
 class _StoredPair:
-    """An image and its label in a prepared data set."""
+    """Reads an image and its label from a prepared data set."""
 
     as_stored = True
 

@@ -11,7 +11,7 @@ from flaxseg.data.raw.archives import read_archive
 from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.packed_files import PackedFile
 from flaxseg.data.raw.pairs import Pair
-from flaxseg.errors import DataError
+from flaxseg.errors import DataError, listed
 
 _MAX_LIST_BYTES = 16 * 2**20
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -118,11 +118,9 @@ def check_folder(name: str, folder: pathlib.Path) -> None:
 
 def nothing_found(name: str, folder: pathlib.Path, wanted: Iterable[str]) -> DataError:
     """Returns the error for a folder that lacks files without which a data set cannot be made."""
-    content = sorted(path.name for path in folder.iterdir())[:8]
-    listed = "".join(f"\n  - {item}" for item in wanted)
-    return DataError(
-        f"{name}: {folder} lacks (it holds {', '.join(content) or 'nothing'}):{listed}"
-    )
+    content = listed(sorted(path.name for path in folder.iterdir()), 8) or "nothing"
+    lines = "".join(f"\n  - {item}" for item in wanted)
+    return DataError(f"{name}: {folder} lacks (it holds {content}):{lines}")
 
 
 def read_lines(file: pathlib.Path | PackedFile) -> list[str]:

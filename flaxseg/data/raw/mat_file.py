@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxseg.data.raw.decode import MAX_PIXELS, UndecodableError
+from flaxseg.errors import listed
 
 _MATRIX, _COMPRESSED = 14, 15
 # Data types of elements, as little-endian NumPy types.
@@ -75,7 +76,7 @@ def _read(content: bytes, name: str, field: str | None, max_bytes: int) -> np.nd
                 if field is not None:
                     matrix = _field(matrix, field, order)
                 return _numbers(matrix, order)
-    raise UndecodableError(f"no variable {name!r} in the MAT-file; it has {', '.join(found)}")
+    raise UndecodableError(f"no variable {name!r} in the MAT-file; it has {listed(found)}")
 
 
 class _Element(NamedTuple):
@@ -144,7 +145,7 @@ def _field(matrix: _Matrix, field: str, order: str) -> _Matrix:
     values = matrix.data[2:]
     if field not in names or names.index(field) >= len(values):
         raise UndecodableError(
-            f"{matrix.name!r} in the MAT-file has no field {field!r}; it has {', '.join(names)}"
+            f"{matrix.name!r} in the MAT-file has no field {field!r}; it has {listed(names)}"
         )
     element = values[names.index(field)]
     if element.kind != _MATRIX or not element.content:

@@ -15,7 +15,7 @@ from flaxseg.data.sets import (
     shapes,
     voc_segmentation,
 )
-from flaxseg.data.sets.sources import Generated, OwnFolder, Prepared, Published, Source
+from flaxseg.data.sets.data_sources import Generated, OwnFolder, Prepared, Published, Source
 from flaxseg.errors import ConfigError, DataError, near
 
 MANIFEST = "flaxseg.json"

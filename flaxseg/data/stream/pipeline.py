@@ -298,7 +298,7 @@ def _too_many(count: int, limit: int, last: str) -> DataError:
 def _init_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     _use_one_cv2_thread()
-    keep_freed_memory()  # new pages for the arrays of each record would cost as much as the arithmetic
+    keep_freed_memory()  # new pages for each record would cost as much as its arithmetic
 
 
 def _use_one_cv2_thread() -> None:

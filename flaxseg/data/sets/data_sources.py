@@ -21,7 +21,7 @@ Readers = Mapping[str, Callable[[], Iterator[EncodedExample]]]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """How the examples of a data set are to be found.
+    """States how the examples of a data set are to be found.
 
     Attributes:
       manual_dir: the folder with the published files; None to download them.
@@ -38,7 +38,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """The examples of a data set, ready to be written.
+    """Holds the examples of a data set, ready to be written.
 
     Attributes:
       readers: for each split, a function that yields its examples.
@@ -57,7 +57,7 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Image and label files that were found and are not checked yet.
+    """Holds image and label files that were found but not checked yet.
 
     Attributes:
       info: the facts of the data set.
@@ -124,7 +124,7 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """A data set that is drawn.
+    """Draws the examples of a data set.
 
     Attributes:
       info: its facts.
@@ -142,11 +142,11 @@ class Generated:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A data set that is made of published files.
+    """Makes a data set of published files.
 
     Attributes:
       info: its facts.
-      find_pairs: finds, in a folder, the pairs of each split and the problems of lists and folders.
+      find_pairs: finds the pairs of each split in a folder, and what is wrong with its lists.
       downloads: the archives that may be downloaded.
       how_to_get: where there are none, how to get the files.
     """
@@ -185,7 +185,7 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class OwnFolder:
-    """A folder of one's own images and masks.
+    """Makes a data set of a folder of one's own images and masks.
 
     Attributes:
       info: its facts.
@@ -219,7 +219,7 @@ class OwnFolder:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A folder of prepared records whose images are elsewhere; `info.prepared` is the folder."""
+    """Stands for a folder of prepared records, `info.prepared`, whose images are elsewhere."""
 
     info: DatasetInfo
 
