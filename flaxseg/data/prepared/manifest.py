@@ -29,8 +29,8 @@ class Manifest:
       fingerprint: a digest of the records and of what their labels mean; equal where training
         would see equal data.
       left_out: the number of pairs that could not be used, where that was allowed.
-      info: of one's own images, the facts as `DatasetInfo.to_json` gives them; else None.
-      listing: of one's own images, a digest of which files there were; else "".
+      info: of the user's own images, the facts as `DatasetInfo.to_json` gives them; else None.
+      listing: of the user's own images, a digest of which files there were; else "".
     """
 
     name: str
@@ -62,8 +62,8 @@ def prepared_dir(info: DatasetInfo, data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def is_prepared(name: str, data_dir: PathLike | None = None) -> bool:
-    """Returns whether a data set is completely prepared in `data_dir`; one's own images, whether
-    they are so as they are now.
+    """Returns whether a data set is completely prepared in `data_dir`; the user's own images must
+    also be unchanged since.
 
     Raises:
       ConfigError: no data set has this name.
@@ -89,7 +89,7 @@ def read_manifest(name: str, data_dir: PathLike | None = None) -> Manifest:
     Raises:
       ConfigError: no data set has this name.
       NotPreparedError: it is not prepared.
-      DataError: a file is missing or has another size than when it was written; or one's own
+      DataError: a file is missing or has another size than when it was written; or the user's own
         classes have changed since.
     """
     source = catalog.find_source(name)
@@ -157,7 +157,7 @@ def find_damage(name: str, data_dir: PathLike | None = None) -> str:
 
 
 def check_same_folder(manifest: Manifest, source: OwnFolder, prepared: pathlib.Path) -> None:
-    """Raises DataError where another folder of one's own, of the same name, was prepared."""
+    """Raises DataError where another folder of the user's, of the same name, was prepared."""
     if manifest.source != str(source.folder.resolve()) and pathlib.Path(manifest.source).is_dir():
         raise DataError(
             f"{prepared} was prepared from {manifest.source}, which has the name "

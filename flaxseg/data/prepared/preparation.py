@@ -43,11 +43,11 @@ def prepare(
     progress: bool = True,
     allow_problems: str = "",
 ) -> pathlib.Path:
-    """Prepares a data set unless that is done already; one's own images again if their files have
-    changed.
+    """Prepares a data set unless that is done already; the user's own images are prepared again if
+    their files have changed.
 
     Args:
-      name: of the data set, see `list_datasets`; `"folder:PATH"` for one's own images.
+      name: of the data set, see `list_datasets`; `"folder:PATH"` for the user's own images.
       data_dir: the folder of all prepared data sets; `default_data_dir()` if None or "".
       manual_dir: the folder with the published files; None or "" generates or downloads them.
       progress: show progress on stderr.

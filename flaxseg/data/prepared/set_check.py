@@ -29,7 +29,7 @@ def verify_data(
     """Reads a whole data set and reports everything that is wrong with it, and what it holds.
 
     Args:
-      name: of the data set, see `list_datasets`; `"folder:PATH"` for one's own images.
+      name: of the data set, see `list_datasets`; `"folder:PATH"` for the user's own images.
       manual_dir: the folder with the published files, which need not be prepared; without it the
         prepared records in `data_dir` are checked.
       data_dir: the folder of all prepared data sets; `default_data_dir()` if None or "".

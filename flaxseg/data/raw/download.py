@@ -24,7 +24,7 @@ _TIMEOUT_S = 60.0
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """A published file.
+    """Names a published file.
 
     Attributes:
       url: http or https; its last part is the file's name.

@@ -29,7 +29,7 @@ class FileTree(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A tree of files on disk."""
+    """Holds a tree of files on disk."""
 
     root: pathlib.Path
 
@@ -47,7 +47,7 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class PackedFolder:
-    """A tree of files in an archive, below its folder `prefix`, which ends in a slash or is ""."""
+    """Holds the files of an archive below its folder `prefix`, which ends in a slash or is ""."""
 
     archive: pathlib.Path
     prefix: str

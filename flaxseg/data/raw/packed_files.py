@@ -23,7 +23,7 @@ FREE_BYTES = 64 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class PackedFile:
-    """A file in an archive, which is read like a path.
+    """Stands for a file in an archive, and is read like a path.
 
     Attributes:
       archive: the path of the archive.

@@ -34,7 +34,7 @@ class EncodedExample:
 
 
 class File(Protocol):
-    """A path, or a file in an archive; `str` gives its name for messages."""
+    """Stands for a path or a file in an archive; `str` gives its name for messages."""
 
     def read_bytes(self) -> bytes:
         """Reads the whole file; raises OSError, or UndecodableError if its archive is damaged."""

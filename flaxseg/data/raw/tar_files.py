@@ -61,7 +61,7 @@ class _Entry(NamedTuple):
 
 
 class _Tar:
-    """The content of a tar, read forward.
+    """Reads forward through the content of a tar.
 
     Args:
       path: of the archive.
@@ -82,7 +82,7 @@ class _Tar:
         self._handle = _Handle(os.dup((kept or content).fileno()))
 
     def read(self, number: int, name: str) -> bytes:
-        """Returns so many bytes, or fewer at the end, that belong to the named entry."""
+        """Reads so many bytes, or fewer at the end, of the named entry."""
         self.account.unpacked(number, name)
         content = self._content.read(number)
         self.position += len(content)
@@ -105,7 +105,7 @@ class _Tar:
         return _reader(self._handle, place, entry.size)
 
     def skip_to(self, end: int, name: str) -> None:
-        """Continues behind the content of the named entry and what fills its last block."""
+        """Skips to the end of the named entry's content, padding included."""
         padded = -(-end // _BLOCK) * _BLOCK
         if self._kept is None:
             self.position = self._content.seek(padded)
@@ -137,7 +137,7 @@ def _entries(source: _Tar) -> Iterator[_Entry]:
     """Yields the entries, each with the source at the first byte of its content; the caller skips
     to the end of the content.
 
-    Read are the headers of POSIX.1-2001 (pax), and GNU's for long names.
+    Understands the headers of POSIX.1-2001 (pax), and GNU's for long names.
     """
     path = source.path
     attributes: dict[str, str] = {}
@@ -217,7 +217,7 @@ def _pax_attributes(path: pathlib.Path, content: bytes) -> dict[str, str]:
 
 
 class _Handle:
-    """A file descriptor that is closed when nothing needs it."""
+    """Holds a file descriptor and closes it when nothing needs it."""
 
     def __init__(self, number: int):
         self.number = number

@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 
 
 class Checkable(Protocol):
-    """An encoded image and label: a pair of files, or a record of a prepared set.
+    """Gives an encoded image and its label: a pair of files, or a record of a prepared set.
 
     Attributes:
       id: its name.
@@ -54,7 +54,7 @@ class Checkable(Protocol):
 
 @dataclasses.dataclass
 class _Examined:
-    """What was found out about one pair."""
+    """Holds what was found out about one pair."""
 
     problems: list[Problem]
     digest: bytes | None = None  # of the pixels, so that other encodings of the image are found too

@@ -22,7 +22,7 @@ MANIFEST = "flaxseg.json"
 """The file in the folder of a prepared data set that says what it is."""
 
 FOLDER = "folder"
-"""The data set of one's own images; its full name says where they are, `folder:PATH`."""
+"""The data set of the user's own images; its full name says where they are, `folder:PATH`."""
 
 _SOURCES: dict[str, Generated | Published] = {
     source.info.name: source
@@ -55,7 +55,7 @@ _OTHER_NAMES = {
 
 
 def list_datasets() -> list[str]:
-    """Returns the names of all data sets, sorted, without those of one's own, `folder:PATH`."""
+    """Returns the names of all data sets, sorted, without the user's own, `folder:PATH`."""
     return sorted(_SOURCES)
 
 
@@ -93,7 +93,7 @@ def dataset_info(name: str) -> DatasetInfo:
 
     Raises:
       ConfigError: no data set has this name.
-      DataError: the files of one's own data set do not say what they are.
+      DataError: the files of the user's own data set do not say what they are.
 
     Example:
       >>> dataset_info("camvid").num_classes
@@ -107,7 +107,7 @@ def find_source(name: str) -> Source:
 
     Raises:
       ConfigError: no data set has this name.
-      DataError: the files of one's own data set do not say what they are.
+      DataError: the files of the user's own data set do not say what they are.
     """
     if name in _SOURCES:
         return _SOURCES[name]
@@ -121,7 +121,7 @@ def find_source(name: str) -> Source:
 
 
 def _own_folder(path: pathlib.Path) -> OwnFolder | Prepared:
-    """Returns one's own images in a folder, or what was prepared from them into it."""
+    """Returns the user's own images in a folder, or what was prepared from them into it."""
     if (path / MANIFEST).is_file():
         return Prepared(_prepared_info(path))
     file, info = folder.read_folder(path, reserved=(*_SOURCES, FOLDER))

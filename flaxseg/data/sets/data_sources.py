@@ -45,7 +45,7 @@ class Examples:
       sizes: the number of examples in each split.
       source: where they come from.
       left_out: the number of pairs that cannot be used.
-      listing: of one's own images, a digest of which files there are; else "".
+      listing: of the user's own images, a digest of which files there are; else "".
     """
 
     readers: Readers
@@ -185,7 +185,7 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class OwnFolder:
-    """Makes a data set of a folder of one's own images and masks.
+    """Makes a data set of a folder of the user's own images and masks.
 
     Attributes:
       info: its facts.

@@ -1,4 +1,4 @@
-"""`folder`: one's own images and masks, described by a small file, `dataset.toml`.
+"""`folder`: the user's own images and masks, described by a small file, `dataset.toml`.
 
 The name of such a data set is `folder:PATH`, where PATH is the folder with the file, the file, or
 the folder in which the set was prepared.

@@ -1,4 +1,4 @@
-"""Reads `dataset.toml`, which describes a folder of one's own images and masks."""
+"""Reads `dataset.toml`, which describes a folder of the user's own images and masks."""
 
 import dataclasses
 import pathlib

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class CachedRecords(Sequence):
-    """The records of a split, each decoded at its first use and read from a folder after that.
+    """Holds the records of a split; each is decoded at its first use and then read from a folder.
 
     The folder grows by `4 * H * W` bytes per record used: 8 MiB for 2048 x 1024, so 25 GB for the
     2,975 training images of Cityscapes. All processes, threads and runs of a machine can share it,
