@@ -107,15 +107,6 @@ def open_tree(
     return PackedFolder(path, prefix, files)
 
 
-def check_folder(name: str, folder: pathlib.Path) -> None:
-    """Raises DataError if what a user gave is not a folder."""
-    if not folder.is_dir():
-        raise DataError(
-            f"{name}: manual_dir {folder} is not a folder; give the folder that holds the archives "
-            "as downloaded, or what was unpacked from them"
-        )
-
-
 def nothing_found(name: str, folder: pathlib.Path, wanted: Iterable[str]) -> DataError:
     """Returns the error for a folder that lacks files without which a data set cannot be made."""
     content = listed(sorted(path.name for path in folder.iterdir()), 8) or "nothing"

@@ -9,7 +9,7 @@ import pathlib
 
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.data.raw.dataset_info import DatasetInfo
-from flaxseg.data.raw.file_tree import check_folder, nothing_found, open_tree, pair_up
+from flaxseg.data.raw.file_tree import nothing_found, open_tree, pair_up
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.sets.ade20k_classes import CLASSES
 
@@ -52,10 +52,9 @@ def find_pairs(
       The pairs of each split, and no problems; those of files show when they are read.
 
     Raises:
-      DataError: there is no such folder, it holds no ADE20K, or the archive is damaged or hostile.
+      DataError: the folder holds no ADE20K, or the archive is damaged or hostile.
     """
     del progress
-    check_folder(INFO.name, folder)
     tree = open_tree(
         folder,
         roots=("", "ADEChallengeData2016"),

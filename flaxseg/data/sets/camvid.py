@@ -13,13 +13,7 @@ import pathlib
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.data.raw.dataset_info import DatasetInfo
 from flaxseg.data.raw.decode import UndecodableError
-from flaxseg.data.raw.file_tree import (
-    FileTree,
-    check_folder,
-    nothing_found,
-    open_tree,
-    read_lines,
-)
+from flaxseg.data.raw.file_tree import FileTree, nothing_found, open_tree, read_lines
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.raw.problems import Problem
 
@@ -94,10 +88,9 @@ def find_pairs(
       The pairs of each split, in the order of the lists, and what is wrong with the lists.
 
     Raises:
-      DataError: there is no such folder, it holds no CamVid, or the archive is damaged or hostile.
+      DataError: the folder holds no CamVid, or the archive is damaged or hostile.
     """
     del progress
-    check_folder(INFO.name, folder)
     tree = _open(folder)
     if tree is None:
         raise nothing_found(

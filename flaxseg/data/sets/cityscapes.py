@@ -20,14 +20,7 @@ import numpy as np
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.data.raw.dataset_info import DatasetInfo
 from flaxseg.data.raw.decode import UndecodableError, decode_label
-from flaxseg.data.raw.file_tree import (
-    FileTree,
-    Folder,
-    check_folder,
-    nothing_found,
-    open_tree,
-    pair_up,
-)
+from flaxseg.data.raw.file_tree import FileTree, Folder, nothing_found, open_tree, pair_up
 from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.data.raw.pairs import File, Pair
 from flaxseg.errors import DataError
@@ -139,11 +132,9 @@ def find_pairs(
       are read.
 
     Raises:
-      DataError: there is no such folder, it lacks `train` or `val`, or an archive is damaged or
-        hostile.
+      DataError: the folder lacks `train` or `val`, or an archive is damaged or hostile.
     """
     del progress
-    check_folder(INFO.name, folder)
     labels = {
         "gtFine": _open(folder, "gtFine", "gtFine_trainvaltest.zip"),
         "gtCoarse": _open(folder, "gtCoarse", _COARSE),

@@ -160,6 +160,11 @@ class Published:
 
     def files(self, folder: pathlib.Path, progress: bool = False, source: str = "") -> Files:
         """Finds the files in a folder; progress is shown where an archive is read through."""
+        if not folder.is_dir():
+            raise DataError(
+                f"{self.info.name}: manual_dir {folder} is not a folder; give the folder with the "
+                "archives as downloaded, or with what was unpacked from them"
+            )
         pairs, problems = self.find_pairs(folder, progress)
         return Files(self.info, pairs, problems, folder, source or str(folder.resolve()))
 

@@ -21,7 +21,6 @@ from flaxseg.data.raw.dataset_info import DatasetInfo
 from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.file_tree import (
     FileTree,
-    check_folder,
     nothing_found,
     open_tree,
     read_ids,
@@ -155,9 +154,8 @@ def find_pairs(
       (none of the classes) to 59.
 
     Raises:
-      DataError: there is no such folder, a part is missing, or an archive is damaged or hostile.
+      DataError: a part is missing, or an archive is damaged or hostile.
     """
-    check_folder(INFO.name, folder)
     voc = open_tree(
         folder,
         roots=("", "VOC2010", "VOCdevkit/VOC2010"),

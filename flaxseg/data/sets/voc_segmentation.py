@@ -17,7 +17,7 @@ import numpy as np
 from flaxseg.classes import IGNORE_LABEL, VOC_CLASSES, voc_colors
 from flaxseg.data.raw.dataset_info import DatasetInfo
 from flaxseg.data.raw.decode import UndecodableError
-from flaxseg.data.raw.file_tree import FileTree, check_folder, nothing_found, open_tree, read_ids
+from flaxseg.data.raw.file_tree import FileTree, nothing_found, open_tree, read_ids
 from flaxseg.data.raw.mat_file import read_mat_array
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.sets.voc_seg11valid import SEG11VALID
@@ -79,9 +79,8 @@ def find_pairs(
       The pairs of each stored split, and what is wrong with the lists.
 
     Raises:
-      DataError: there is no such folder, it holds no VOC 2012, or an archive is damaged or hostile.
+      DataError: the folder holds no VOC 2012, or an archive is damaged or hostile.
     """
-    check_folder(INFO.name, folder)
     voc = open_tree(
         folder,
         roots=("", "VOC2012", "VOCdevkit/VOC2012", "TrainVal/VOCdevkit/VOC2012"),
