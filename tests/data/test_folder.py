@@ -141,7 +141,7 @@ def test_list_files_in_all_their_forms(tmp_path):
     text = "\n".join(map(str, errors))
     for words in (
         "train.txt, line 2: '002.jpg' is in the list twice",
-        "train.txt, line 3: wanted 'PICTURE MASK' or 'NAME'",
+        "train.txt, line 3: wanted 'IMAGE MASK' or 'NAME'",
         "nothing.png: the image of 'train/nothing' is missing",
         "nothing_m.png: the label of 'train/nothing' is missing",
         "val.txt: the list of split 'val' cannot be read",
