@@ -429,6 +429,7 @@ def test_too_little_room_inside_jit_gives_nan():
     assert np.isnan(run(energy)).all()
 
 
+@pytest.mark.slow
 def test_a_large_picture_that_needs_more_room_than_photos_gets_it(monkeypatch):
     energy, image = scene()
     kernels = [BilateralKernel(1.0, 1.0)]

@@ -398,12 +398,16 @@ def test_any_size(name, size):
         pytest.param("v1", jnp.bfloat16, marks=pytest.mark.slow),
         ("v1-msc", jnp.float32),
         pytest.param("v2-vgg", jnp.float32, marks=pytest.mark.slow),
-        ("v2-resnet", jnp.float32),
+        ("v2-scales", jnp.float32),
+        pytest.param("v2-resnet", jnp.float32, marks=pytest.mark.slow),
         pytest.param("v2-resnet", jnp.bfloat16, marks=pytest.mark.slow),
     ],
 )
 def test_every_parameter_gets_a_finite_gradient(name, dtype):
-    model = MODELS[name](2, dtype=dtype)
+    if name == "v2-scales":
+        model = one_convolution_v2(scales=(1.0, 0.5), rates=(1, 2))
+    else:
+        model = MODELS[name](2, dtype=dtype)
     variables, image = fresh(model), picture(1, 49, 33)
     label = np.random.default_rng(0).integers(0, 2, (1, 49, 33))
 

@@ -24,7 +24,6 @@ def recorded():
 
 # The other networks differ from these in depth or output stride alone.
 QUICK = (
-    "torchvision resnet50 os8",
     "timm resnet18 os16",
     "timm mobilenetv2_100 os8",
     "timm tf_efficientnet_lite0 os16",
