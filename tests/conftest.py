@@ -20,6 +20,9 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# A shape or dtype that NumPy's rules would quietly make fit is an error of the library.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -76,6 +79,16 @@ def pytest_terminal_summary(terminalreporter, config):
             if name in left_out
         )
         terminalreporter.line(f"left out: {what}; `make test-all` runs them too")
+
+
+@pytest.fixture(autouse=True)
+def _promotion(request):
+    """Takes the strict settings back where a mark says whose promotion is met."""
+    if request.node.get_closest_marker("promotes") is None:
+        yield
+    else:
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            yield
 
 
 @pytest.fixture(autouse=True, scope="module")

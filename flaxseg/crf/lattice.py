@@ -21,6 +21,7 @@ every step is a sort, a search or a gather:
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -125,7 +126,7 @@ def _build(features: jax.Array, rows: int) -> Lattice:
 def scale_lattice(lattice: Lattice, before: jax.Array, after: jax.Array) -> Lattice:
     """Returns the lattice of `diag(after) K diag(before)` for factors above 0, float32 `[N]`."""
     return lattice._replace(
-        weight=lattice.weight * after,
+        weight=lattice.weight * lax.broadcast_to_rank(after, lattice.weight.ndim),
         part_weight=lattice.part_weight * before[lattice.part_point],
         ratio=before / after,
     )
@@ -240,9 +241,9 @@ def _simplex(f: jax.Array) -> tuple[list[jax.Array], list[jax.Array], jax.Array]
     for a in range(d + 1):
         for b in range(a + 1, d + 1):
             less = residual[a] < residual[b]
-            rank[a] = rank[a] + less
-            rank[b] = rank[b] + ~less
-    shift = [(r < 0).astype(jnp.int32) - (r > d) for r in rank]
+            rank[a] = rank[a] + less.astype(jnp.int32)
+            rank[b] = rank[b] + (~less).astype(jnp.int32)
+    shift = [(r < 0).astype(jnp.int32) - (r > d).astype(jnp.int32) for r in rank]
     rank = [r + s * (d + 1) for r, s in zip(rank, shift, strict=True)]
     base = [q.astype(jnp.int32) + s for q, s in zip(quotient, shift, strict=True)]
     rank, base = lax.optimization_barrier((rank, base))
@@ -276,7 +277,7 @@ def _codes(
     # A step along an axis moves a digit by one; with a margin it never runs over into the next.
     low = [jnp.min(m) - 2 for m in base]
     span = [jnp.max(m) - lo + 3 for m, lo in zip(base, low, strict=True)]
-    in_range = sum(jnp.log2(s.astype(jnp.float32)) for s in span) + np.log2(d + 1) < 62.99
+    in_range = sum(jnp.log2(s.astype(jnp.float32)) for s in span) + math.log2(d + 1) < 62.99
     strides = [jnp.uint64(1)]
     for s in reversed(span):
         strides.insert(0, strides[0] * s.astype(jnp.uint64))
@@ -325,9 +326,9 @@ def _neighbors(
     def search(code, size):
         code = code[1 : size + 1]
         row = jnp.arange(1, size + 1, dtype=jnp.int32)
-        target = code + steps + jnp.where(code < remainder, around, -remainder)
+        target = code[None] + steps + jnp.where(code < remainder, around, -remainder)[None]
         place = _number_below(code, target)
-        found = (row <= num_vertices) & (code[jnp.minimum(place, size - 1)] == target)
+        found = (row <= num_vertices)[None] & (code[jnp.minimum(place, size - 1)] == target)
         forth = jnp.where(found, place + 1, 0)
         table = jnp.zeros((len(steps), 2, rows + 1), jnp.int32)
         table = table.at[:, 0, 1 : size + 1].set(forth)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from flaxseg.layers.channels import along_channels
 from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.padding import Padding, explicit_padding, pair
 from flaxseg.layers.tap_products import conv_products
@@ -83,7 +84,7 @@ class AtrousConv(nn.Module):
             y = jnp.concatenate([conv(*part) for part in parts], -1)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y += bias.astype(dtype)
+            y += along_channels(bias.astype(dtype), y)
         return y
 
 

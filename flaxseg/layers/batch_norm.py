@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
 
+from flaxseg.layers.channels import along_channels
+from flaxseg.layers.precision import at_least_float32
+
 
 class BatchNorm(nn.Module):
     """Normalises each channel to zero mean and unit variance, then scales and shifts it.
@@ -63,7 +66,8 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
-        y = x * factor + (bias - mean * factor)
+        wide = x.astype(at_least_float32(x.dtype))
+        y = wide * along_channels(factor, x) + along_channels(bias - mean * factor, x)
         return y.astype(self.dtype or x.dtype)
 
     def _folded(self, x: jax.Array, train: bool) -> jax.Array:
@@ -72,8 +76,8 @@ class BatchNorm(nn.Module):
                 "the variables come from fold_batch_norm, which is for evaluation; train with "
                 "those that it was given."
             )
-        y = x
+        y = x.astype(at_least_float32(x.dtype))
         if self.has_variable("params", "factor"):
-            y = x * self.get_variable("params", "factor")
-        y = y + self.get_variable("params", "shift")
+            y = y * along_channels(self.get_variable("params", "factor"), y)
+        y = y + along_channels(self.get_variable("params", "shift"), y)
         return y.astype(self.dtype or x.dtype)

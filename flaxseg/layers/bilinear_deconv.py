@@ -153,7 +153,8 @@ def transposed_conv(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
     else:
         x = jnp.pad(x, ((0, 0), below, beside, (0, 0)))
         y = sum(
-            x[:, i : i + rows, j : j + columns, None, None] * kernel[i, :, j, :, 0]
+            x[:, i : i + rows, j : j + columns, None, None]
+            * kernel[i, :, j, :, 0][None, None, None]
             for i in range(taps)
             for j in range(taps)
         )

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from flaxseg.layers.channels import along_channels
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageNormalization:
@@ -44,4 +46,4 @@ def normalize(image: jax.Array, normalization: ImageNormalization) -> jax.Array:
         raise ValueError(f"image has shape {image.shape}; wanted [..., H, W, 3], RGB.")
     mean = jnp.asarray(normalization.mean, jnp.float32)
     std = jnp.asarray(normalization.std, jnp.float32)
-    return (image.astype(jnp.float32) - mean) / std
+    return (image.astype(jnp.float32) - along_channels(mean, image)) / along_channels(std, image)

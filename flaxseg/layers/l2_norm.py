@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
 
+from flaxseg.layers.channels import along_channels
+
 
 class L2Norm(nn.Module):
     """Scales the channels of each cell to length one, then each channel by a learned factor.
@@ -32,4 +34,5 @@ class L2Norm(nn.Module):
         scale = self.param("scale", initial, (x.shape[-1],), jnp.float32)
         wide = x.astype(jnp.float32)
         squares = jnp.square(wide).sum(-1, keepdims=True)
-        return (wide * lax.rsqrt(squares + self.epsilon) * scale).astype(self.dtype or x.dtype)
+        y = wide * lax.rsqrt(squares + self.epsilon) * along_channels(scale, x)
+        return y.astype(self.dtype or x.dtype)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype, Initializer
 
+from flaxseg.layers.channels import along_channels
 from flaxseg.layers.split_rows import missing_rows
 
 
@@ -170,7 +171,7 @@ class LearnedBasisDeconv(nn.Module):
         y = learned_basis_deconv(x, kernel.astype(x.dtype), self.num_classes, strides=self.strides)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.num_classes,), jnp.float32)
-            y += bias.astype(y.dtype)
+            y += along_channels(bias.astype(y.dtype), y)
         return y
 
 

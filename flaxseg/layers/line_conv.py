@@ -8,6 +8,7 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from flaxseg.layers.atrous import atrous_conv
+from flaxseg.layers.channels import along_channels
 from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.padding import pair
 
@@ -55,7 +56,7 @@ class LineConv(nn.Module):
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y += bias.astype(dtype)
+            y += along_channels(bias.astype(dtype), y)
         return y
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from flaxseg.layers.padding import Padding, explicit_padding, pair
+from flaxseg.layers.precision import at_least_float32
 from flaxseg.layers.taps import Pads, check_fits, place, taps
 
 
@@ -150,7 +151,7 @@ def _average_over(x: jax.Array, rows: _Bins, columns: _Bins) -> jax.Array:
     overlap, and a gradient without scatter."""
     products = {
         "precision": lax.Precision.HIGHEST,
-        "preferred_element_type": jnp.promote_types(x.dtype, jnp.float32),
+        "preferred_element_type": at_least_float32(x.dtype),
     }
     # Rows first, with the matrix once for each image: nothing has to be transposed.
     matrix = jnp.asarray(_averaging_matrix(x.shape[1], rows, x.dtype))
@@ -158,7 +159,7 @@ def _average_over(x: jax.Array, rows: _Bins, columns: _Bins) -> jax.Array:
     y = jnp.einsum("nah,nhwc->nawc", matrix, x, **products)
     y = jnp.einsum("bw,nawc->nabc", _averaging_matrix(x.shape[2], columns, y.dtype), y, **products)
     cells = np.outer([b - a for a, b in rows], [b - a for a, b in columns])
-    return (y / cells[..., None].astype(np.float32)).astype(x.dtype)
+    return (y / cells[None, ..., None].astype(y.dtype)).astype(x.dtype)
 
 
 def _averaging_matrix(n: int, bins: _Bins, dtype) -> np.ndarray:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxseg.layers.forms import resolve_form
+from flaxseg.layers.precision import at_least_float32
 from flaxseg.layers.split_rows import rows_are_split, split_rows, whole_rows
 
 ALIGN_CORNERS = (True, False, "cells")
@@ -153,7 +154,7 @@ def _by_terms(
     rows, columns = (
         interpolation_matrix(n, m, align_corners) for n, m in zip(before, size, strict=True)
     )
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = x.astype(at_least_float32(x.dtype))
     return _sum_terms(_sum_terms(y, columns, axis=2), rows, axis=1).astype(x.dtype)
 
 
@@ -166,7 +167,7 @@ def _by_terms_backward(before, size, align_corners, residuals, gradient):
     rows, columns = (
         interpolation_matrix(n, m, align_corners).T for n, m in zip(before, size, strict=True)
     )
-    g = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    g = gradient.astype(at_least_float32(gradient.dtype))
     return (_sum_terms(_sum_terms(g, rows, axis=1), columns, axis=2).astype(gradient.dtype),)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxseg.layers.channels import along_channels
 from flaxseg.layers.split_rows import rows_are_split, split_rows, whole_rows
 from flaxseg.layers.taps import output_size
 
@@ -48,7 +49,8 @@ def _correlate(padded, kernel, strides, rate):
     y = None
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
-            term = _window(padded, i, j, out, strides, rate) * kernel[i, j, 0]
+            window = _window(padded, i, j, out, strides, rate)
+            term = window * along_channels(kernel[i, j, 0], window)
             y = term if y is None else y + term
     return y
 
@@ -83,7 +85,7 @@ def _input_gradient(size, kernel, gradient, strides, rate, pads):
             for j, right in column_taps:
                 top, left = down + row_pads[0], right + column_pads[0]
                 window = padded[:, top : top + rows, left : left + columns]
-                term = _own_rows(window) * kernel[i, j, 0]
+                term = _own_rows(window) * along_channels(kernel[i, j, 0], window)
                 y = term if y is None else y + term
         shape = (gradient.shape[0], rows, columns, gradient.shape[3])
         return y if y is not None else jnp.zeros(shape, gradient.dtype)

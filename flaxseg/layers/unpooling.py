@@ -95,8 +95,9 @@ def max_unpool(
 
 
 def _positions(window: tuple[int, int]) -> np.ndarray:
-    """Returns the numbers of a window's cells, `[kh, 1, kw, 1]`."""
-    return np.arange(window[0] * window[1], dtype=np.uint8).reshape(window[0], 1, window[1], 1)
+    """Returns the numbers of a window's cells, `[1, 1, kh, 1, kw, 1]`."""
+    cells = np.arange(window[0] * window[1], dtype=np.uint8)
+    return cells.reshape(1, 1, window[0], 1, window[1], 1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from flaxseg.training.settings import Rule, above, at_least, check_rules, one_of
 
@@ -93,7 +94,7 @@ def make_schedule(
             rate = end_value + span * 0.5 * (1.0 - jnp.cos(math.pi * left))
         elif name == "step":
             passed = jnp.sum(step >= milestones)
-            rate = learning_rate * jnp.float32(step_factor) ** passed
+            rate = learning_rate * lax.pow(jnp.float32(step_factor), passed)
         else:
             rate = jnp.float32(learning_rate)
         warm = jnp.minimum(1.0, (step.astype(jnp.float32) + 1.0) / (warmup_steps + 1.0))

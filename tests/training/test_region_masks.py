@@ -69,7 +69,7 @@ def test_the_loss_is_the_formula_and_ignored_cells_have_no_gradient(loss, erode,
     sign = np.where(by_loops(label, logits.shape, 3, erode), 1.0, -1.0)
     each = np.log1p(np.exp(-sign * logits)).sum(-1)
     counted = np.full(each.shape, True) if void else label[:, 1::2, 1::2] != 255
-    assert count == counted.sum()
+    assert int(count) == counted.sum()
     np.testing.assert_allclose(total, each[counted].sum(), rtol=1e-5)
     assert bool((np.any(np.asarray(gradient) != 0, -1) == counted).all())
     assert counted.all() == void

@@ -49,7 +49,7 @@ def border_target(
     largest = _window(jnp.where(valid, label, -1), radius, jax.lax.max, -1)
     smallest = _window(jnp.where(valid, label, num_classes), radius, jax.lax.min, num_classes)
     is_border = (largest > label) | (smallest < label)
-    return jnp.where(valid, is_border, 255).astype(jnp.uint8)
+    return jnp.where(valid, is_border.astype(jnp.uint8), jnp.uint8(255))
 
 
 def boundary_loss(

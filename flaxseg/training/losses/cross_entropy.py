@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxseg.errors import ConfigError, SettingsError
-from flaxseg.training.losses.pixels import count, masked_logits, valid_pixels
+from flaxseg.layers.channels import along_channels
+from flaxseg.training.losses.pixels import count, masked_logits, one_hot, valid_pixels
 
 
 def segmentation_loss(
@@ -112,7 +113,7 @@ def pixel_cross_entropy(
     # and no stored log-softmax.
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     log_sum = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
-    is_label = label[..., None].astype(jnp.int32) == jnp.arange(num_classes)
+    is_label = one_hot(label, num_classes)
     surprise = log_sum - jnp.sum(jnp.where(is_label, shifted, 0.0), axis=-1)
     if weights is None and not label_smoothing:
         return PixelCrossEntropy(surprise, surprise, None, valid)
@@ -122,7 +123,8 @@ def pixel_cross_entropy(
     loss = (1.0 - label_smoothing) * pixel_weight * surprise
     if label_smoothing:
         share = label_smoothing / num_classes
-        loss += share * (jnp.sum(class_weight) * log_sum - jnp.sum(class_weight * shifted, axis=-1))
+        of_all = jnp.sum(along_channels(class_weight, shifted) * shifted, axis=-1)
+        loss += share * (jnp.sum(class_weight) * log_sum - of_all)
     return PixelCrossEntropy(loss, surprise, None if weights is None else pixel_weight, valid)
 
 
@@ -148,7 +150,7 @@ def label_weight(
     valid = valid_pixels(label, num_classes, ignore_label)
     if weights is None:
         return count(valid)
-    is_label = label[..., None].astype(jnp.int32) == jnp.arange(num_classes)
+    is_label = one_hot(label, num_classes)
     pixel_weight = jnp.sum(jnp.where(is_label, jnp.asarray(weights), 0.0), axis=-1)
     return jnp.sum(jnp.where(valid, pixel_weight, 0.0))
 

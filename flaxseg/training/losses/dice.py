@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from flaxseg.training.losses.pixels import images_with_pixels, masked_logits, safe_divisor
+from flaxseg.training.losses.pixels import images_with_pixels, masked_logits, one_hot, safe_divisor
 
 
 def dice_loss(
@@ -52,7 +52,7 @@ def dice_loss(
     """
     logits, valid = masked_logits(logits, label, ignore_label, align_corners)
     probs = jnp.where(valid[..., None], jax.nn.softmax(logits, axis=-1), 0.0)
-    is_label = label[..., None].astype(jnp.int32) == jnp.arange(logits.shape[-1])
+    is_label = one_hot(label, logits.shape[-1])
     is_label &= valid[..., None]
 
     overlap = jnp.sum(jnp.where(is_label, probs, 0.0), axis=(1, 2))  # [N, C]

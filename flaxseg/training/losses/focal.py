@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from flaxseg.errors import ConfigError
 from flaxseg.training.losses.cross_entropy import checked_weights
-from flaxseg.training.losses.pixels import count, masked_logits
+from flaxseg.training.losses.pixels import count, masked_logits, one_hot
 
 
 def focal_loss(
@@ -77,7 +77,7 @@ def focal_loss(
             "set class_weights."
         )
 
-    is_label = label[..., None].astype(jnp.int32) == jnp.arange(num_classes)
+    is_label = one_hot(label, num_classes)
     whole = jax.nn.logsumexp(logits, axis=-1)
     surprise = whole - jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     loss = surprise

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxseg.layers import preferred_form
-from flaxseg.training.losses.pixels import images_with_pixels, masked_logits, safe_divisor
+from flaxseg.training.losses.pixels import images_with_pixels, masked_logits, one_hot, safe_divisor
 
 
 def lovasz_loss(
@@ -55,7 +55,7 @@ def lovasz_loss(
     logits, valid = masked_logits(logits, label, ignore_label, align_corners)
     num_classes = logits.shape[-1]
     probs = jax.nn.softmax(logits, axis=-1)
-    is_label = label[..., None].astype(jnp.int32) == jnp.arange(num_classes)
+    is_label = one_hot(label, num_classes)
     is_label &= valid[..., None]
     error = jnp.where(is_label, 1.0 - probs, probs)
 
@@ -87,7 +87,7 @@ def _jaccard_steps(error: jax.Array, is_label: jax.Array, is_valid: jax.Array) -
     """
     # One value to carry along, the place with the pixel's kind in the last two bits.
     places = jax.lax.broadcasted_iota(jnp.int32, error.shape, 2)
-    kind = is_label + 2 * (is_valid & ~is_label).astype(jnp.int32)
+    kind = is_label.astype(jnp.int32) + 2 * (is_valid & ~is_label).astype(jnp.int32)
     carried = _in_falling_order(error, 4 * places + kind)
     has_class, has_other, place = carried % 4 == 1, carried % 4 == 2, carried // 4
     missed = jnp.cumsum(has_class, axis=-1, dtype=jnp.int32)

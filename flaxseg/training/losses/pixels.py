@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxseg.layers import largest_class, resize
+from flaxseg.layers.channels import along_channels
 from flaxseg.training.settings import check_rules, share
 
 
@@ -55,7 +56,7 @@ def pixel_accuracy(
     """
     check_shapes(logits, label)
     valid = valid_pixels(label, logits.shape[-1], ignore_label)
-    correct = valid & (largest_class(logits) == label)
+    correct = valid & (largest_class(logits) == label.astype(jnp.int32))
     return jnp.sum(correct, dtype=jnp.int32), jnp.sum(valid, dtype=jnp.int32)
 
 
@@ -63,6 +64,13 @@ def valid_pixels(label: jax.Array, num_classes: int, ignore_label: int = 255) ->
     """Returns where the label is in ``[0, num_classes)`` and not ``ignore_label``, as bool."""
     label = label.astype(jnp.int32)  # uint8 cannot be compared with 300 classes or with -1
     return (label >= 0) & (label < num_classes) & (label != ignore_label)
+
+
+def one_hot(label: jax.Array, num_classes: int) -> jax.Array:
+    """Returns where a pixel's label is each class: bool ``[N, H, W, C]``, of integers
+    ``[N, H, W]``."""
+    classes = jnp.arange(num_classes)
+    return label[..., None].astype(jnp.int32) == along_channels(classes, label[..., None])
 
 
 def safe_divisor(weight: jax.Array) -> jax.Array:

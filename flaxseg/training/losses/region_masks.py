@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxseg.errors import ConfigError
-from flaxseg.training.losses.pixels import valid_pixels
+from flaxseg.training.losses.pixels import one_hot, valid_pixels
 
 
 def dilated_masks(
@@ -99,13 +99,13 @@ def class_masks(
         raise ConfigError(f"radius {radius} must be at least 0.")
     rows, columns = _centres(label, shape)
     height, width = label.shape[1:]
-    is_class = label[..., None].astype(jnp.int32) == jnp.arange(shape[-1])
+    is_class = one_hot(label, shape[-1])
     is_class &= valid_pixels(label, shape[-1], ignore_label)[..., None]
     wanted = ~is_class if erode else is_class
     # The place of the nearest wanted pixel at or before each column, and at or after it.
     far = height + width + radius
     dtype = jnp.int16 if far + width < 2**15 else jnp.int32
-    place = jnp.arange(width, dtype=dtype)[:, None]
+    place = jnp.arange(width, dtype=dtype)[None, None, :, None]
     before = jax.lax.cummax(jnp.where(wanted, place, dtype(-far)), axis=2)
     after = jax.lax.cummin(jnp.where(wanted, place, dtype(far + width)), axis=2, reverse=True)
     nearest = jnp.minimum(place - before, after - place)[:, :, columns]
