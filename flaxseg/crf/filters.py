@@ -203,7 +203,7 @@ def bilateral_features(kernel: BilateralKernel, image: jax.Array) -> jax.Array:
     """Returns `[H * W, 5]`: x, y and the channels of an image over their standard deviations."""
     sigma = jnp.broadcast_to(jnp.asarray(kernel.sigma_xy, jnp.float32), (2,))
     sigma_rgb = jnp.broadcast_to(jnp.asarray(kernel.sigma_rgb, jnp.float32), (3,))
-    colors = image.astype(jnp.float32).reshape(-1, 3) / sigma_rgb
+    colors = image.astype(jnp.float32).reshape(-1, 3) / sigma_rgb[None]
     return jnp.concatenate([_places(*image.shape[:2], sigma), colors], -1)
 
 

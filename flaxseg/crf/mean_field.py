@@ -223,6 +223,6 @@ def _message(filtered: jax.Array, compat: jax.Array) -> jax.Array:
     if compat.ndim == 0:
         return compat * filtered
     if compat.ndim == 1:
-        return -compat * filtered
+        return -compat[None] * filtered
     cost = 0.5 * (compat + compat.T)
     return -jnp.matmul(filtered, cost, precision=lax.Precision.HIGHEST)

@@ -282,7 +282,7 @@ def _take(
         return values / jnp.maximum(weight[index], 1e-30)[..., None] if mean else values
 
     x = mix(line(rows.low), line(rows.high), rows.part[:, None, None])
-    x = mix(x[:, columns.low], x[:, columns.high], columns.part[:, None])
+    x = mix(x[:, columns.low], x[:, columns.high], columns.part[None, :, None])
     return x if result is None else jnp.where(take[:, None, None], x, result)
 
 

@@ -77,7 +77,7 @@ def rounded(n: int) -> int:
 def sample(image: jax.Array, rows: Table, columns: Table) -> jax.Array:
     """Returns lines and columns of the image, float32 [h, w, 3]."""
     x = mix(image[rows.low], image[rows.high], rows.part[:, None, None])
-    return mix(x[:, columns.low], x[:, columns.high], columns.part[:, None])
+    return mix(x[:, columns.low], x[:, columns.high], columns.part[None, :, None])
 
 
 def mix(low: jax.Array, high: jax.Array, part: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
 from flaxseg.layers.bilinear_deconv import transposed_conv
+from flaxseg.layers.channels import along_channels
 
 
 class TransposedConv(nn.Module):
@@ -37,4 +38,4 @@ class TransposedConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         dtype = self.dtype or x.dtype
         y = transposed_conv(x.astype(dtype), kernel.astype(dtype), self.strides)
-        return y + bias.astype(dtype)
+        return y + along_channels(bias.astype(dtype), y)

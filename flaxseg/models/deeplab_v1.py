@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 from flax.typing import Dtype
+from jax import lax
 
 from flaxseg.layers import (
     CAFFE,
@@ -97,7 +98,9 @@ class DeepLabV1(nn.Module):
         features = self.backbone(image, train=train)
         x = features["c5"]
         if self.average_pool:
-            x = nn.avg_pool(x, (3, 3), padding="SAME")
+            # The sum over nine, as Linen's avg_pool; that divides by an integer array, which strict
+            # promotion refuses.
+            x = nn.pooling.pool(x, 0.0, lax.add, (3, 3), (1, 1), "SAME") / 9
         x = fully_connected(
             x,
             (self.features, self.features),

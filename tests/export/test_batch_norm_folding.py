@@ -47,7 +47,7 @@ def test_a_block_is_a_convolution_with_a_bias():
     wanted = (IMAGE @ conv - norm["mean"]) / np.sqrt(norm["var"] + 0.1) * norm["scale"]
     wanted = wanted + norm["bias"]
     got = np.float64(IMAGE @ folded["params"]["layers_0"]["kernel"][0, 0])
-    got = got + folded["params"]["layers_1"]["shift"]
+    got = got + np.asarray(folded["params"]["layers_1"]["shift"])
     assert relative_difference(got, wanted) < 1e-6
     assert relative_difference(block.apply(folded, IMAGE), wanted) < 1e-6
 
