@@ -91,6 +91,13 @@ def _promotion(request):
             yield
 
 
+@pytest.fixture
+def no_leaked_tracers():
+    """Raises where a traced value outlives its trace: on a module, in a cache, in a global."""
+    with jax.checking_leaks():
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
     """Keeps a long run of tests in bounds: a process would hold all that it ever compiled."""

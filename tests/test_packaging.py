@@ -85,7 +85,7 @@ def test_the_source_archive_makes_the_same_wheel_and_holds_no_tests(source, tmp_
         assert package_files(source) <= set(wheel.namelist())
 
 
-def test_an_editable_install_is_a_path(source, tmp_path):
+def test_an_editable_install_is_a_path(source, repository, tmp_path):
     """An import hook would come after the folder above a clone, in which `flaxseg` is a namespace
     without anything in it; a path does not."""
     with zipfile.ZipFile(build(source, "build_editable", tmp_path)) as wheel:
@@ -93,7 +93,11 @@ def test_an_editable_install_is_a_path(source, tmp_path):
         assert hook.endswith(".pth")
         path = wheel.read(hook).decode().strip()
     assert path == str(source)
-    code = f"import sys; sys.path.append({path!r}); import flaxseg.classes; print(flaxseg.__file__)"
+    # The environment of the tests has such a path to this clone already.
+    code = (
+        f"import sys; sys.path = [p for p in sys.path if p != {str(repository)!r}] + [{path!r}]; "
+        "import flaxseg.classes; print(flaxseg.__file__)"
+    )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     found = subprocess.check_output(
         [sys.executable, "-c", code], cwd=source.parent, env=environment, text=True

@@ -132,10 +132,12 @@ def make_train_step(
         gradient = jax.tree.map(lambda g: g / divisor, gradient)
         norm, rate = optax.tree.norm(gradient), schedule(state.step)
         state = _updated(state, tx, gradient, batch_stats, rate, (loss, norm), settings.ema_decay)
-        valid = sums["valid"].astype(jnp.float32)
+        valid, correct, pixels = (
+            count.astype(jnp.float32) for count in (sums["valid"], sums["correct"], pixels)
+        )
         metrics = {
             "loss": loss,
-            "accuracy": sums["correct"] / losses.safe_divisor(valid),
+            "accuracy": correct / losses.safe_divisor(valid),
             "learning_rate": rate,
             "grad_norm": norm,
             "valid_fraction": valid / pixels,

@@ -276,6 +276,7 @@ def gradients_agree(function, arguments):
         assert float(jnp.abs(gradient).max()) > 1e-3
 
 
+@pytest.mark.usefixtures("no_leaked_tracers")
 @pytest.mark.parametrize("backend", ["lattice", "exact"])
 def test_gradients_are_slopes(backend):
     energy, image = scene()

@@ -188,6 +188,7 @@ def test_over_devices_equals_one_device(tiny):
     np.testing.assert_allclose(one, several, atol=1e-6)
 
 
+@pytest.mark.usefixtures("no_leaked_tracers")
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (70, 1), (3, 2)])
 @pytest.mark.parametrize("name", ["windows", "scales_max", "flip", "padded"])
 def test_any_size(tiny, name, size):

@@ -13,10 +13,10 @@ import pytest
 from flaxseg.layers import (
     AtrousConv,
     DepthwiseConv,
-    atrous,
     atrous_conv,
     depthwise_conv,
     explicit_padding,
+    tap_products,
 )
 
 FORMS = ("native", "products")
@@ -71,6 +71,7 @@ def resolved(kernel, strides, rate, padding, size):
     return *pair, explicit_padding(padding, size, *pair)
 
 
+@pytest.mark.usefixtures("no_leaked_tracers")
 @pytest.mark.parametrize("channels", [3, 17])  # fewer and more than where products begin
 @pytest.mark.parametrize(("kernel", "strides", "rate", "padding", "size"), GEOMETRIES)
 def test_atrous_conv_is_its_formula_in_both_forms(kernel, strides, rate, padding, size, channels):
@@ -88,8 +89,8 @@ def test_atrous_conv_is_its_formula_in_both_forms(kernel, strides, rate, padding
 def test_sums_over_taps_are_their_formula(
     kernel, strides, rate, padding, size, smallest, monkeypatch
 ):
-    monkeypatch.setattr(atrous, "_MIN_PIECE", smallest)
-    monkeypatch.setattr(atrous, "_MAX_OVERLAP_FOR_TAPS", 2.0)
+    monkeypatch.setattr(tap_products, "_MIN_PIECE", smallest)
+    monkeypatch.setattr(tap_products, "_MAX_OVERLAP_FOR_TAPS", 2.0)
     kernel_size, *rest = resolved(kernel, strides, rate, padding, size)
     x, k = random(2, *size, 17), random(*kernel_size, 17, 4, seed=1)
     y = atrous_conv(x, k, strides=strides, rate=rate, padding=padding, form="products")

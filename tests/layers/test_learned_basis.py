@@ -33,6 +33,7 @@ def inputs(height, width, classes, bases, size):
     return x, rng.normal(size=(size, size, 1, classes * bases)).astype(np.float32)
 
 
+@pytest.mark.usefixtures("no_leaked_tracers")
 @pytest.mark.peer
 @pytest.mark.parametrize(("height", "width", "classes", "bases", "size", "strides"), SHAPES)
 def test_value_and_gradient_are_those_of_the_grouped_transposed_convolution(

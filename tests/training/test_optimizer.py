@@ -157,6 +157,7 @@ def test_kinds_go_by_what_is_beside_a_parameter():
     }
 
 
+@pytest.mark.promotes("optax")
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
 def test_frozen_parameters_do_not_move_and_do_not_count_in_the_norm(name):
     params = tree(99)

@@ -116,6 +116,7 @@ def one_row(batch: dict, index: int) -> dict:
     return {key: value[index : index + 1] for key, value in batch.items()}
 
 
+@pytest.mark.usefixtures("no_leaked_tracers")
 @pytest.mark.parametrize("weights", [None, (0.5, 1.0, 2.0, 0.25)])
 def test_first_step_equals_one_written_out_by_hand(weights):
     """Loss, metrics, SGD, multiplier and decay, with optax's loss and no code of the step."""
@@ -125,7 +126,7 @@ def test_first_step_equals_one_written_out_by_hand(weights):
     start, step_fn = new_run(model, optimizer=settings, outputs=outputs, class_weights=weights)
     label = jnp.asarray(batch["label"], jnp.int32)
     valid = label != 255
-    weight = valid * jnp.asarray(weights or (1.0,) * 4)[jnp.where(valid, label, 0)]
+    weight = jnp.where(valid, jnp.asarray(weights or (1.0,) * 4)[jnp.where(valid, label, 0)], 0.0)
 
     def mean(logits):
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, label, 0))
