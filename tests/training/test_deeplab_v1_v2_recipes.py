@@ -4,7 +4,7 @@ output, and rates for the parts that the released solvers name."""
 import jax
 import numpy as np
 import pytest
-from recipe_networks import auxiliary_outputs, create_model, load_recipe, parameters
+from recipe_networks import auxiliary_outputs, create_model, every_recipe, load_recipe, parameters
 
 from flaxseg.errors import ConfigError
 from flaxseg.training.config import default_config
@@ -19,8 +19,7 @@ def network(config):
     return model, parameters(model), auxiliary_outputs(model)
 
 
-@pytest.mark.parametrize("data", ["voc", "cityscapes", "ade20k", "camvid", "shapes"])
-@pytest.mark.parametrize("name", ["deeplab_v1", "deeplab_v2"])
+@pytest.mark.parametrize(("name", "data"), every_recipe(("deeplab_v1", "deeplab_v2")))
 def test_every_recipe_makes_a_model_with_a_weight_for_each_output(name, data):
     config = load_recipe(name)(f"data={data}")
     validate_config(config)
