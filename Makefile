@@ -8,7 +8,8 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 # Test processes. Each holds up to 4 GB of compiled programs.
 WORKERS ?= 2
-PYTEST = .venv-test/bin/python -m pytest -n $(WORKERS)
+# Worksteal gives each process a contiguous part, so that the tests of a file share what they compile.
+PYTEST = .venv-test/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-all test-rest lint clean
 

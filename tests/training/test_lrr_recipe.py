@@ -15,13 +15,13 @@ from flaxseg.training.optimizer import frozen_parameters, make_optimizer
 
 get_config = load_recipe("lrr")
 CASES = [
-    *(
-        (variant, "voc", backbone)
-        for variant in ("32x", "16x", "8x", "4x")
-        for backbone in ("vgg16",)
-    ),
+    *((variant, "voc", "vgg16") for variant in ("32x", "16x", "8x", "4x")),
     ("4x", "voc", "resnet101"),
-    *(("4x", data, "vgg16") for data in ("cityscapes", "ade20k", "camvid", "shapes")),
+    ("4x", "camvid", "vgg16"),
+    *(
+        pytest.param("4x", data, "vgg16", marks=pytest.mark.slow)
+        for data in ("cityscapes", "ade20k", "shapes")
+    ),
 ]
 
 

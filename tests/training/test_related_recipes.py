@@ -32,7 +32,9 @@ CASES = [
         name,
         variant,
         data,
-        marks=[pytest.mark.slow] if variant != variants[0] and data == "camvid" else [],
+        marks=[]
+        if data == "voc" or (variant, data) == (variants[0], "camvid")
+        else [pytest.mark.slow],
     )
     for name, variants in VARIANTS.items()
     for variant, data in itertools.product(variants, DATA)

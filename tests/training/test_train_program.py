@@ -181,9 +181,6 @@ MISTAKES = [
         2,
         ["model.options.rates is (0,)"],
     ),
-    ("deeplab", ["--coordinator=localhost:1"], 2, ["--coordinator needs --num_processes and"]),
-    (None, ["--config.steps=1"], 2, ["no recipe is given", "flaxseg recipes"]),
-    ("configs/deeplab.py:data=shapes", ["--config.steps=many"], 2, ["steps", "many"]),
     (
         "configs/deeplab.py:data=shapes",
         [
@@ -196,6 +193,9 @@ MISTAKES = [
     ),
 ]
 MORE_MISTAKES = [
+    ("deeplab", ["--coordinator=localhost:1"], 2, ["--coordinator needs --num_processes and"]),
+    (None, ["--config.steps=1"], 2, ["no recipe is given", "flaxseg recipes"]),
+    ("configs/deeplab.py:data=shapes", ["--config.steps=many"], 2, ["steps", "many"]),
     *(
         ("deeplab:data=camvid", ["--config.data.dir=DIR/data", wrong], 2, [field])
         for wrong, field in [
