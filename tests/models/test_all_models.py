@@ -93,7 +93,10 @@ CASES = [
         marks=() if backbone == simplest(name) else pytest.mark.slow,
     )
     for name, backbone, options in (
-        *((name, "tiny", {"auxiliary": True} if has(name, "auxiliary") else {}) for name in NAMES),
+        *(
+            (name, simplest(name), {"auxiliary": True} if has(name, "auxiliary") else {})
+            for name in NAMES
+        ),
         *((name, "tiny", options) for name in OTHER_FORMS for options in OTHER_FORMS[name]),
         ("deeplabv3plus", "resnet", {"auxiliary": True}),
         ("pspnet", "mobile", {}),

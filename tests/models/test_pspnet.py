@@ -399,7 +399,8 @@ def coarse_camvid(shared_dir, size=(65, 81)):
 
 
 @pytest.mark.slow
-def test_four_pictures_are_learned_by_heart(shared_dir):
+@pytest.mark.promotes("optax")
+def test_four_images_are_learned_by_heart(shared_dir):
     pixels, label = coarse_camvid(shared_dir)
     assert len(pixels) == 4
     model = flaxseg.create_model(

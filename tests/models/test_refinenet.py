@@ -28,8 +28,8 @@ from flaxseg.weights import (
     load_backbone,
     load_pretrained,
     load_weights,
-    pretrained,
     read_pretrained,
+    sources,
 )
 from flaxseg.weights.layouts.refinenet_layout import (
     REFINENET,
@@ -307,7 +307,7 @@ def test_published_nets_on_resnets_are_recognised(monkeypatch, name, depth, pref
     shapes = their_shapes(net)
     values = {k: np.float32(zlib.crc32(k.encode()) % 1000 / 1000) for k in shapes}
     tensors = {prefix + k: np.broadcast_to(v, shapes[k]) for k, v in values.items()}
-    monkeypatch.setattr(pretrained, "read_tensors", lambda path: tensors)
+    monkeypatch.setattr(sources, "read_tensors", lambda path: tensors)
     found = read_pretrained(__file__)
     assert (found.name, found.num_classes) == (name, 21)
     assert found.options["backbone"] == f"resnet{depth}"

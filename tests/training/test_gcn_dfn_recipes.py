@@ -119,6 +119,7 @@ def test_numbers_of_the_authors_code():
 
 
 @pytest.mark.slow
+@pytest.mark.promotes("optax")
 def test_dfns_border_network_finds_borders():
     """With the losses of the recipe it tells borders from the rest, at every stage."""
     losses = load_recipe("dfn")("data=shapes").loss.outputs.to_dict()

@@ -97,7 +97,7 @@ def test_auxiliary_logits_are_resized_as_torch_does(align_corners):
         large, torch.tensor(label, dtype=torch.int64), ignore_index=255, reduction="sum"
     )
     np.testing.assert_allclose(total, expected.item(), rtol=1e-5)
-    assert weight == np.sum(label != 255)
+    assert float(weight) == np.sum(label != 255)
 
 
 def test_logits_of_another_stride_are_resized_before_the_softmax():

@@ -73,6 +73,7 @@ def uniform(value) -> dict:
     return {jax.tree_util.keystr(path): value for path, _ in jax.tree.leaves_with_path(tree(0))}
 
 
+@pytest.mark.promotes("optax")
 @pytest.mark.peer
 @pytest.mark.parametrize(
     ("kind", "ours", "theirs"),
@@ -92,6 +93,7 @@ def test_five_steps_with_decay_and_a_changing_rate_equal_torch(kind, ours, their
     all_close(train(params, tx), train_torch(params, kind, theirs, uniform((1.0, 0.05))))
 
 
+@pytest.mark.promotes("optax")
 @pytest.mark.peer
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
 def test_multipliers_decay_mask_and_clipping_equal_torch_parameter_groups(kind):
