@@ -5,9 +5,9 @@
     python benchmarks/dense_crf.py effect --shared ../shared --camvid_model runs/camvid
     python benchmarks/dense_crf.py crops --shared ../shared --camvid_model runs/camvid --out crf.png
 
-Needs `pydensecrf2`, and real pictures: the folder `--shared` with `data/voc2012_sample`,
+Needs `pydensecrf2`, and real images: the folder `--shared` with `data/voc2012_sample`,
 `data/ade20k_sample`, `data/camvid` and the weights `deeplabv3_mobilenet_v2_voc21`, whose logits are
-the unaries of VOC and ADE20K pictures; those of CamVid pictures are of a model trained on it.
+the unaries of VOC and ADE20K images; those of CamVid images are of a model trained on it.
 
 * `parity` runs both with one preset, the same normalisation and 10 iterations, and prints the mean
   difference of the marginals, the share of pixels of the same class, and how sure the C++ is of its
@@ -15,9 +15,9 @@ the unaries of VOC and ADE20K pictures; those of CamVid pictures are of a model 
 * `speed` runs them in turns in one process and prints medians of wall clock and of processor time,
   of all threads, with the C++'s over ours. Compilation is left out.
 * `effect` prints mIoU and the accuracy near boundaries of labels, without and with the CRF.
-* `crops` draws three pieces of pictures, where the CRF helps most, where it makes a middling
+* `crops` draws three pieces of images, where the CRF helps most, where it makes a middling
   difference, and where it harms most: classes and errors without and with it; with `--photos` the
-  picture and the truth, too.
+  image and the truth, too.
 
 `--json FILE` keeps the figures.
 """
@@ -61,8 +61,8 @@ NORMALIZATION = {
 }
 # Half the width of the band around boundaries in which accuracy is measured, in pixels.
 TRIMAPS = (2, 5, 10)
-# Side of the pieces that are drawn, and how many pictures of a data set are looked through.
-CROP, CROP_PICTURES = 120, 8
+# Side of the pieces that are drawn, and how many images of a data set are looked through.
+CROP, CROP_IMAGES = 120, 8
 
 
 def run_peer(unary: np.ndarray, image: np.ndarray, preset: CrfPreset) -> np.ndarray:
@@ -90,7 +90,7 @@ def ten_iterations(name: str) -> CrfPreset:
 
 
 def logits_of(model, variables) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from a picture to the logits `[H, W, C]`."""
+    """A function from a image to the logits `[H, W, C]`."""
     apply = jax.jit(
         lambda image: model.apply(variables, normalize(image[None], model.normalization)).logits[0]
     )
@@ -101,8 +101,8 @@ def voc_model(shared: pathlib.Path):
     return load_pretrained(shared / "data/weights/deeplabv3_mobilenet_v2_voc21.safetensors")
 
 
-def pictures(args: argparse.Namespace) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, picture and unary of `--each` pictures of each data set."""
+def images_of(args: argparse.Namespace) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, image and unary of `--each` images of each data set."""
     data = args.shared / "data"
     logits = logits_of(*voc_model(args.shared))
     for name, pattern in (
@@ -122,14 +122,14 @@ def pictures(args: argparse.Namespace) -> Iterator[tuple[str, np.ndarray, np.nda
 def parity(args: argparse.Namespace) -> list[dict]:
     preset, rows = ten_iterations(args.preset), []
     print(f"{args.preset}, {preset.kernels[1].normalization}, 10 iterations")
-    print(f"{'picture':<26}{'size':>10}{'mean |dQ|':>12}{'max |dQ|':>10}{'same %':>10}  others")
-    for name, image, unary in pictures(args):
+    print(f"{'image':<26}{'size':>10}{'mean |dQ|':>12}{'max |dQ|':>10}{'same %':>10}  others")
+    for name, image, unary in images_of(args):
         wanted = run_peer(unary, image, preset)
         ours = np.asarray(dense_crf(unary, image, preset))
         other = wanted.argmax(-1) != ours.argmax(-1)
         top = np.sort(wanted, -1)
         row = {
-            "picture": name,
+            "image": name,
             "size": image.shape[:2],
             "mean": float(np.abs(ours - wanted).mean()),
             "max": float(np.abs(ours - wanted).max()),
@@ -155,7 +155,7 @@ def timed(program: Callable[[], object]) -> tuple[float, float]:
 
 
 def speed(args: argparse.Namespace) -> list[dict]:
-    """A VOC picture at 375 x 500, and one of noise, the worst case; alone and in batches."""
+    """A VOC image at 375 x 500, and one of noise, the worst case; alone and in batches."""
     path = min((args.shared / "data").glob("voc2012_sample/**/JPEGImages/*.jpg"))
     photo = np.asarray(Image.open(path).convert("RGB").resize((500, 375), Image.Resampling.BICUBIC))
     noise = np.random.default_rng(0).integers(0, 256, photo.shape, np.uint8)
@@ -163,11 +163,11 @@ def speed(args: argparse.Namespace) -> list[dict]:
     rows = []
     print(f"{jax.default_backend()}, {platform.processor() or platform.machine()}, 375 x 500 x 21")
     print(
-        f"{'picture':<8}{'preset':<24}{'batch':>6}{'C++ ms':>10}{'ours ms':>10}{'ratio':>7}"
-        f"{'C++ cpu':>10}{'ours cpu':>10}{'ratio':>7}   per picture"
+        f"{'image':<8}{'preset':<24}{'batch':>6}{'C++ ms':>10}{'ours ms':>10}{'ratio':>7}"
+        f"{'C++ cpu':>10}{'ours cpu':>10}{'ratio':>7}   per image"
     )
     for name, image in {"photo": photo, "noise": noise}.items():
-        if name not in args.pictures:
+        if name not in args.images:
             continue
         for preset_name in args.presets:
             preset = ten_iterations(preset_name)
@@ -191,7 +191,7 @@ def speed(args: argparse.Namespace) -> list[dict]:
                 theirs = medians["peer"]
                 rows.append(
                     {
-                        "picture": name,
+                        "image": name,
                         "preset": preset_name,
                         "batch": batch,
                         "peer_wall": theirs[0],
@@ -249,13 +249,13 @@ def effect(args: argparse.Namespace) -> list[dict]:
                 pred = q.argmax(-1)
                 matrices[form].update(label, pred)
                 bands[form].update(label, pred)
-        print(f"{name}, {len(pairs)} pictures")
+        print(f"{name}, {len(pairs)} images")
         for form in forms:
             metrics, near = matrices[form].metrics(), bands[form].scores()
             rows.append(
                 {
                     "data": name,
-                    "pictures": len(pairs),
+                    "images": len(pairs),
                     "crf": form,
                     "miou": metrics.miou,
                     "pixel_accuracy": metrics.pixel_accuracy,
@@ -276,11 +276,11 @@ def effect(args: argparse.Namespace) -> list[dict]:
 
 
 def crops(args: argparse.Namespace) -> list[dict]:
-    """Of each picture the square that changes most; of these the one that gains most, the median,
+    """Of each image the square that changes most; of these the one that gains most, the median,
     and the one that loses most."""
     found = []
     for name, logits, classes, pairs in labelled(args):
-        for pair in pairs[:CROP_PICTURES]:
+        for pair in pairs[:CROP_IMAGES]:
             image, label = read_pair(*pair, classes)
             scores = logits(image)
             after = np.asarray(dense_crf(-scores, image, args.presets[0])).argmax(-1)
@@ -310,7 +310,7 @@ def crops(args: argparse.Namespace) -> list[dict]:
         ]
         if args.photos:
             truth = colorize(np.where(label == 255, 0, label), colors)
-            cells = [("picture", image), ("truth", truth), *cells]
+            cells = [("image", image), ("truth", truth), *cells]
         lines.append(np.hstack([titled(enlarge(cell), title) for title, cell in cells]))
     save_image(args.out, stack(lines))
     print(args.out)
@@ -327,15 +327,15 @@ def main() -> None:
     parser.add_argument("what", choices=PARTS)
     parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"))
     parser.add_argument("--camvid_model", type=pathlib.Path, help="of a run on CamVid")
-    parser.add_argument("--each", type=int, default=2, help="parity: pictures of each data set")
+    parser.add_argument("--each", type=int, default=2, help="parity: images of each data set")
     parser.add_argument("--preset", default="deeplab_v2_vgg16", help="parity: of the kernels")
     parser.add_argument("--presets", nargs="+", default=["deeplab_v2_vgg16", "pydensecrf_readme"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="speed")
-    parser.add_argument("--pictures", nargs="+", default=["photo", "noise"], help="speed")
+    parser.add_argument("--images", nargs="+", default=["photo", "noise"], help="speed")
     parser.add_argument("--rounds", type=int, default=5, help="speed: runs of each")
-    parser.add_argument("--limit", type=int, default=60, help="effect: pictures of CamVid")
-    parser.add_argument("--out", type=pathlib.Path, default="crf.png", help="crops: the picture")
-    parser.add_argument("--photos", action="store_true", help="crops: with picture and truth")
+    parser.add_argument("--limit", type=int, default=60, help="effect: images of CamVid")
+    parser.add_argument("--out", type=pathlib.Path, default="crf.png", help="crops: the image")
+    parser.add_argument("--photos", action="store_true", help="crops: with image and truth")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     rows = PARTS[args.what](args)

@@ -3,7 +3,7 @@
     python benchmarks/input_pipeline.py voc --voc VOCdevkit/VOC2012
     python benchmarks/input_pipeline.py cityscapes
 
-Both read the same pictures and labels, JPEG and palette PNG of VOC's size or PNG of that of
+Both read the same images and labels, JPEG and palette PNG of VOC's size or PNG of that of
 Cityscapes, and do the same work: decode, scale by 0.5 to 2, pad with the mean colour and 255, crop
 to 513 or 769, mirror, change brightness, contrast, saturation and hue, and collect uint8 batches.
 Each is a program bound to the same core, without workers; they are started once and take turns.
@@ -11,7 +11,7 @@ Rates are images per second of the core's time, so that other programs on the ma
 the ratio is the median over the rounds. For Cityscapes a third program has `cache_dir` set, with
 every record in the folder already.
 
-Pictures are drawn unless `--voc` gives a devkit, whose pairs are then repeated. `--profile` shows
+Images are drawn unless `--voc` gives a devkit, whose pairs are then repeated. `--profile` shows
 which functions our time goes to. `--json FILE` writes the results with versions and machine. The
 peer needs `pip install torch albumentations`.
 """
@@ -37,16 +37,16 @@ from PIL import Image
 
 MEAN = (124, 116, 104)
 BATCH = 8
-# Size, crop, records, and pictures that are drawn, of which the records are copies.
+# Size, crop, records, and images that are drawn, of which the records are copies.
 KINDS = {"voc": ((375, 500), 513, 512, 32), "cityscapes": ((1024, 2048), 769, 32, 6)}
 _LISTS = {"val": 1, "test": 1, "train": 0}  # records; 0: all of them
 
 
-# Pictures
+# Images
 
 
 def draw_pair(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A picture with detail of all sizes and sensor noise, and a label of 12 classes in blobs."""
+    """A image with detail of all sizes and sensor noise, and a label of 12 classes in blobs."""
     rng = np.random.default_rng(seed)
 
     def field(cells: int, channels: int) -> np.ndarray:
@@ -234,7 +234,7 @@ def main() -> None:
     """Writes the data, runs the programs in turns, and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--voc", default="", help="VOCdevkit/VOC2012, for real pictures")
+    parser.add_argument("--voc", default="", help="VOCdevkit/VOC2012, for real images")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batches", type=int, default=0, help="in a round; 0: some seconds' worth")
     parser.add_argument("--core", type=int, default=0, help="that the programs are bound to")

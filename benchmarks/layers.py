@@ -39,7 +39,7 @@ from flaxseg.layers import (
 )
 
 FORMS = ("native", "products")
-# Of a picture [N, H, W, C] and, where the layer has one, its kernel.
+# Of a image [N, H, W, C] and, where the layer has one, its kernel.
 Form = Callable[..., jax.Array]
 
 
@@ -149,7 +149,7 @@ def resize_case(shape, size: int, align_corners: bool) -> Case:
 
 
 def classes_case(shape, size: int) -> Case:
-    """Logits at the picture's size and the class of each pixel: the end of every prediction."""
+    """Logits at the image's size and the class of each pixel: the end of every prediction."""
 
     def torch_form(x):
         import torch
@@ -210,8 +210,8 @@ def torch_programs(form: Callable, arrays, weight, dtype: str) -> list[Callable[
 
     on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
     to = {"device": "cuda" if on_gpu else "cpu", "dtype": getattr(torch, dtype)}
-    picture, *kernels = (torch.from_numpy(array).to(**to) for array in arrays)
-    tensors = [picture.permute(0, 3, 1, 2), *(k.permute(3, 2, 0, 1) for k in kernels)]
+    image, *kernels = (torch.from_numpy(array).to(**to) for array in arrays)
+    tensors = [image.permute(0, 3, 1, 2), *(k.permute(3, 2, 0, 1) for k in kernels)]
 
     def finish(result):
         if on_gpu:

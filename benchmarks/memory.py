@@ -1,22 +1,22 @@
-"""Whether evaluating and predicting more pictures takes more memory.
+"""Whether evaluating and predicting more images takes more memory.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --numbers 50 200 --json memory.json
     python benchmarks/memory.py --sizes 24
 
-Draws pictures of three sizes near 120 x 160 with labels of 12 classes, as an own data set, and a
+Draws images of three sizes near 120 x 160 with labels of 12 classes, as an own data set, and a
 DeepLabv3 on MobileNetV2 with random weights, and runs the programs, each in a process of its own,
-on so many pictures:
+on so many images:
 
-* `evaluate`, with pictures of the worst and boundary measures;
+* `evaluate`, with images of the worst and boundary measures;
 * `evaluate` with two scales and mirror images;
 * `predict`, with masks, overlays and probabilities.
 
-Printed is the largest resident memory that the system saw of each process. A picture with its label
+Printed is the largest resident memory that the system saw of each process. A image with its label
 and prediction is 0.1 MB, its probabilities are 0.9 MB before they are rounded: if one of them were
-kept for each picture, 900 pictures more would take 86 or 790 MiB more.
+kept for each image, 900 images more would take 86 or 790 MiB more.
 
-`--sizes` instead runs the network on pictures of so many different sizes, each of which is
+`--sizes` instead runs the network on images of so many different sizes, each of which is
 compiled, and prints the resident memory meanwhile, with the programs of 64 sizes kept, as it is,
 and of 6. Linux only; compiled without XLA's optimization, and nothing is taken from a cache.
 """
@@ -45,7 +45,7 @@ PROGRAMS = {
     ],
     "predict": [
         "predict",
-        "{pictures}",
+        "{images}",
         "--model={model}",
         "--out={out}",
         "--save=mask,overlay,probabilities",
@@ -54,7 +54,7 @@ PROGRAMS = {
 
 
 def draw(folder: pathlib.Path, split: str, number: int) -> None:
-    """Writes so many pictures and labels, no two of them alike."""
+    """Writes so many images and labels, no two of them alike."""
     import numpy as np
     from PIL import Image
 
@@ -100,7 +100,7 @@ def make(folder: pathlib.Path, numbers: list[int]) -> None:
 
 
 def grow(sizes: int, most: int) -> None:
-    """Predicts pictures of so many sizes, and prints the memory after every fourth."""
+    """Predicts images of so many sizes, and prints the memory after every fourth."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -179,13 +179,13 @@ def main() -> None:
             for number in args.numbers:
                 split = split_of(number)
                 values = {"out": folder / f"{program[0]}-{split}", "model": folder / "model"}
-                values["pictures"] = folder / "set/images" / split
+                values["images"] = folder / "set/images" / split
                 arguments = [text.format(**values) for text in program]
                 if program[0] == "evaluate":
                     arguments += [*of_data, f"--split={split}"]
                 found = peak(arguments)
                 figures.setdefault(title, {})[number] = found
-                print(f"{title}: {number} pictures, at most {found / 2**20:.0f} MiB", flush=True)
+                print(f"{title}: {number} images, at most {found / 2**20:.0f} MiB", flush=True)
     if args.json:
         facts = {"machine": platform.machine(), "jax": importlib.metadata.version("jax")}
         pathlib.Path(args.json).write_text(

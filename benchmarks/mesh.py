@@ -1,5 +1,5 @@
 """What one device holds, and what devices send each other in a training step, by how many share a
-picture.
+image.
 
     python benchmarks/mesh.py --model deeplabv3plus --backbone resnet50 --size 1024,2048 \
         --space 1,2,4,8 --markdown
@@ -23,7 +23,7 @@ import math
 import re
 import time
 
-DATA = 2  # pictures go to two groups of devices, so that what these send each other is seen too
+DATA = 2  # images go to two groups of devices, so that what these send each other is seen too
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
 _COLLECTIVE = re.compile(
     r"^\s*(?:ROOT )?%?[\w.\-]+ = (?P<result>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|"
@@ -68,7 +68,7 @@ def _class(kind: str, shape: tuple[int, ...], kernel_shapes: set[tuple[int, ...]
 
 
 def measure(args: argparse.Namespace, space: int) -> dict:
-    """Compiles the step with `space` devices to a picture."""
+    """Compiles the step with `space` devices to a image."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--backbone", default=None)
     parser.add_argument("--classes", type=int, default=19)
     parser.add_argument("--size", type=_integers, default=(1024, 2048), help="HEIGHT,WIDTH")
-    parser.add_argument("--batch", type=int, default=1, help="pictures to a group of devices")
+    parser.add_argument("--batch", type=int, default=1, help="images to a group of devices")
     parser.add_argument("--space", type=_integers, default=(1, 2, 4, 8))
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--hlo", default="", help="beginning of the files to write the HLO to")

@@ -1,12 +1,12 @@
-"""Trains systems on four CamVid pictures and evaluates them on the same four.
+"""Trains systems on four CamVid images and evaluates them on the same four.
 
     python benchmarks/overfit.py --camvid CAMVID --backbone WEIGHTS.safetensors
 
 A network that is wired as it should be, with a loss and an inference that fit to it, learns four
-pictures by heart. What it can say about them is bounded by the stride of its scores: scores fitted
+images by heart. What it can say about them is bounded by the stride of its scores: scores fitted
 freely to these four labels reach a mIoU of 0.97 at stride 4, 0.90 at 8, 0.82 at 16 (`--bounds`
-measures it). So the pictures here are the middle of four pictures of CamVid, half of each side or
-what `--part` says, twice as large; `--part=1 --enlarge=1` takes the pictures as they are.
+measures it). So the images here are the middle of four images of CamVid, half of each side or
+what `--part` says, twice as large; `--part=1 --enlarge=1` takes the images as they are.
 
 DeepLab v1 and v2 and ICNet have their loss on labels of the scores' size. With `--full_labels` the
 scores are resized to the labels instead, so that every pixel is learned.
@@ -33,7 +33,7 @@ from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.sets import camvid
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PICTURES = (0, 91, 183, 275)  # the first of each quarter of the training split
+IMAGES = (0, 91, 183, 275)  # the first of each quarter of the training split
 # Recipe and output stride; those whose scores are at stride 4 whatever that is have 16.
 SYSTEMS = {
     "fcn": ("fcn.py:variant=resnet", 8),
@@ -60,17 +60,17 @@ SYSTEMS = {
 
 
 def four_pairs(folder: pathlib.Path) -> list[Pair]:
-    """The pictures that are learned."""
+    """The images that are learned."""
     pairs, problems = camvid.find_pairs(folder)
     if problems:
         sys.exit("\n".join(problems))
-    return [pairs["train"][index] for index in PICTURES]
+    return [pairs["train"][index] for index in IMAGES]
 
 
 def write_data(
     folder: pathlib.Path, out: pathlib.Path, part: float, enlarge: int
 ) -> tuple[int, int]:
-    """Writes the four pictures, and one for each other split, in the published layout; returns
+    """Writes the four images, and one for each other split, in the published layout; returns
     their size."""
     pairs, _ = camvid.find_pairs(folder)
     chosen = {"train": four_pairs(folder), "val": pairs["val"][:1], "test": pairs["test"][:1]}
@@ -118,11 +118,11 @@ def make_config(
             output.resize_labels = False
     if options.bases and system == "lrr":
         config.init.bases = options.bases
-    config.steps, config.batch_size = options.steps, len(PICTURES)
+    config.steps, config.batch_size = options.steps, len(IMAGES)
     config.optimizer.update(
         name="adamw", learning_rate=options.rate, head_lr_multiplier=1.0, weight_decay=0.0
     )
-    config.eval.update(every_steps=0, batch_size=len(PICTURES))
+    config.eval.update(every_steps=0, batch_size=len(IMAGES))
     config.checkpoint.every_steps = 0
     config.log.update(every_steps=25, tensorboard=False)
     return config

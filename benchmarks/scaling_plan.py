@@ -37,7 +37,7 @@ MACHINES = {
     "H100": Machine(989, 450, 50, 8),
 }
 CHIPS = (8, 16, 32, 64, 128, 256)
-CHIPS_OF_A_HOST = 8  # the most that can share a picture
+CHIPS_OF_A_HOST = 8  # the most that can share a image
 
 
 def ring(size: float, chips: int, bandwidth: float) -> float:
@@ -55,44 +55,44 @@ def all_reduce(size: float, chips: int, machine: Machine, reached: float) -> flo
 
 
 def step_seconds(
-    counted: dict, data: int, pictures: float, machine: Machine, args: argparse.Namespace
+    counted: dict, data: int, images: float, machine: Machine, args: argparse.Namespace
 ) -> dict[str, float]:
     """Seconds of arithmetic and of each class of collectives in a step.
 
     Args:
-      counted: the entry of `mesh.py` for the number of chips to a picture; of one picture.
-      data: groups of chips, each with pictures of its own.
-      pictures: per group.
+      counted: the entry of `mesh.py` for the number of chips to a image; of one image.
+      data: groups of chips, each with images of its own.
+      images: per group.
     """
     space, sent, operations = counted["space"], counted["sent"], counted["operations"]
     near = machine.near * 1e9 * args.reached
     kernels = counted["parameters"]
     chips = data * space
     gradients = all_reduce(kernels, chips, machine, args.reached)
-    if space > 1:  # XLA adds up over the chips of a picture first, then over all
+    if space > 1:  # XLA adds up over the chips of a image first, then over all
         gradients += ring(kernels, space, near)
     return {
-        "arithmetic": pictures * counted["tflop"] / (machine.tflops * args.share),
+        "arithmetic": images * counted["tflop"] / (machine.tflops * args.share),
         "gradients": gradients,
         "statistics": args.latency * operations.get("statistics", 0),
-        "halos": pictures * sent.get("halos", 0) / near + args.latency * operations.get("halos", 0),
-        "features": pictures * sent.get("features", 0) / near
+        "halos": images * sent.get("halos", 0) / near + args.latency * operations.get("halos", 0),
+        "features": images * sent.get("features", 0) / near
         + args.latency * operations.get("features", 0),
     }
 
 
 def table(rows: list[tuple[str, dict[str, float], float]]) -> str:
-    """Times in ms, pictures a second, and the efficiency against the first row."""
+    """Times in ms, images a second, and the efficiency against the first row."""
     lines = [
         "| chips | mesh | arithmetic | gradients | statistics | halos | features | step "
-        "| pictures/s | efficiency |",
+        "| images/s | efficiency |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     per_chip = None
-    for name, parts, pictures in rows:
+    for name, parts, images in rows:
         chips = int(name.split("|")[0])
         total = sum(parts.values())
-        rate = pictures / total
+        rate = images / total
         per_chip = per_chip or rate / chips
         cells = " | ".join(f"{1e3 * seconds:.1f}" for seconds in (*parts.values(), total))
         lines.append(f"| {name} | {cells} | {rate:,.0f} | {rate / chips / per_chip:.2f} |")
@@ -105,29 +105,29 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.25, help="of the peak arithmetic")
     parser.add_argument("--reached", type=float, default=0.5, help="of the bandwidths")
     parser.add_argument("--latency", type=float, default=1e-5, help="seconds per collective")
-    parser.add_argument("--pictures", type=int, default=32, help="in a batch, strong scaling")
+    parser.add_argument("--images", type=int, default=32, help="in a batch, strong scaling")
     args = parser.parse_args()
     with open(args.file, encoding="utf-8") as file:
         counted = {one["space"]: one for one in json.load(file)["results"]}
     largest = min(max(counted), CHIPS_OF_A_HOST)
     for name, machine in MACHINES.items():
         for space in (1, 2):
-            print(f"\n{name}, weak: one picture for every {space} chips\n")
+            print(f"\n{name}, weak: one image for every {space} chips\n")
             rows = []
             for chips in CHIPS:
                 data = chips // space
                 parts = step_seconds(counted[space], data, 1, machine, args)
                 rows.append((f"{chips} | data={data},space={space}", parts, data))
             print(table(rows))
-        print(f"\n{name}, strong: {args.pictures} pictures a step\n")
+        print(f"\n{name}, strong: {args.images} images a step\n")
         rows = []
         for chips in CHIPS:
-            data = min(chips, args.pictures)
+            data = min(chips, args.images)
             space = chips // data
             if space > largest:
                 continue
-            parts = step_seconds(counted[space], data, args.pictures / data, machine, args)
-            rows.append((f"{chips} | data={data},space={space}", parts, args.pictures))
+            parts = step_seconds(counted[space], data, args.images / data, machine, args)
+            rows.append((f"{chips} | data={data},space={space}", parts, args.images))
         print(table(rows))
 
 

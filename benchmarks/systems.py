@@ -118,7 +118,7 @@ def sizes(system: System, work: Workload) -> tuple[int, int]:
 
 
 def batch(system: System, work: Workload) -> tuple[np.ndarray, np.ndarray]:
-    """Random pictures and labels, the same for both programs."""
+    """Random images and labels, the same for both programs."""
     rng = np.random.default_rng(0)
     shape = (work.batch, *sizes(system, work))
     image = rng.integers(0, 255, (*shape, 3), dtype=np.uint8)
@@ -166,7 +166,7 @@ def flaxseg_program(system: System, work: Workload):
         return model.apply(variables, normalize(pixels, model.normalization)).logits
 
     costs = jax.jit(forward).lower(variables, image[:1]).cost_analysis()
-    picture = jax.device_put(image[:1])
+    one_image = jax.device_put(image[:1])
 
     def train() -> None:
         for _ in range(work.repeat):
@@ -177,7 +177,7 @@ def flaxseg_program(system: System, work: Workload):
 
     def infer() -> None:
         for _ in range(work.repeat * INFERENCES):
-            result = segmenter.run_batch(picture)
+            result = segmenter.run_batch(one_image)
         jax.block_until_ready(result)
 
     def memory() -> int:
@@ -390,7 +390,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--alone", action="store_true", help="without the peers")
     parser.add_argument("--json", default="", help="file for the results")
-    parser.add_argument("--chart", default="", help="file for a picture of the ratios, SVG")
+    parser.add_argument("--chart", default="", help="file for a chart of the ratios, SVG")
     parser.add_argument("--worker", choices=PROGRAMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.systems) - set(SYSTEMS))

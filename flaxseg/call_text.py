@@ -12,7 +12,7 @@ from flaxseg.errors import ConfigError, near
 
 
 class Call(NamedTuple):
-    """A name with arguments.
+    """Holds a name with arguments.
 
     Attributes:
       name: what is named.

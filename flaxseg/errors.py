@@ -57,7 +57,7 @@ class WeightsError(FlaxsegError):
 
 
 class ExportError(FlaxsegError):
-    """A model can not be exported: a package is missing, or the format lacks an operation."""
+    """A model cannot be exported: a package is missing, or the format lacks an operation."""
 
 
 class NonFiniteLossError(FlaxsegError):

@@ -1,4 +1,4 @@
-"""Small folders of pictures and masks, as somebody would bring them."""
+"""Small folders of images and masks, as somebody would bring them."""
 
 import io
 import pathlib
@@ -39,7 +39,7 @@ def image_of(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    """The bytes of a picture file."""
+    """The bytes of a image file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
     return file.getvalue()
@@ -47,10 +47,10 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 
 def palette_png(label: np.ndarray) -> bytes:
     """A PNG of mode P with a palette that has nothing to do with the classes."""
-    picture = Image.fromarray(label)
-    picture.putpalette([(37 * i + 11 * c) % 256 for i in range(256) for c in range(3)])
+    image = Image.fromarray(label)
+    image.putpalette([(37 * i + 11 * c) % 256 for i in range(256) for c in range(3)])
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 

@@ -59,8 +59,8 @@ def torch_tensors(shapes, name_map: NameMap, seed: int = 0) -> dict[str, np.ndar
     return tensors
 
 
-def picture(*shape: int, seed: int = 0) -> np.ndarray:
-    """Normalised random pictures, `[N, H, W, 3]` float32."""
+def random_image(*shape: int, seed: int = 0) -> np.ndarray:
+    """Normalised random images, `[N, H, W, 3]` float32."""
     return np.random.default_rng(seed).normal(size=(*shape, 3)).astype(np.float32)
 
 

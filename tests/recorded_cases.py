@@ -1,4 +1,4 @@
-"""The networks, weights and pictures whose outputs are recorded in `fixtures/peer_outputs.npz`."""
+"""The networks, weights and images whose outputs are recorded in `fixtures/peer_outputs.npz`."""
 
 import zlib
 from typing import NamedTuple

@@ -12,7 +12,7 @@ from flaxseg.models import Prediction
 
 
 class TinyModel(nn.Module):
-    """Two convolutions; with `blur` the first is 3x3 and sees the border of the picture."""
+    """Two convolutions; with `blur` the first is 3x3 and sees the border of the image."""
 
     num_classes: int
     blur: bool = False

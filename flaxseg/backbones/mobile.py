@@ -166,7 +166,7 @@ class _MobileNet(nn.Module):
 
 
 class MobileNetV2(_MobileNet):
-    """MobileNetV2 at width 1.0, 3,504,872 parameters with its 1000-class classifier."""
+    """Builds MobileNetV2 at width 1.0, 3,504,872 parameters with its 1000-class classifier."""
 
     stages: Sequence[Stage] = MOBILENET_V2_STAGES
 
@@ -174,7 +174,7 @@ class MobileNetV2(_MobileNet):
 
 
 class EfficientNetLite0(_MobileNet):
-    """EfficientNet-Lite0, 4,652,008 parameters with its 1000-class classifier."""
+    """Builds EfficientNet-Lite0, 4,652,008 parameters with its 1000-class classifier."""
 
     stages: Sequence[Stage] = EFFICIENTNET_LITE0_STAGES
     batch_norm_epsilon: float = 1e-3

@@ -63,7 +63,7 @@ def _draw_classes(draw: ImageDraw.ImageDraw, report: Report, left: int, top: int
     rows: list[tuple[str, float, str, Sequence[int]]] = [
         (name, int(pixels) / labelled, f"{int(images)}", color)
         for name, pixels, images, color in zip(
-            report.class_names, total.pixels, total.pictures, report.class_colors, strict=True
+            report.class_names, total.pixels, total.class_images, report.class_colors, strict=True
         )
     ]
     rows.append(("ignored", total.ignored / (labelled + total.ignored), "", (228, 228, 228)))

@@ -87,7 +87,7 @@ class SegmentationMetrics:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes C."""
+        """Returns the number of classes C."""
         return len(self.iou)
 
     @property
@@ -297,7 +297,7 @@ class ConfusionMatrix:
         return SegmentationMetrics.from_matrix(self.matrix, self.ignored_pixels)
 
     def table(self, class_names: Sequence[str] | None = None) -> str:
-        """`SegmentationMetrics.table` of all that was counted so far."""
+        """Returns `SegmentationMetrics.table` of everything counted so far."""
         return self.metrics().table(class_names)
 
     def _count(self, label: np.ndarray, pred: np.ndarray, where: str) -> tuple[np.ndarray, int]:
@@ -326,7 +326,7 @@ def _out_of_range(values: np.ndarray, num_classes: int) -> bool:
 
 
 def _offenders(values: np.ndarray, num_classes: int) -> str:
-    """'the values 12 (3 pixels), 13 (40 pixels)', the first eight of them."""
+    """Describes offending values, at most eight: 'the values 12 (3 pixels), 13 (40 pixels)'."""
     found, counts = np.unique(values, return_counts=True)
     bad = [(int(v), int(n)) for v, n in zip(found, counts, strict=True) if not 0 <= v < num_classes]
     text = ", ".join(f"{v} ({n:,} pixel{'s' if n > 1 else ''})" for v, n in bad[:8])
@@ -335,7 +335,7 @@ def _offenders(values: np.ndarray, num_classes: int) -> str:
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """numerator / denominator, nan where the denominator is 0."""
+    """Returns numerator / denominator, NaN where the denominator is 0."""
     result = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=result, where=denominator > 0)
     return result

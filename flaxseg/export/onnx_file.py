@@ -136,7 +136,7 @@ def read_onnx_card(path: str | os.PathLike) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """jax2onnx and what it imports speak of their own affairs, on stdout too."""
+    """Silences the messages of jax2onnx and its dependencies, some of which go to stdout."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -31,7 +31,7 @@ from flaxseg.layers import ImageNormalization, normalize
 
 
 class Stream(NamedTuple):
-    """One run over the image."""
+    """Describes one run over the image."""
 
     layout: Layout
     mirrored: bool

@@ -37,7 +37,7 @@ class ImageFile:
 
 
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """`read_image_file(path).pixels`: uint8 [H, W, 3] RGB, upright."""
+    """Returns `read_image_file(path).pixels`: uint8 [H, W, 3] RGB, upright."""
     return read_image_file(path, max_pixels).pixels
 
 

@@ -138,17 +138,17 @@ class Protocol:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is one run of the whole image as it is."""
+        """Returns whether it is one run of the whole image as it is."""
         return self == Protocol()
 
     @property
     def flips_windows(self) -> bool:
-        """Whether each window runs with its mirror image, so that both share a stream."""
+        """Returns whether each window runs with its mirror image, so that both share a stream."""
         return self.flip and self.softmax == "window"
 
     @property
     def is_canvas(self) -> bool:
-        """Whether it is one run of the whole image, at the top left of a canvas or as it is."""
+        """Returns whether this is one run of the whole image, with or without a canvas."""
         return self.pad_place == "end" and dataclasses.replace(self, pad_to=None).is_plain
 
     def _stride(self) -> tuple[int, int]:

@@ -185,12 +185,12 @@ class Segmenter:
 
     @property
     def _is_batched(self) -> bool:
-        """Whether whole images go in batches. A CRF must not see the border of a canvas."""
+        """Returns whether whole images go in batches. A CRF must not see the border of a canvas."""
         return self.protocol.is_plain or (self.protocol.is_canvas and self._crf is None)
 
     @property
     def _is_one_run(self) -> bool:
-        """Whether an image goes through the network as it is, on one device."""
+        """Returns whether an image goes through the network as it is, on one device."""
         return self.protocol.is_plain and self._device_count == 1
 
     def _classes(self, image: np.ndarray) -> np.ndarray:
@@ -294,15 +294,14 @@ class Segmentation:
 
     @functools.cached_property
     def classes(self) -> np.ndarray:
-        """The likeliest class of each pixel, uint8 [H, W]."""
+        """Returns the likeliest class of each pixel, uint8 [H, W]."""
         if "probabilities" in self.__dict__:
             return self.probabilities.argmax(-1).astype(np.uint8)
         return self._segmenter._classes(self.image)
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
-        """The probabilities, float32 [H, W, C], which sum to 1; those of the CRF, if there is
-        one."""
+        """Returns the probabilities, float32 [H, W, C], after the CRF if there is one."""
         return _gathered((*self.image.shape[:2], self.num_classes), self.probability_parts())
 
     def probability_parts(self) -> Iterator[tuple[slice, slice, np.ndarray]]:

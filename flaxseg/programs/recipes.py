@@ -34,7 +34,7 @@ _INDENT = " " * 13
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """An mIoU to expect: `where` is "measured ..." or who published it."""
+    """Holds an mIoU to expect; `where` is "measured ..." or who published it."""
 
     data: str
     what: str
@@ -47,7 +47,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a recipe declares.
+    """Holds what a recipe declares.
 
     Attributes:
       name: of the file, without `.py`.

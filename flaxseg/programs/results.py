@@ -33,7 +33,7 @@ EPILOG = """examples:
 RUN_LOG = "metrics.jsonl"
 EVALUATION = "metrics.json"
 # Folders of a run that hold no results, and may hold many files.
-_NOT_SEARCHED = {"checkpoints", "model", "pictures", "tensorboard"}
+_NOT_SEARCHED = {"checkpoints", "model", "images", "tensorboard"}
 _FORMATS = ("markdown", "csv", "json")
 _SORTS = ("miou", "path", "data", "model", "steps", "parameters", "images_per_second")
 _LARGEST_FIRST = ("miou", "images_per_second")
@@ -113,7 +113,7 @@ class Result:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether the training stopped before its end, or is still running."""
+        """Returns whether the training stopped before its end, or is still running."""
         return (
             self.steps is not None
             and self.planned_steps is not None

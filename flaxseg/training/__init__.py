@@ -19,7 +19,7 @@ __all__ = ["TrainingResult", "default_config", "train_and_evaluate", "validate_c
 
 
 def __getattr__(name: str):
-    """Import the program at first use, so that a loss can be used without Orbax and Grain."""
+    """Imports the program at first use, so that losses work without Orbax and Grain."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

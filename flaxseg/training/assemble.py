@@ -84,7 +84,7 @@ def assemble(config: config_dict.ConfigDict, *, device_count: int = 1) -> Settin
             EvaluationSettings,
             protocol=make("eval.", _protocol, config),
             batch_size=config.eval.batch_size,
-            num_pictures=config.eval.num_pictures,
+            num_images=config.eval.num_images,
         ),
         checkpoints=make(
             "checkpoint.",

@@ -120,7 +120,7 @@ def default_config() -> config_dict.ConfigDict:
         batch_size=8,
         pad_to=(0, 0),  # the size that images are padded to; (0, 0): each at its own size
         protocol="whole",  # a name or text for flaxseg.inference.parse_protocol
-        num_pictures=4,  # predictions drawn at each evaluation
+        num_images=4,  # predictions drawn at each evaluation
     )
     config.checkpoint = _section(
         every_steps=200,  # 0: only after evaluations; each evaluation is followed by a checkpoint

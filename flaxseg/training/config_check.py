@@ -63,7 +63,7 @@ def _check_structure(config: config_dict.ConfigDict) -> None:
 
 
 def _has_type_of(value: Any, default: Any) -> bool:
-    """Whether `value` can stand for `default`: an int may for a float, a list for a tuple."""
+    """Returns whether `value` fits the type of `default`; int fits float, and list fits tuple."""
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, float):

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """How a call of `train_and_evaluate` ended.
+    """Holds the outcome of `train_and_evaluate`.
 
     Attributes:
       step: steps done.
@@ -220,7 +220,7 @@ def _note_first_step(run: Run, step: int, seconds: float) -> None:
 
 
 def _is_stop_agreed(stop: StopRequest, *, at_report: bool) -> bool:
-    """Whether to stop; several processes agree on it where they wait for each other anyway."""
+    """Returns whether to stop; several processes agree where they synchronise anyway."""
     if jax.process_count() == 1:
         return bool(stop)
     return at_report and bool(multihost_utils.process_allgather(np.array(bool(stop))).any())

@@ -32,7 +32,7 @@ _OF_BACKBONE = ("backbone_options", "normalization")
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The model to train, and its optimizer.
+    """Holds the model to train and its optimizer.
 
     Attributes:
       model: of the contract of `flaxseg.create_model`.

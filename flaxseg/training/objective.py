@@ -21,7 +21,7 @@ _DEFAULT_OUTPUTS = MappingProxyType({"logits": OutputLoss(), _OTHERS: OutputLoss
 
 
 class Targets(NamedTuple):
-    """What the outputs of a model are compared with.
+    """Holds the targets that the outputs of a model are compared with.
 
     Attributes:
       label: integer ``[N, H, W]``.
@@ -39,7 +39,7 @@ over the count of the term, both of the global batch: all sums are divided by th
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The loss of a model: the sum over its outputs of their weights times their means.
+    """Computes the loss of a model: the weighted sum of the mean losses of its outputs.
 
     The mean of a cross entropy is the sum over the valid pixels of the global batch over their
     count, or with class weights over the sum of their weights.
@@ -135,7 +135,7 @@ class Objective:
 
     @property
     def has_own_targets(self) -> bool:
-        """Whether an output is compared with something else than the pixels of the label."""
+        """Returns whether an output has a target other than the pixels of the label."""
         return any(
             not term.counts_label
             for name, terms in self._terms_by_entry.items()

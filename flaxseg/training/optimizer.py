@@ -42,7 +42,7 @@ _RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """How gradients become updates.
+    """Holds how gradients become updates.
 
     The rules are those of ``torch.optim``, so that published recipes carry over: ``sgd`` adds the
     decay to the gradient, then folds it into the momentum buffer, and the rate is applied to the
@@ -159,7 +159,7 @@ def parameter_kinds(params: Mapping) -> dict:
 
 
 def is_frozen(path: str, frozen: Sequence[str]) -> bool:
-    """Whether the parameter at `path`, as ``"backbone/stem/kernel"``, is not trained.
+    """Returns whether the parameter at `path`, as ``"backbone/stem/kernel"``, is not trained.
 
     An entry of `frozen` is the path of a parameter, of a module that holds it, or a pattern with
     ``*`` for one of these: ``"backbone"``, ``"backbone/stem"``, ``"backbone/*/scale"``.

@@ -52,7 +52,7 @@ def device_key(key: jax.Array, axis_name: str | None) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a batch is divided among devices. Made by `make_layout`.
+    """Describes how a batch is divided among devices. Made by `make_layout`.
 
     Attributes:
       kind: "jit" or "pmap".
@@ -78,7 +78,7 @@ class Layout:
 
     @property
     def batch_norm_axis(self) -> str | None:
-        """The ``batch_norm_axis`` to create the model with."""
+        """Returns the ``batch_norm_axis`` to create the model with."""
         return DATA_AXIS if self.kind == "pmap" else None
 
     def check_batch_size(
@@ -152,22 +152,22 @@ class Parallel:
 
     @property
     def device_count(self) -> int:
-        """Devices of all processes together."""
+        """Returns the number of devices of all processes together."""
         return self.mesh.devices.size
 
     @property
     def batch_norm_axis(self) -> str | None:
-        """The ``batch_norm_axis`` to create the model with."""
+        """Returns the ``batch_norm_axis`` to create the model with."""
         return self.layout.batch_norm_axis
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of a state: every device has all of it."""
+        """Returns the sharding of a state: every device has all of it."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def split(self) -> NamedSharding:
-        """The sharding of a batch ``[N, H, ...]``: each device has its rows of its images."""
+        """Returns the sharding of a batch ``[N, H, ...]``: each device holds rows of its images."""
         return NamedSharding(self.mesh, PartitionSpec(*self.mesh.axis_names))
 
     def put_state(self, state: Tree) -> Tree:

@@ -84,13 +84,14 @@ def set_output_loss(config: config_dict.ConfigDict, *outputs: str, **fields: obj
 # not learned without them.
 _CAMVID_WEIGHTS = (0.9, 0.75, 3.6, 0.65, 1.7, 1.2, 3.3, 3.4, 1.5, 4.5, 6.7)
 
-# Each of the functions below sets what a data set asks for whatever the system: its name and
-# splits, the usual crop, the padding that gives all images of the evaluation one size.
+# Each function below sets what a data set needs, whatever the system: its name and splits, the
+# usual crop, and the padding that gives all evaluation images one size.
 
 
 def voc(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
-    """PASCAL VOC 2012 with the additional annotations (10,582 training images of at most 500x500
-    pixels).
+    """Selects PASCAL VOC 2012 with the additional annotations.
+
+    It has 10,582 training images of at most 500x500 pixels, with 21 classes.
 
     Args:
       config: changed in place.
@@ -103,7 +104,7 @@ def voc(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
 
 
 def cityscapes(config: config_dict.ConfigDict, *, crop: int = 769) -> None:
-    """Cityscapes, fine annotations (2,975 training images of 1024x2048 pixels, 19 classes).
+    """Selects Cityscapes, fine annotations (2,975 training images of 1024x2048 pixels, 19 classes).
 
     Args:
       config: changed in place.
@@ -115,8 +116,9 @@ def cityscapes(config: config_dict.ConfigDict, *, crop: int = 769) -> None:
 
 
 def ade20k(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
-    """ADE20K of the scene parsing challenge 2016 (20,210 training images of all sizes, 150
-    classes).
+    """Selects ADE20K of the scene parsing challenge 2016.
+
+    It has 20,210 training images of all sizes, with 150 classes.
 
     Args:
       config: changed in place.
@@ -128,9 +130,10 @@ def ade20k(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
 
 
 def camvid(config: config_dict.ConfigDict, *, crop: int = 256) -> None:
-    """CamVid (367 training images of 360x480 pixels, 11 classes) on a small backbone, for a
-    computer without accelerator: 600 steps of 8 crops with SGD, rate 0.01 and in the head 0.1, and
-    a loss that weighs rare classes more.
+    """Selects CamVid (367 training images of 360x480 pixels, 11 classes) on a small backbone.
+
+    Meant for a computer without an accelerator: 600 steps of 8 crops with SGD, at a learning rate
+    of 0.01 (0.1 in the head), and a loss that gives rare classes more weight.
 
     Args:
       config: changed in place.
@@ -154,8 +157,9 @@ def camvid(config: config_dict.ConfigDict, *, crop: int = 256) -> None:
 
 
 def own_images(recipe: Callable[..., None]) -> Callable[..., None]:
-    """Returns the recipe for your own images, the data set `folder`: the one for CamVid, with
-    equal class weights. `verify-data` prints weights that balance them.
+    """Returns the recipe for your own images, the data set `folder`.
+
+    It is the recipe for CamVid with equal class weights. `verify-data` prints balanced weights.
 
     Args:
       recipe: the one for CamVid, a function that changes a config in place.
@@ -171,8 +175,9 @@ def own_images(recipe: Callable[..., None]) -> Callable[..., None]:
 
 
 def shapes(config: config_dict.ConfigDict, *, crop: int = 97) -> None:
-    """The generated shapes with a network of one block a stage, which learns from nothing in
-    minutes on two cores.
+    """Selects the generated shapes and a ResNet with one block per stage.
+
+    It trains from random weights in minutes on two cores.
 
     Args:
       config: changed in place.

@@ -38,7 +38,7 @@ FREE_FIELDS = (
 
 @dataclasses.dataclass
 class Position:
-    """How far a run is.
+    """Records how far a run has come.
 
     Attributes:
       step: steps done.
@@ -158,7 +158,7 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple
 
 
 def _is_under(name: str, fields: Iterable[str]) -> bool:
-    """Whether `name` is one of `fields` or inside one of them."""
+    """Returns whether `name` is one of `fields` or inside one of them."""
     return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 

@@ -20,7 +20,7 @@ from flaxseg.training.step import make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same from the first step to the last.
+    """Holds what stays the same from the first step to the last.
 
     Attributes:
       settings: all that the config says.

@@ -5,7 +5,7 @@ workdir/config.json          the config of the last start
         model/               the best model by mIoU, as `flaxseg.save_model` writes it
         metrics.jsonl        one line per report
         tensorboard/         event files
-        pictures/step_000600/*.png
+        images/step_000600/*.png
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class RunDirectory:
         self.model = self.path / "model"
         self.metrics_file = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
-        self.pictures = self.path / "pictures"
+        self.images = self.path / "images"
 
     def create(self) -> None:
         """Makes the folder, or checks that it can be used.
@@ -79,9 +79,9 @@ class RunDirectory:
                 "Free some room, or give another --workdir."
             ) from error
 
-    def picture_folder(self, step: int) -> pathlib.Path:
+    def image_folder(self, step: int) -> pathlib.Path:
         """Returns where the images of an evaluation belong."""
-        return self.pictures / f"step_{step:06d}"
+        return self.images / f"step_{step:06d}"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

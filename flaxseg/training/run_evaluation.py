@@ -18,7 +18,7 @@ from flaxseg.training.signals import StopRequest
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found.
+    """Holds the result of an evaluation.
 
     Attributes:
       metrics: over the whole split.
@@ -32,11 +32,11 @@ class Evaluation(NamedTuple):
 
 
 class StoppedError(Exception):
-    """A signal came during an evaluation."""
+    """Signals that the run was told to stop during an evaluation."""
 
 
 def is_evaluation_missing(run: Run, position: Position) -> bool:
-    """Whether the run was stopped in the evaluation of the step it is at."""
+    """Returns whether the run was stopped in the evaluation of the step it is at."""
     done = any(entry["step"] == position.step for entry in position.history)
     return position.step > 0 and run.settings.timetable.evaluates(position.step) and not done
 
@@ -87,7 +87,7 @@ def _draw(
     # The first process draws, of the records that are its part.
     processes = jax.process_count()
     own = -(-len(run.records) // processes)
-    drawn = {processes * place for place in _spread(own, run.settings.evaluation.num_pictures)}
+    drawn = {processes * place for place in _spread(own, run.settings.evaluation.num_images)}
     info = run.settings.data.info
 
     def draw(index: int, record: data.Record, pred: np.ndarray) -> None:

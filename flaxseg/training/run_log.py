@@ -59,7 +59,7 @@ class RunLog:
         scalars = {name: value for name, value in numbers.items() if isinstance(value, float)}
         if self._metrics:
             self._metrics.write("eval", step, {**scalars, "iou": iou, "seconds": seconds})
-            folder = self._run.directory.picture_folder(step)
+            folder = self._run.directory.image_folder(step)
             folder.mkdir(parents=True, exist_ok=True)
             for number, image in enumerate(found.images):
                 save_image(folder / f"{number:03d}.png", image)
@@ -67,7 +67,7 @@ class RunLog:
             self._board.scalars("eval", step, scalars)
             self._board.scalars("iou", step, iou)
             for number, image in enumerate(found.images):
-                self._board.image(f"pictures/{number:03d}", step, image)
+                self._board.image(f"images/{number:03d}", step, image)
 
     def last_words(self, position: Position, stopped_by: str) -> None:
         """Says how the run ended: the table of the best evaluation, and where things are."""
@@ -83,7 +83,7 @@ class RunLog:
         else:
             ignored = best["ignored_pixels"]
             metrics = SegmentationMetrics.from_matrix(np.array(best["matrix"]), ignored)
-            images = sorted(run.directory.picture_folder(best["step"]).glob("*.png"))
+            images = sorted(run.directory.image_folder(best["step"]).glob("*.png"))
             lines = [
                 metrics.table(data.info.class_names),
                 f"best mIoU at step {best['step']} of {position.step}, on {data.info.name}/"

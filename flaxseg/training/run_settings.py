@@ -23,7 +23,7 @@ from flaxseg.training.timetable import Timetable
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """The arguments of `create_model`.
+    """Holds the arguments of `create_model`.
 
     Attributes:
       name: of the model.
@@ -37,13 +37,13 @@ class ModelSettings:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """All arguments that a config decides."""
+        """Returns all arguments that a config decides."""
         return {**self.options, **self.training}
 
 
 @dataclasses.dataclass(frozen=True)
 class StartSettings:
-    """The weights that a new run starts from; all "" for random ones.
+    """Names the weights that a new run starts from; all "" for random ones.
 
     Attributes:
       backbone: weights of the backbone: a name or a path.
@@ -76,7 +76,7 @@ class StartSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """Where the records come from, and how they are read.
+    """Holds where the records come from and how they are read.
 
     Attributes:
       name: by which `flaxseg.data` knows the data set, see `data.full_name`.
@@ -132,12 +132,12 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """How the model is evaluated.
+    """Holds how the model is evaluated.
 
     Attributes:
       protocol: how an image becomes a prediction.
       batch_size: images at a time.
-      num_pictures: predictions that are drawn.
+      num_images: predictions that are drawn.
 
     Raises:
       SettingsError: for values out of range.
@@ -145,15 +145,15 @@ class EvaluationSettings:
 
     protocol: Protocol
     batch_size: int
-    num_pictures: int
+    num_images: int
 
     def __post_init__(self):
-        check_rules(vars(self), {"batch_size": at_least(1), "num_pictures": at_least(0)})
+        check_rules(vars(self), {"batch_size": at_least(1), "num_images": at_least(0)})
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """Which checkpoints are kept, and which one is restored.
+    """Holds which checkpoints are kept and which one is restored.
 
     Attributes:
       keep_last: newest ones that are kept.
@@ -175,7 +175,7 @@ class CheckpointSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All that a config says, checked, in plain arguments.
+    """Holds everything a config sets, checked, as plain arguments.
 
     Attributes:
       fields: the config as JSON holds it, to be written and compared.

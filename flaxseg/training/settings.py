@@ -42,7 +42,7 @@ def within(low: float, high: float) -> Rule:
 
 
 def share(value: float) -> str:
-    """The rule of a number in ``(0, 1]``."""
+    """Returns the rule of a number in ``(0, 1]``."""
     return "" if 0 < value <= 1 else "more than 0 and at most 1"
 
 

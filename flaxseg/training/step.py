@@ -30,7 +30,7 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """How a step goes through its batch, and what it keeps.
+    """Holds how a step processes its batch and what it keeps.
 
     Accumulation cuts the batch into `accumulate_steps` micro-batches, rows ``j, j +
     accumulate_steps, ...``, one after the other in memory. Their sums and counts are added up
@@ -280,8 +280,10 @@ def _moved_averages(state: TrainState, new: dict, decay: float) -> dict | None:
 
 
 def _all_finite(tree) -> jax.Array:
-    """Whether all numbers are finite, by one test: one for each array would be a fifth of the whole
-    compilation."""
+    """Returns whether all numbers are finite.
+
+    One test covers all arrays: one test each would take a fifth of the whole compilation.
+    """
     return jnp.all(
         jnp.isfinite(jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)]))
     )

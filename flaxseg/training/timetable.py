@@ -7,7 +7,7 @@ from flaxseg.training.settings import at_least, check_rules
 
 @dataclasses.dataclass(frozen=True)
 class Timetable:
-    """When a run reports, evaluates and saves.
+    """Decides when a run reports, evaluates and saves.
 
     Attributes:
       steps: of the whole run.
@@ -33,15 +33,15 @@ class Timetable:
         check_rules(vars(self), rules)
 
     def reports(self, step: int) -> bool:
-        """Whether `step`, counted from 1, is followed by a report."""
+        """Returns whether `step`, counted from 1, is followed by a report."""
         return step == self.steps or _is_due(step, self.report_every)
 
     def evaluates(self, step: int) -> bool:
-        """Whether `step` is followed by an evaluation."""
+        """Returns whether `step` is followed by an evaluation."""
         return step == self.steps or _is_due(step, self.evaluate_every)
 
     def saves(self, step: int) -> bool:
-        """Whether `step` is followed by a checkpoint."""
+        """Returns whether `step` is followed by a checkpoint."""
         return self.evaluates(step) or _is_due(step, self.save_every)
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import peers
 import pytest
-from random_weights import picture, relative_difference, shapes_of, torch_tensors
+from random_weights import random_image, relative_difference, shapes_of, torch_tensors
 
 from flaxseg.backbones import EfficientNetLite0, MobileNetV2, ResNet, create_backbone
 from flaxseg.weights import NAME_MAPS, load_weights
@@ -58,7 +58,7 @@ def check(name, backbone, net, features_of, size, map_index=0):
     peers.load_state(net, tensors)
     variables, report = load_weights(shapes, tensors)
     assert not report.unused
-    image = picture(1, *size)
+    image = random_image(1, *size)
     assert_equal(backbone, variables, image, *features_of(net, peers.to_torch(image)))
 
 
@@ -188,7 +188,7 @@ def test_efficientnet_lite0_equals_timm(output_stride, size):
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_vgg16_on_pictures_of_the_classifiers_size_is_torchvisions_classifier(batch_norm):
+def test_vgg16_on_images_of_the_classifiers_size_is_torchvisions_classifier(batch_norm):
     torch = peers.import_torch()
     name = "vgg16_bn" if batch_norm else "vgg16"
     net = getattr(peers.import_torchvision().models, name)(num_classes=10)
@@ -209,7 +209,7 @@ def test_vgg16_on_pictures_of_the_classifiers_size_is_torchvisions_classifier(ba
     assert report.layout == f"torchvision {name}"
     assert not report.unused
 
-    image = picture(1, 224, 224)
+    image = random_image(1, 224, 224)
     x, features = peers.to_torch(image), {}
     for layer in net.features:
         if isinstance(layer, torch.nn.MaxPool2d):
@@ -236,7 +236,7 @@ def test_vgg16_takes_timms_weights():
 
 def test_dilated_vgg16_keeps_the_features_of_the_coarse_one():
     coarse, fine = (create_backbone("vgg16", output_stride=stride) for stride in (32, 8))
-    image = picture(1, 65, 33)
+    image = random_image(1, 65, 33)
     shapes = shapes_of(coarse)
     variables, _ = load_weights(shapes, torch_tensors(shapes, NAME_MAPS["vgg16"][0]))
     a = jax.jit(coarse.apply)(variables, image)["c5"]
@@ -260,7 +260,7 @@ def test_xception_equals_timm(name, output_stride):
     peers.load_state(net, tensors)
     variables, report = load_weights(shapes, tensors)
     assert report.layout == f"timm {name}"
-    image = picture(1, 65, 50)
+    image = random_image(1, 65, 50)
     logits, taps = net(peers.to_torch(image)), net.forward_intermediates(peers.to_torch(image))[1]
     backbone = create_backbone(name, output_stride=output_stride, num_classes=1000)
     ours = jax.jit(backbone.apply)(variables, image)

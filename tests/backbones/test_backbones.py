@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_weights import fresh, picture, shapes_of, torch_tensors
+from random_weights import fresh, random_image, shapes_of, torch_tensors
 
 from flaxseg.backbones import (
     VGG,
@@ -171,7 +171,7 @@ def test_all_layouts_of_a_resnet_share_one_tree_over_output_strides():
 def test_a_finer_output_stride_computes_the_same_features_on_a_finer_grid(name):
     # With odd sizes TensorFlow's padding is symmetric too, and the identity holds up to the border.
     coarse, fine = (create_backbone(name, output_stride=stride) for stride in (32, 16))
-    image = picture(1, 65, 33)
+    image = random_image(1, 65, 33)
     shapes = shapes_of(coarse)
     family = "resnet" if name.startswith("resnet") else name
     variables, _ = load_weights(shapes, torch_tensors(shapes, NAME_MAPS[family][0]))
@@ -190,7 +190,7 @@ def test_a_finer_output_stride_computes_the_same_features_on_a_finer_grid(name):
 def test_the_release_networks_compute_the_same_on_a_finer_grid(options):
     network = Xception if "middle_blocks" in options else ResNet
     coarse, fine = (network(width=1 / 16, output_stride=stride, **options) for stride in (32, 16))
-    image, shapes = picture(1, 65, 33), shapes_of(coarse)
+    image, shapes = random_image(1, 65, 33), shapes_of(coarse)
     family = "xception41" if network is Xception else "resnet"
     tensors = torch_tensors(shapes, NAME_MAPS[family][0])
     variables, _ = load_weights(shapes, tensors, name_maps=NAME_MAPS[family][:1])
@@ -217,7 +217,7 @@ SMALL = {
     ],
 )
 def test_remat_changes_neither_value_nor_gradient_nor_statistics(name):
-    image = picture(2, 17, 17)
+    image = random_image(2, 17, 17)
     variables = fresh(SMALL[name]())
     results = []
     for remat in (False, True):
@@ -246,7 +246,7 @@ def test_a_backbone_that_cannot_recompute_its_blocks_says_which_can():
 
 @pytest.mark.slow
 def test_all_of_xception_is_trained_with_remat_too():
-    image = picture(2, 17, 17)
+    image = random_image(2, 17, 17)
     backbone = Xception(entry=((32, 2),), middle_blocks=1, width=1 / 32, remat=True)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
@@ -280,6 +280,6 @@ def test_frozen_batch_norm_uses_and_keeps_the_running_statistics():
         trained = backbone.apply(variables, image, train=True, mutable=["batch_stats"])
         return *trained, backbone.apply(variables, image)
 
-    trained, updates, wanted = both(variables, picture(2, 17, 17))
+    trained, updates, wanted = both(variables, random_image(2, 17, 17))
     np.testing.assert_array_equal(trained["c5"], wanted["c5"])
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])

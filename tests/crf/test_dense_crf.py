@@ -32,7 +32,7 @@ KERNELS = (GaussianKernel(1.5, 2.0), BilateralKernel(4.0, 30.0, 3.0))
 
 
 def scene(height=HEIGHT, width=WIDTH, classes=CLASSES, seed=0):
-    """A picture of two noisy halves, and energies that hint at them."""
+    """A image of two noisy halves, and energies that hint at them."""
     rng = np.random.default_rng(seed)
     side = np.arange(width)[None] * 2 > width + np.arange(height)[:, None] % 3
     image = np.where(side[..., None], [180, 90, 60], [60, 120, 200]) + rng.normal(
@@ -211,7 +211,7 @@ def test_average_of_a_constant_is_the_constant():
     np.testing.assert_allclose(average(image, values), 0.7, atol=1e-6)
 
 
-def test_batch_is_each_picture_alone_and_compiles_once_for_all_parameters():
+def test_batch_is_each_image_alone_and_compiles_once_for_all_parameters():
     from flaxseg.crf.mean_field import _marginals
 
     pairs = [scene(seed=seed) for seed in (1, 2)]
@@ -431,7 +431,7 @@ def test_too_little_room_inside_jit_gives_nan():
 
 
 @pytest.mark.slow
-def test_a_large_picture_that_needs_more_room_than_photos_gets_it(monkeypatch):
+def test_a_large_image_that_needs_more_room_than_photos_gets_it(monkeypatch):
     energy, image = scene()
     kernels = [BilateralKernel(1.0, 1.0)]
     lattice = jax.jit(build_lattice)(bilateral_features(kernels[0], jnp.asarray(image)))
@@ -442,7 +442,7 @@ def test_a_large_picture_that_needs_more_room_than_photos_gets_it(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_large_picture_inside_jit_has_all_the_room_there_can_be(monkeypatch):
+def test_a_large_image_inside_jit_has_all_the_room_there_can_be(monkeypatch):
     energy, image = scene()
     kernels = [BilateralKernel(1.0, 1.0)]
     monkeypatch.setattr(importlib.import_module("flaxseg.crf.mean_field"), "_LARGE", 1)

@@ -32,7 +32,7 @@ def run(features, values):
 
 
 FEATURES = {
-    "pictures have five": clusters(300, 5, 0.3, 4.0),
+    "image has five": clusters(300, 5, 0.3, 4.0),
     "places have two": clusters(300, 2, 0.5, 6.0),
     "one": clusters(40, 1, 0.5, 3.0),
     # Codes beyond 53 bits do not fit into one number with the place of a point.
@@ -81,7 +81,7 @@ def test_all_sizes_of_the_filter_are_the_filter(monkeypatch):
 
 
 def test_order_of_axes_matters_so_the_transpose_is_another_operator():
-    features = FEATURES["pictures have five"]
+    features = FEATURES["image has five"]
     u, v = np.random.default_rng(2).normal(size=(2, 300, 3)).astype(np.float32)
     _, forth_u, back_u = run(features, u)
     _, forth_v, back_v = run(features, v)
@@ -91,7 +91,7 @@ def test_order_of_axes_matters_so_the_transpose_is_another_operator():
 
 
 def test_gradient_is_the_transpose():
-    features = FEATURES["pictures have five"]
+    features = FEATURES["image has five"]
     values, weight = np.random.default_rng(3).normal(size=(2, 300, 3)).astype(np.float32)
 
     @jax.jit
@@ -104,13 +104,13 @@ def test_gradient_is_the_transpose():
 
 
 def test_weights_are_those_of_a_point_in_a_simplex():
-    weight = run(FEATURES["pictures have five"], np.ones((300, 3), np.float32))[0].weight
+    weight = run(FEATURES["image has five"], np.ones((300, 3), np.float32))[0].weight
     assert float(weight.min()) >= -1e-6
     np.testing.assert_allclose(weight.sum(0), 1, atol=1e-6)
 
 
 def test_too_little_room_is_never_silent():
-    features = FEATURES["pictures have five"]
+    features = FEATURES["image has five"]
     needed = len(reference.lattice(features)[2])
 
     @jax.jit
@@ -126,7 +126,7 @@ def test_too_little_room_is_never_silent():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_features_without_a_place_do_not_fit(value):
-    features = np.array(FEATURES["pictures have five"])
+    features = np.array(FEATURES["image has five"])
     features[7, 2] = value
     built, forth, back = run(features, np.ones((300, 3), np.float32))
     assert not built.fits
@@ -136,7 +136,7 @@ def test_features_without_a_place_do_not_fit(value):
 
 @pytest.mark.parametrize("transpose", [False, True])
 def test_factors_before_and_after_are_part_of_the_lattice(transpose):
-    features = FEATURES["pictures have five"]
+    features = FEATURES["image has five"]
     rng = np.random.default_rng(4)
     before, after = rng.uniform(0.2, 3, (2, 300)).astype(np.float32)
     values = rng.normal(size=(300, 3)).astype(np.float32)
@@ -147,7 +147,7 @@ def test_factors_before_and_after_are_part_of_the_lattice(transpose):
 
 
 def test_just_enough_room_is_enough():
-    features = FEATURES["pictures have five"]
+    features = FEATURES["image has five"]
     needed = len(reference.lattice(features)[2])
     built = jax.jit(build_lattice, static_argnums=1)(features, needed / 300)
     assert built.fits

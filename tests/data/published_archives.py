@@ -13,8 +13,8 @@ from published_files import jpeg
 from flaxseg.classes import voc_colors
 
 
-def picture(seed: int, height: int = 16, width: int = 20) -> np.ndarray:
-    """A smooth picture that no other seed gives."""
+def random_image(seed: int, height: int = 16, width: int = 20) -> np.ndarray:
+    """A smooth image that no other seed gives."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return np.array(Image.fromarray(coarse).resize((width, height)))
 
@@ -92,11 +92,11 @@ VOC_IDS = (*range(21), 255)
 def voc_files(
     train, val, others=(), year: int = 2012, labels: dict[str, np.ndarray] | None = None
 ) -> dict[str, bytes]:
-    """The devkit: `others` are pictures that it has for other tasks."""
+    """The devkit: `others` are images that it has for other tasks."""
     root = f"VOCdevkit/VOC{year}"
     files = {f"{root}/Annotations/{train[0]}.xml": b"<annotation/>"}
     for number, name in enumerate([*train, *val, *others]):
-        files[f"{root}/JPEGImages/{name}.jpg"] = jpeg(picture(100 + number))
+        files[f"{root}/JPEGImages/{name}.jpg"] = jpeg(random_image(100 + number))
     for number, name in enumerate([*train, *val]):
         label = (labels or {}).get(name, ids(number, VOC_IDS))
         files[f"{root}/SegmentationClass/{name}.png"] = palette_png(label)

@@ -1,4 +1,4 @@
-"""Encoded pictures, and small data sets in their published layouts."""
+"""Encoded images, and small data sets in their published layouts."""
 
 import io
 import pathlib
@@ -22,7 +22,7 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 def write_camvid(folder: pathlib.Path, sizes: dict[str, int] = SIZES, suffix: str = "jpg") -> None:
-    """Writes random pictures and labels as the SegNet tutorial lays CamVid out."""
+    """Writes random images and labels as the SegNet tutorial lays CamVid out."""
     rng = np.random.default_rng(7)
     for split, number in sizes.items():
         lines = []

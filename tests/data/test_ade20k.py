@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from published_archives import ids, picture, write_zip
+from published_archives import ids, random_image, write_zip
 from published_files import jpeg, png
 from test_download import server  # noqa: F401
 
@@ -25,7 +25,7 @@ def ade_files() -> dict[str, bytes]:
         for i in range(1, number + 1):
             seed += 1
             stem = f"{part}/ADE_{name}_{i:08d}"
-            files[f"{root}/images/{stem}.jpg"] = jpeg(picture(seed))
+            files[f"{root}/images/{stem}.jpg"] = jpeg(random_image(seed))
             files[f"{root}/annotations/{stem}.png"] = png(ids(seed, range(151)))
     return files
 
@@ -97,7 +97,7 @@ def test_another_file_than_the_published_one_is_refused(online, tmp_path):
     flaxseg.data.prepare("ade20k", tmp_path, progress=False)
 
 
-def test_real_pictures(tmp_path, shared_dir):
+def test_real_images(tmp_path, shared_dir):
     """Three pairs, as the README beside them lists their ids; streets with sky and buildings."""
     real = shared_dir / "data" / "ade20k_sample" / "ADEChallengeData2016"
     folder = tmp_path / "ADEChallengeData2016"

@@ -19,10 +19,10 @@ from flaxseg.errors import DataError
 
 FILES = {
     "top/list.txt": b"one\ntwo\n",
-    "top/pictures/one.png": bytes(range(256)) * 9,
-    "top/pictures/two.png": b"",
+    "top/images/one.png": bytes(range(256)) * 9,
+    "top/images/two.png": b"",
     "top/" + 30 * "long-name/" + "three.png": b"3" * 512,
-    "top/pictures/\N{LATIN SMALL LETTER E WITH ACUTE}.png": b"4",
+    "top/images/\N{LATIN SMALL LETTER E WITH ACUTE}.png": b"4",
     "other/notes.txt": b"not wanted",
 }
 SUFFIXES = (".zip", ".tar", ".tgz")

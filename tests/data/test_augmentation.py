@@ -1,4 +1,4 @@
-"""Augmentation: label and picture stay aligned, ids are never made up, and what is drawn is what
+"""Augmentation: label and image stay aligned, ids are never made up, and what is drawn is what
 was asked for.
 """
 
@@ -66,7 +66,7 @@ def test_scale_one_is_an_exact_crop_at_a_random_place():
     assert len(places) > 20
 
 
-def test_a_small_picture_is_padded_at_a_random_place():
+def test_a_small_image_is_padded_at_a_random_place():
     image, label = np.full((10, 12, 3), 200, np.uint8), np.full((10, 12), 4, np.uint8)
     fill = Augmentation(scale=(1.0, 1.0), flip=False, fill=(1, 2, 3))
     corners = set()
@@ -96,7 +96,7 @@ def centroid(weight: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("rotate", [0.0, 40.0])
 @pytest.mark.parametrize("scale", [0.3, 0.5, 0.73, 1.0, 1.37, 2.0])
-def test_edges_of_label_and_picture_coincide(scale, rotate):
+def test_edges_of_label_and_image_coincide(scale, rotate):
     """The disk has one middle and one size in both, to a fraction of a pixel."""
     image, label = disk_pair()
     chosen = Augmentation(scale=(scale, scale), flip=False, rotate=rotate, fill=(0, 0, 0))
@@ -111,8 +111,8 @@ def test_edges_of_label_and_picture_coincide(scale, rotate):
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.8, 1.6])
-def test_a_crop_of_the_scaled_picture_stays_aligned(scale):
-    """No shift of the label by a pixel fits the picture better."""
+def test_a_crop_of_the_scaled_image_stays_aligned(scale):
+    """No shift of the label by a pixel fits the image better."""
     image, label = disk_pair()
     chosen = Augmentation(scale=(scale, scale), flip=False)
     shifts = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
@@ -161,7 +161,7 @@ def test_flip_is_exact_and_happens_half_of_the_time():
 
 
 def scales_drawn(chosen: Augmentation) -> np.ndarray:
-    """Measures the scale from how wide a padded picture comes out."""
+    """Measures the scale from how wide a padded image comes out."""
     image, label = np.zeros((20, 100, 3), np.uint8), np.zeros((20, 100), np.uint8)
     found = [augment(image, label, (60, 260), chosen, rng(s))[1] for s in range(150)]
     return np.array([(x != 255).any(0).sum() / 100 for x in found])

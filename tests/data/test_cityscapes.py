@@ -4,7 +4,7 @@ import numpy as np
 import peers
 import pytest
 from PIL import Image
-from published_archives import ids, picture, write_unpacked, write_zip
+from published_archives import ids, random_image, write_unpacked, write_zip
 from published_files import png
 
 import flaxseg.data
@@ -26,7 +26,7 @@ def image_files(*splits) -> dict[str, bytes]:
         for frame in FRAMES[split]:
             seed = sum(map(ord, frame))
             name = f"leftImg8bit/{split}/{frame.split('_')[0]}/{frame}_leftImg8bit.png"
-            files[name] = png(picture(seed))
+            files[name] = png(random_image(seed))
     return files
 
 
@@ -43,7 +43,7 @@ def label_files(kind: str, *splits) -> dict[str, bytes]:
             stem = f"{kind}/{split}/{frame.split('_')[0]}/{frame}_{kind}"
             files[f"{stem}_labelIds.png"] = png(label(frame, kind))
             files[f"{stem}_instanceIds.png"] = png(label(frame, kind).astype(np.uint16) * 1000)
-            files[f"{stem}_color.png"] = png(picture(1))
+            files[f"{stem}_color.png"] = png(random_image(1))
             files[f"{stem}_polygons.json"] = b"{}"
     return files
 
@@ -75,7 +75,7 @@ def test_the_official_zips(archives, tmp_path):
         assert [record["id"] for record in records] == frames
         for record, frame in zip(records, frames, strict=True):
             np.testing.assert_array_equal(record["label"], official(label(frame, kind)))
-            np.testing.assert_array_equal(record["image"], picture(sum(map(ord, frame))))
+            np.testing.assert_array_equal(record["image"], random_image(sum(map(ord, frame))))
     blank = flaxseg.data.open_split("cityscapes", "test", tmp_path)[0]["label"]
     assert (blank == 255).all()
 
@@ -149,7 +149,7 @@ def test_the_table_is_that_of_torchvision():
     assert [c.color for _, c in evaluated] == list(INFO.class_colors)
 
 
-def test_pictures_of_labels_have_the_published_colors():
+def test_images_of_labels_have_the_published_colors():
     """Road is purple, cars are dark blue."""
     colors = np.array(INFO.class_colors, np.uint8)[cityscapes.to_label_ids(np.array([0])) * 0]
     assert Image.fromarray(colors[None]).getpixel((0, 0)) == (128, 64, 128)

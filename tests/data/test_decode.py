@@ -25,25 +25,25 @@ from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.data.raw.problems import KINDS
 
 IDS = np.array([[0, 1, 20], [255, 15, 2]], np.uint8)
-PICTURE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
-def palette_picture(ids: np.ndarray) -> Image.Image:
-    picture = Image.fromarray(ids)
-    picture.putpalette([(7 * i + 3 * c) % 256 for i in range(256) for c in range(3)])
-    assert picture.mode == "P"
-    return picture
+def palette_image(ids: np.ndarray) -> Image.Image:
+    image = Image.fromarray(ids)
+    image.putpalette([(7 * i + 3 * c) % 256 for i in range(256) for c in range(3)])
+    assert image.mode == "P"
+    return image
 
 
 def test_labels_keep_their_ids():
     np.testing.assert_array_equal(decode_label(png(IDS)), IDS)
-    np.testing.assert_array_equal(decode_label(encoded(palette_picture(IDS))), IDS)
+    np.testing.assert_array_equal(decode_label(encoded(palette_image(IDS))), IDS)
     deep = IDS.astype(np.uint16) * 100
     found = decode_label(png(deep))
     assert found.dtype == np.uint16
@@ -52,13 +52,13 @@ def test_labels_keep_their_ids():
     np.testing.assert_array_equal(decode_label(encoded(binary)), (IDS > 10).astype(np.uint8))
 
 
-def test_pictures_of_all_kinds_become_rgb():
-    np.testing.assert_array_equal(decode_image(png(PICTURE)), PICTURE)
-    gray = PICTURE[..., 0]
+def test_images_of_all_kinds_become_rgb():
+    np.testing.assert_array_equal(decode_image(png(IMAGE)), IMAGE)
+    gray = IMAGE[..., 0]
     np.testing.assert_array_equal(decode_image(png(gray)), np.stack([gray] * 3, -1))
-    alpha = np.dstack([PICTURE, gray])
-    np.testing.assert_array_equal(decode_image(png(alpha)), PICTURE)
-    indexed = palette_picture(IDS)
+    alpha = np.dstack([IMAGE, gray])
+    np.testing.assert_array_equal(decode_image(png(alpha)), IMAGE)
+    indexed = palette_image(IDS)
     np.testing.assert_array_equal(decode_image(encoded(indexed)), np.array(indexed.convert("RGB")))
     deep = np.random.default_rng(1).integers(0, 65536, (9, 7, 3), dtype=np.uint16)
     found = decode_image(cv2.imencode(".png", deep[..., ::-1])[1].tobytes())
@@ -74,28 +74,28 @@ def test_pictures_of_all_kinds_become_rgb():
     [
         (b"", "empty"),
         (b"this is text", "neither JPEG nor PNG"),
-        (encoded(Image.fromarray(PICTURE), "BMP"), "neither JPEG nor PNG"),
-        (jpeg(PICTURE)[:-200], "truncated"),
-        (jpeg(PICTURE)[:-2], "truncated"),
-        (png(PICTURE)[: len(png(PICTURE)) // 2], "damaged image"),
+        (encoded(Image.fromarray(IMAGE), "BMP"), "neither JPEG nor PNG"),
+        (jpeg(IMAGE)[:-200], "truncated"),
+        (jpeg(IMAGE)[:-2], "truncated"),
+        (png(IMAGE)[: len(png(IMAGE)) // 2], "damaged image"),
         (png(np.zeros((4, 4), np.uint16)), "more than 8 bits"),
     ],
 )
-def test_broken_pictures_are_refused_in_words(content, words):
+def test_broken_images_are_refused_in_words(content, words):
     with pytest.raises(UndecodableError, match=words):
         decode_image(content)
 
 
-def test_a_picture_stored_turned_is_refused():
+def test_a_image_stored_turned_is_refused():
     exif = Image.Exif()
     exif[0x0112] = 6
     with pytest.raises(UndecodableError, match="EXIF orientation 6"):
-        decode_image(encoded(Image.fromarray(PICTURE), "JPEG", exif=exif))
+        decode_image(encoded(Image.fromarray(IMAGE), "JPEG", exif=exif))
 
 
 def png_with(kind: bytes, data: bytes, behind: bool) -> bytes:
     """A PNG with one more chunk, before or behind its pixels."""
-    content = encoded(Image.fromarray(PICTURE))
+    content = encoded(Image.fromarray(IMAGE))
     chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     at = -12 if behind else 33
     return content[:at] + chunk + content[at:]
@@ -109,10 +109,10 @@ def test_a_turned_png_is_refused_wherever_it_says_so(behind):
     for chunk in ((b"eXIf", exif.tobytes()[6:]), (b"iTXt", xmp)):
         with pytest.raises(UndecodableError, match="EXIF orientation 3"):
             decode_image(png_with(*chunk, behind))
-    np.testing.assert_array_equal(decode_image(png_with(b"tEXt", b"by\0us", behind)), PICTURE)
+    np.testing.assert_array_equal(decode_image(png_with(b"tEXt", b"by\0us", behind)), IMAGE)
 
 
-SMOOTH = np.kron(PICTURE[:5, :7], np.ones((8, 8, 1))).astype(np.uint8)[:39, :53]
+SMOOTH = np.kron(IMAGE[:5, :7], np.ones((8, 8, 1))).astype(np.uint8)[:39, :53]
 
 
 @pytest.mark.parametrize(
@@ -129,26 +129,26 @@ SMOOTH = np.kron(PICTURE[:5, :7], np.ones((8, 8, 1))).astype(np.uint8)[:39, :53]
     ],
 )
 def test_pixels_are_those_of_pillow(content):
-    """Most pictures are decoded by OpenCV, which is faster."""
-    with Image.open(io.BytesIO(content)) as picture:
-        wanted = np.array(picture.convert("RGB"))
+    """Most images are decoded by OpenCV, which is faster."""
+    with Image.open(io.BytesIO(content)) as image:
+        wanted = np.array(image.convert("RGB"))
     np.testing.assert_array_equal(decode_image(content), wanted)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (jpeg(PICTURE), "JPEG, whose compression changes"),
-        (png(PICTURE), "holds colours"),
+        (jpeg(IMAGE), "JPEG, whose compression changes"),
+        (png(IMAGE), "holds colours"),
         (png(IDS)[:50], "damaged image"),
     ],
 )
-def test_labels_that_can_not_hold_ids_are_refused(content, words):
+def test_labels_that_cannot_hold_ids_are_refused(content, words):
     with pytest.raises(UndecodableError, match=words):
         decode_label(content)
 
 
-def test_a_picture_bomb_is_refused_before_it_is_decoded():
+def test_a_image_bomb_is_refused_before_it_is_decoded():
     def chunk(kind: bytes, body: bytes) -> bytes:
         checked = kind + body
         return struct.pack(">I", len(body)) + checked + struct.pack(">I", zlib.crc32(checked))
@@ -191,9 +191,9 @@ def test_label_map_translates_and_finds_unknown_ids():
 
 def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_refused():
     file = io.BytesIO()
-    Image.fromarray(PICTURE).save(file, "JPEG", progressive=True)
+    Image.fromarray(IMAGE).save(file, "JPEG", progressive=True)
     progressive = file.getvalue()
-    assert decode_image(progressive).shape == PICTURE.shape
+    assert decode_image(progressive).shape == IMAGE.shape
     last_scan = progressive[progressive.rindex(b"\xff\xda") : -2]
     repeated = progressive[:-2] + 200 * last_scan + b"\xff\xd9"
     assert Image.open(io.BytesIO(repeated)).size == (30, 40)  # a JPEG to whom looks at its header
@@ -220,12 +220,12 @@ def test_every_way_to_fail_has_a_kind():
     cases = [
         (decode_image, b"", "undecodable"),
         (decode_image, png(np.zeros((4, 4), np.uint16)), "deep_image"),
-        (decode_image, encoded(Image.fromarray(PICTURE), "JPEG", exif=exif), "exif_rotation"),
-        (decode_label, jpeg(PICTURE), "jpeg_label"),
-        (decode_label, png(PICTURE), "color_label"),
-        (decode_color_label, jpeg(PICTURE), "jpeg_label"),
+        (decode_image, encoded(Image.fromarray(IMAGE), "JPEG", exif=exif), "exif_rotation"),
+        (decode_label, jpeg(IMAGE), "jpeg_label"),
+        (decode_label, png(IMAGE), "color_label"),
+        (decode_color_label, jpeg(IMAGE), "jpeg_label"),
         (decode_color_label, png(np.zeros((4, 4), np.uint16)), "deep_label"),
-        (decode_color_label, png(PICTURE)[:200], "undecodable"),
+        (decode_color_label, png(IMAGE)[:200], "undecodable"),
     ]
     for decode, content, kind in cases:
         with pytest.raises(UndecodableError) as caught:

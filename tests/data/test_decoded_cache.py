@@ -14,7 +14,7 @@ from flaxseg.errors import DataError
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[int]:
-    """One entry for every picture that is decoded."""
+    """One entry for every image that is decoded."""
     calls: list[int] = []
     decode = records.decode_image
 

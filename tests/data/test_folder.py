@@ -1,4 +1,4 @@
-"""`folder`: one's own pictures and masks, described by a small file."""
+"""`folder`: one's own images and masks, described by a small file."""
 
 import doctest
 import os
@@ -76,9 +76,9 @@ def test_masks_of_every_kind_give_exactly_the_labels(tmp_path, encode_mask, toml
 
 def test_a_palette_mask_can_be_read_by_its_colors(tmp_path):
     def encode(label):
-        picture = Image.fromarray(in_colors(label)).quantize(4, dither=Image.Dither.NONE)
+        image = Image.fromarray(in_colors(label)).quantize(4, dither=Image.Dither.NONE)
         path = tmp_path / "palette.png"
-        picture.save(path)
+        image.save(path)
         assert Image.open(path).mode == "P"
         return path.read_bytes()
 
@@ -160,14 +160,14 @@ def test_a_share_is_held_out_where_nothing_makes_splits(tmp_path):
     assert (len(names["train"]), len(names["val"])) == (9, 3)
     assert names["train"] | names["val"] == {*(f"{n:03d}" for n in range(9)), "more/009",
                                              "more/010", "more/011"}  # fmt: skip
-    # One more picture moves at most one other.
+    # One more image moves at most one other.
     (folder / "images" / "x.jpg").write_bytes(jpeg(image_of(20)))
     (folder / "masks" / "x.png").write_bytes(png(label_of(20)))
     again = {
         record["id"].partition("/")[2] for record in prepared(folder, tmp_path / "data")("val")
     }
     assert len(names["val"] - again) <= 1
-    # Without a share the folder would be the only split, and the other pictures be forgotten.
+    # Without a share the folder would be the only split, and the other images be forgotten.
     (folder / "dataset.toml").write_text(TOML)
     assert "holds images, such as 000.jpg, beside the folders more" in problem_of(folder)
     shutil.rmtree(folder / "images" / "more")
@@ -390,7 +390,7 @@ def test_problems_stop_the_preparation_unless_they_are_allowed(tmp_path):
         prepared(folder, data_dir, allow_problems="all")
 
 
-def test_where_the_pictures_are_must_be_said_once(tmp_path):
+def test_where_the_images_are_must_be_said_once(tmp_path):
     full_name = flaxseg.data.full_name
     assert full_name("folder", tmp_path) == full_name(f"folder:{tmp_path}") == f"folder:{tmp_path}"
     assert full_name("folder:a", "a") == "folder:a"

@@ -41,7 +41,7 @@ def test_all_problems_are_listed_at_once(camvid_folder, tmp_path):
     strange[1, :2] = 12
     (annot / "train_003.png").write_bytes(png(strange))
     (annot / "train_004.png").write_bytes(jpeg(np.zeros((40, 56, 3), np.uint8)))
-    (train / "train_005.jpg").write_text("not a picture")
+    (train / "train_005.jpg").write_text("not an image")
     (annot / "train_006.png").write_bytes(b"")
     (camvid_folder / "val" / "stray.jpg").write_bytes(whole)
     (camvid_folder / "test" / "test_001.jpg").write_bytes(
@@ -191,7 +191,7 @@ def test_two_processes_prepare_once(camvid_folder, tmp_path):
     flaxseg.data.verify_prepared("camvid", tmp_path / "data")
 
 
-def test_a_place_that_can_not_be_written_to_is_named(camvid_folder, tmp_path):
+def test_a_place_that_cannot_be_written_to_is_named(camvid_folder, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"could not be written below .*file/data.*--data_dir"):
         prepare(camvid_folder, tmp_path / "file" / "data")

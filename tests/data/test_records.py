@@ -103,7 +103,7 @@ def test_facts_of_the_data_sets():
 
 
 def test_real_camvid_labels_fit_the_class_names(tmp_path, shared_dir):
-    """Four real pictures: sky is at the top, road at the bottom, void becomes 255."""
+    """Four real images: sky is at the top, road at the bottom, void becomes 255."""
     real = shared_dir / "data" / "camvid"
     folder = tmp_path / "some"
     for split, number in (("train", 4), ("val", 2), ("test", 2)):

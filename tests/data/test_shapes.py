@@ -1,4 +1,4 @@
-"""`shapes`: what is promised about its pictures."""
+"""`shapes`: what is promised about its images."""
 
 import numpy as np
 import pytest
@@ -17,9 +17,9 @@ def drawn() -> tuple[np.ndarray, np.ndarray]:
 
 def test_every_class_is_common_and_some_pixels_are_ignored(drawn):
     _, labels = drawn
-    pictures_with = [(labels == c).any((1, 2)).mean() for c in range(9)]
-    assert pictures_with[0] == 1.0
-    assert min(pictures_with[1:]) > 0.2
+    images_with = [(labels == c).any((1, 2)).mean() for c in range(9)]
+    assert images_with[0] == 1.0
+    assert min(images_with[1:]) > 0.2
     share = np.bincount(labels.ravel(), minlength=256) / labels.size
     assert share[9:255].sum() == 0.0
     assert 0.02 < share[255] < 0.15
@@ -52,7 +52,7 @@ def test_there_are_small_objects_and_thin_parts(drawn):
 
 
 def test_colour_does_not_tell_the_class(drawn):
-    """Colour histograms and nearest mean colours are near chance, 1/9, on new pictures."""
+    """Colour histograms and nearest mean colours are near chance, 1/9, on new images."""
     images, labels = drawn
     half = NUMBER // 2
 
@@ -98,7 +98,7 @@ def test_drawing_is_deterministic_and_splits_differ():
     assert (shapes.draw("train", 4)[0] != image).mean() > 0.5
 
 
-def test_prepared_records_are_the_drawn_pictures(shapes_dir):
+def test_prepared_records_are_the_drawn_images(shapes_dir):
     info = flaxseg.data.dataset_info("shapes")
     for split, number in (("train", 599), ("val", 0)):
         records = flaxseg.data.open_split("shapes", split, shapes_dir)

@@ -37,7 +37,7 @@ def test_everything_that_is_wrong_is_found_at_once(tmp_path):
     whole = (images / "000.jpg").read_bytes()
     (images / "000.jpg").write_bytes(whole[:-20])
     (images / "001.jpg").write_bytes(b"")
-    (images / "002.jpg").write_text("no picture at all")
+    (images / "002.jpg").write_text("no image at all")
     (masks / "003.png").unlink()
     (images / "004.jpg").unlink()
     turned = Image.Exif()
@@ -50,7 +50,7 @@ def test_everything_that_is_wrong_is_found_at_once(tmp_path):
     (masks / "008.png").write_bytes(jpeg(image_of(8)))
     (masks / "009.png").write_bytes(color_png(label_of(9)))
     (masks / "010.png").write_bytes(png(label_of(10).astype(np.uint16)))
-    # The same picture, stored in another way and under another name.
+    # The same image, stored in another way and under another name.
     (images / "011.jpg").unlink()
     (images / "011.png").write_bytes(png(image_of(11)))
     Image.fromarray(image_of(11)).save(folder / "images" / "val" / "900.png")
@@ -118,7 +118,7 @@ def test_everything_that_is_wrong_is_found_at_once(tmp_path):
 
 def test_counts_are_those_of_a_loop_over_pixels(tmp_path):
     folder = write_folder(tmp_path / "toy", {"train": 3, "val": 2})
-    for number in (1, 3):  # two sizes, and a class that some pictures lack
+    for number in (1, 3):  # two sizes, and a class that some images lack
         split = "train" if number < 3 else "val"
         label = label_of(number, (6, 9))
         label[label == 2] = 0
@@ -139,13 +139,13 @@ def test_counts_are_those_of_a_loop_over_pixels(tmp_path):
         for index in range(3):
             with_class = [label for label in of_split if (label == index).any()]
             assert counted.pixels[index] == sum((label == index).sum() for label in of_split)
-            assert counted.pictures[index] == len(with_class)
+            assert counted.class_images[index] == len(with_class)
             assert counted.pixels_beside[index] == sum((label != 255).sum() for label in with_class)
         assert counted.ignored == sum((label == 255).sum() for label in of_split)
     assert report.total.sizes == {SIZE: 3, (6, 9): 2}
     assert report.to_dict()["sizes"] == [
-        {"height": 6, "width": 9, "pictures": 2},
-        {"height": SIZE[0], "width": SIZE[1], "pictures": 3},
+        {"height": 6, "width": 9, "images": 2},
+        {"height": SIZE[0], "width": SIZE[1], "images": 3},
     ]
     # Weights from the training split alone, by the formula.
     frequency = []
@@ -247,7 +247,7 @@ def test_published_files_and_prepared_records_are_checked_too(camvid_folder, tmp
 def test_generated_records_are_checked(shapes_dir):
     report = flaxseg.data.verify_data("shapes", data_dir=shapes_dir, progress=False)
     assert not report.problems
-    assert report.total.num_pictures == 700
+    assert report.total.num_images == 700
     assert report.total.sizes == {(96, 128): 700}
 
 
@@ -300,7 +300,7 @@ def test_an_interruption_ends_soon(tmp_path, monkeypatch):
     assert len(started) <= 10, "what waited was still worked on"
 
 
-def test_pictures_are_decoded_at_the_same_time_and_large_ones_one_by_one(tmp_path, monkeypatch):
+def test_images_are_decoded_at_the_same_time_and_large_ones_one_by_one(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "toy", {"train": 10, "val": 2})  # three times four
     decode, running, most = verification.decode_image, [], []
     meeting = threading.Barrier(4)

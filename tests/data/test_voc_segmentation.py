@@ -25,7 +25,7 @@ INFO = flaxseg.data.dataset_info("voc_segmentation")
 TRAIN = ["2007_000032", "2008_000008", "2009_000100"]
 VAL = ["2007_000033", "2008_000051", "2011_003271"]
 OTHERS = ["2008_000015", "2010_000042"]
-# As in the published lists, SBD has pictures of VOC's train and val in both of its own.
+# As in the published lists, SBD has images of VOC's train and val in both of its own.
 SBD_TRAIN = [OTHERS[0], TRAIN[1], VAL[1]]
 SBD_VAL = [OTHERS[1], VAL[0], TRAIN[0]]
 
@@ -71,7 +71,7 @@ def test_the_splits_are_those_of_the_lists(prepared):
 
 
 def test_each_label_is_of_its_own_source(prepared):
-    """VOC's with void borders, also where SBD labels the picture too; SBD's elsewhere."""
+    """VOC's with void borders, also where SBD labels the image too; SBD's elsewhere."""
     voc = [ids(i, VOC_IDS) for i in range(6)]
     sbd = [ids(1000 + i, range(21)) for i in (0, 3)]
     records = flaxseg.data.open_split("voc_segmentation", "train_aug", prepared)
@@ -160,7 +160,7 @@ def test_what_is_wrong_is_named_with_archive_and_file(tmp_path):
 
 
 def test_lists_that_are_none(tmp_path):
-    """Pictures, nothing, and a file without end."""
+    """Images, nothing, and a file without end."""
     for content, words in (
         (b"\x89PNG\xff", "val.txt: the list cannot be read: no text"),
         (b"\n\n", "val.txt: the list names no image"),
@@ -174,7 +174,7 @@ def test_lists_that_are_none(tmp_path):
         assert words in problems[0]
 
 
-def test_a_picture_with_notes_of_turning_is_read_as_its_label_was_drawn(tmp_path):
+def test_a_image_with_notes_of_turning_is_read_as_its_label_was_drawn(tmp_path):
     """Upright as stored; as another program turns it, it would not fit its label."""
     files = voc_files(TRAIN, VAL)
     name = f"VOCdevkit/VOC2012/JPEGImages/{TRAIN[1]}.jpg"
@@ -204,7 +204,7 @@ def full_lists(shared_dir):
 
 
 def test_the_official_lists_give_the_numbers_of_the_papers(tmp_path, shared_dir):
-    """SBD's own lists are made here of what it must hold, divided at random, with pictures of
+    """SBD's own lists are made here of what it must hold, divided at random, with images of
     VOC's train and val in both, as many as the real lists have (1,134 and 1,103)."""
     lists = full_lists(shared_dir)
     only_sbd = sorted(set(lists["train_aug"]) - set(lists["train"]))
@@ -237,7 +237,7 @@ def test_seg11valid_is_the_published_list(shared_dir):
     assert set(full_lists(shared_dir)["val"]) > SEG11VALID
 
 
-def test_real_pictures(tmp_path, shared_dir):
+def test_real_images(tmp_path, shared_dir):
     """Four pairs of VOC, as the README beside them describes them."""
     real = shared_dir / "data" / "voc2012_sample" / "VOCdevkit" / "VOC2012"
     folder = tmp_path / "VOCdevkit" / "VOC2012"

@@ -1,4 +1,4 @@
-"""The pictures of a data set: the sheet of augmented examples, and the report."""
+"""The images of a data set: the sheet of augmented examples, and the report."""
 
 import collections
 
@@ -37,7 +37,7 @@ INFO = DatasetInfo(
 
 @pytest.fixture
 def shapes(tmp_path_factory, monkeypatch):
-    """A data_dir with the first eight pictures of `shapes` only, as drawing all takes a while."""
+    """A data_dir with the first eight images of `shapes` only, as drawing all takes a while."""
     from flaxseg.data.sets import shapes
 
     monkeypatch.setitem(shapes.SPLIT_SIZES, "train", 8)
@@ -60,13 +60,13 @@ def test_a_sheet_shows_each_example_beside_its_label():
     sheet = draw_examples(batch, INFO, "what is shown")
     factor = 2  # to 160 pixels at least
     area = 60 * 80 * factor**2
-    assert is_there(sheet, (100, 100, 100)) >= area, "the first picture as it is"
+    assert is_there(sheet, (100, 100, 100)) >= area, "the first image unchanged"
     assert is_there(sheet, (180, 180, 180)) >= area
     half = {index: (np.array(color) + 100) // 2 for index, color in enumerate(COLORS)}
     assert is_there(sheet, half[1]) >= 0.45 * area, "its upper half is road"
     assert is_there(sheet, half[0]) >= 0.45 * area
     assert is_there(sheet, half[2]) < 50, "there is no car"
-    # Ignored pixels are striped: the mean of the picture and two shades.
+    # Ignored pixels are striped: the mean of the image and two shades.
     striped = is_there(sheet, (172,) * 3) + is_there(sheet, (204,) * 3)
     assert striped >= 0.45 * area
     # The legend names the classes that occur: their patches have the pure colours.
@@ -167,14 +167,14 @@ def test_the_histograms_of_a_report_count_the_sizes():
     draw_report(report([0, 0, 0], {}))  # nothing at all is drawn, too
 
 
-def test_a_report_is_written_as_text_json_and_picture(tmp_path):
+def test_a_report_is_written_as_text_json_and_image(tmp_path):
     found = report([900, 99, 1], {(10, 20): 3}, [Problem("orphan", "/toy/x.png: alone")])
     written = write_report(found, tmp_path)
     assert [path.name for path in written] == ["report.txt", "report.json", "report.png"]
     assert written[0].read_text() == found.text() + "\n"
     assert "/toy/x.png: alone" in written[1].read_text()
-    with Image.open(written[2]) as picture:
-        np.testing.assert_array_equal(np.asarray(picture), draw_report(found))
+    with Image.open(written[2]) as image:
+        np.testing.assert_array_equal(np.asarray(image), draw_report(found))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(p.name for p in written)
     with pytest.raises(DataError, match="could not write to"):
         write_report(found, tmp_path / "nowhere")

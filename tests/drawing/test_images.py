@@ -26,8 +26,8 @@ def example(height=40, width=60):
     return image, pred
 
 
-def holds_color(picture, color):
-    return (picture.reshape(-1, 3) == color).all(axis=1).any()
+def holds_color(drawn, color):
+    return (drawn.reshape(-1, 3) == color).all(axis=1).any()
 
 
 def test_voc_colors_are_those_of_the_development_kit():
@@ -102,15 +102,15 @@ def test_legend_shows_the_classes_that_occur_and_no_others():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 3), (48, 64), (360, 480)])
-def test_pictures_of_any_size_are_readable(size):
+def test_images_of_any_size_are_readable(size):
     image = np.full((*size, 3), 90, np.uint8)
     pred = np.ones(size, np.uint8)
-    for picture in (
+    for drawn in (
         overlay_with_legend(image, pred, NAMES, COLORS),
         side_by_side(image, pred, pred, NAMES, COLORS, title="a title"),
     ):
-        assert picture.dtype == np.uint8
-        assert max(picture.shape[:2]) >= 360
+        assert drawn.dtype == np.uint8
+        assert max(drawn.shape[:2]) >= 360
 
 
 def test_side_by_side_shows_the_share_of_errors_and_marks_them():

@@ -187,7 +187,7 @@ def test_files_that_are_not_instances(tmp_path):
 
 @pytest.fixture
 def published(tmp_path):
-    """Two pictures of `train` and three of `val` as published, their labels in a zip."""
+    """Two images of `train` and three of `val` as published, their labels in a zip."""
     labels = {}
     with (
         zipfile.ZipFile(tmp_path / "leftImg8bit_trainvaltest.zip", "w") as images,
@@ -238,7 +238,7 @@ def test_evaluate_prints_and_writes_them(tmp_path, peer, published, model_dir, c
 
 
 @pytest.mark.peer
-def test_evaluate_names_the_picture_without_instances(tmp_path, published, model_dir, capsys, peer):
+def test_evaluate_names_the_image_without_instances(tmp_path, published, model_dir, capsys, peer):
     label = published[NAMES[0]]
     official(peer, tmp_path / "gt", [label] * 3, [np.zeros_like(label)] * 3)
     (tmp_path / "gt" / f"{NAMES[1]}_gtFine_instanceIds.png").unlink()

@@ -69,8 +69,8 @@ def street_maps(shared_dir):
     files = sorted((shared_dir / "data/camvid/testannot").glob("*.png"))[:4]
     frames = []
     for file in files:
-        with Image.open(file) as picture:
-            frames.append(np.asarray(picture))
+        with Image.open(file) as image:
+            frames.append(np.asarray(image))
     label, pred = np.stack(frames[:-1]), np.stack(frames[1:])
     return np.where(label == 11, 255, label), np.where(pred == 11, 0, pred)
 

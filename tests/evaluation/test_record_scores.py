@@ -1,4 +1,4 @@
-"""Which pictures are kept, and their own scores."""
+"""Which images are kept, and their own scores."""
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def test_keeps_the_first_the_worst_and_the_best_whatever_the_order():
     assert kept[0][1][0].miou == single[ranked[0]]
 
 
-def test_pictures_without_valid_pixels_have_no_rank():
+def test_images_without_valid_pixels_have_no_rank():
     scores = RecordScores(2, 3)
     scores.see(0, {"id": "a", "label": np.full((2, 2), 255)}, np.zeros((2, 2), int))
     assert np.isnan(scores.scores[0].miou)

@@ -1,4 +1,4 @@
-"""A model and pictures for exports."""
+"""A model and images for exports."""
 
 import numpy as np
 import pytest
@@ -14,5 +14,5 @@ def tiny():
 
 @pytest.fixture
 def images():
-    """Two pictures of 8 x 9."""
+    """Two images of 8 x 9."""
     return np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3)).astype(np.uint8)

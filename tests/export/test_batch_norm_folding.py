@@ -53,7 +53,7 @@ def test_a_block_is_a_convolution_with_a_bias():
 
 
 class Net(nn.Module):
-    """A convolution of each kind, and BatchNorms that can not be folded."""
+    """A convolution of each kind, and BatchNorms that cannot be folded."""
 
     remat: bool = False
 

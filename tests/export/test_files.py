@@ -146,10 +146,10 @@ def test_agreement_sees_another_model(tmp_path, tiny, suffix):
     model, variables = tiny
     export = export_onnx if suffix == ".onnx" else export_stablehlo
     path = export(model, variables, tmp_path / f"tiny{suffix}", (8, 9), batch=2)
-    picture = np.random.default_rng(1).integers(0, 256, (11, 6, 3)).astype(np.uint8)
-    assert agreement(path, model, variables, [picture]) == [1.0]
+    pixels = np.random.default_rng(1).integers(0, 256, (11, 6, 3)).astype(np.uint8)
+    assert agreement(path, model, variables, [pixels]) == [1.0]
     other = jax.tree.map(lambda x: -x, variables["params"])
-    assert agreement(path, model, {**variables, "params": other}, [picture])[0] < 0.9
+    assert agreement(path, model, {**variables, "params": other}, [pixels])[0] < 0.9
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every kind of picture file that users have."""
+"""Every kind of image file that users have."""
 
 import io
 
@@ -111,7 +111,7 @@ def truncated_jpeg():
     ("content", "words"),
     [
         (b"", "empty"),
-        (b"this is no picture", "not an image of a known format"),
+        (b"this is no image", "not an image of a known format"),
         (truncated_jpeg(), "truncated"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 30, ""),
         (b"%PDF-1.4 something", "not an image"),

@@ -29,7 +29,7 @@ def tiny():
     return model, variables
 
 
-def picture(height, width, seed=0):
+def random_image(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -54,7 +54,7 @@ def softmax(x):
 
 
 def reference(tiny, image, protocol):
-    """Fused values of a picture by the text of `Protocol`: the whole canvas at once, in float64."""
+    """Fused values of a image by the text of `Protocol`: the whole canvas at once, in float64."""
     model, variables = tiny
     apply = jax.jit(lambda x: model.apply(variables, x).logits)
     fused = []
@@ -120,7 +120,7 @@ CASES = {
     "canvas": Protocol(pad_to=(64, 50)),
     "windows": Protocol(window=16, window_stride=7, flip=True, flip_fusion="logit_sum"),
     "gaussian": Protocol(scales=(0.7, 1.3), window=15, window_weights="gaussian"),
-    "larger_than_picture": Protocol(window=60, pad_place="centre"),
+    "larger_than_image": Protocol(window=60, pad_place="centre"),
     "larger_than_one_side": Protocol(window=45, pad_place="centre"),
     "image_softmax": Protocol(
         scales=(0.8, 1.2), window=16, window_stride=10, flip=True, softmax="image"
@@ -136,8 +136,8 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_is_what_the_description_says(tiny, name, monkeypatch):
-    monkeypatch.setattr(segmenter_module, "_LINES", 16)  # so that a small picture has several
-    image, protocol = picture(41, 48), CASES[name]
+    monkeypatch.setattr(segmenter_module, "_LINES", 16)  # so that a small image has several
+    image, protocol = random_image(41, 48), CASES[name]
     segmenter = Segmenter(*tiny, protocol)
     probabilities = segmenter.run(image).probabilities
     wanted = reference(tiny, image, protocol)
@@ -150,16 +150,16 @@ def test_is_what_the_description_says(tiny, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["windows", "image_softmax", "long_side", "flip"])
-def test_wide_pictures_are_done_in_blocks_with_the_same_result(tiny, name, monkeypatch):
-    image = picture(20, 61)
+def test_wide_images_are_done_in_blocks_with_the_same_result(tiny, name, monkeypatch):
+    image = random_image(20, 61)
     segmenter = Segmenter(*tiny, CASES[name])
     whole = segmenter.run(image).probabilities
     monkeypatch.setattr(segmenter_module, "_BLOCK", 17)
     np.testing.assert_allclose(segmenter.run(image).probabilities, whole, atol=1e-6)
 
 
-def test_a_window_that_covers_the_picture_is_the_whole_picture(tiny):
-    image = picture(33, 40)
+def test_a_window_that_covers_the_image_is_the_whole_image(tiny):
+    image = random_image(33, 40)
     whole = Segmenter(*tiny).run(image).probabilities
     for protocol in (
         Protocol(window=(33, 40)),
@@ -173,7 +173,7 @@ def test_a_window_that_covers_the_picture_is_the_whole_picture(tiny):
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_the_result_does_not_depend_on_how_many_windows_run_at_a_time(tiny, count):
-    image, protocol = picture(30, 50), CASES["windows"]
+    image, protocol = random_image(30, 50), CASES["windows"]
     one = Segmenter(*tiny, protocol).run(image).probabilities
     several = Segmenter(*tiny, protocol, windows_per_device=count).run(image).probabilities
     np.testing.assert_array_equal(one, several)
@@ -182,7 +182,7 @@ def test_the_result_does_not_depend_on_how_many_windows_run_at_a_time(tiny, coun
 def test_over_devices_equals_one_device(tiny):
     devices = jax.devices()
     assert len(devices) > 1
-    image, protocol = picture(30, 50), CASES["windows"]
+    image, protocol = random_image(30, 50), CASES["windows"]
     one = Segmenter(*tiny, protocol).run(image).probabilities
     several = Segmenter(*tiny, protocol, devices=devices[:4]).run(image).probabilities
     np.testing.assert_allclose(one, several, atol=1e-6)
@@ -192,19 +192,19 @@ def test_over_devices_equals_one_device(tiny):
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (70, 1), (3, 2)])
 @pytest.mark.parametrize("name", ["windows", "scales_max", "flip", "padded"])
 def test_any_size(tiny, name, size):
-    probabilities = Segmenter(*tiny, CASES[name]).run(picture(*size)).probabilities
+    probabilities = Segmenter(*tiny, CASES[name]).run(random_image(*size)).probabilities
     assert probabilities.shape == (*size, CLASSES)
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
 
 
 def test_many_sizes_compile_a_few_programs(tiny):
     segmenter = Segmenter(*tiny, Protocol(window=16))
-    assert segmenter.run(picture(19, 20)).classes.shape == (19, 20)
+    assert segmenter.run(random_image(19, 20)).classes.shape == (19, 20)
     before = segmenter._network.add._cache_size()
     for height, width in itertools.product((20, 25, 31), (18, 27, 32)):
-        assert segmenter.run(picture(height, width)).classes.shape == (height, width)
+        assert segmenter.run(random_image(height, width)).classes.shape == (height, width)
     assert segmenter._network.add._cache_size() == before
-    assert segmenter.run(picture(200, 20)).classes.shape == (200, 20)
+    assert segmenter.run(random_image(200, 20)).classes.shape == (200, 20)
     assert segmenter._network.add._cache_size() == before + 1
 
 
@@ -212,11 +212,11 @@ def test_memory_of_the_band_does_not_grow_with_the_height(tiny):
     def live(height):
         held = []
         segmenter = Segmenter(*tiny, Protocol(window=16))
-        for _ in segmenter._parts(picture(height, 30)):
+        for _ in segmenter._parts(random_image(height, 30)):
             held.append(sum(x.nbytes for x in jax.live_arrays()))
         return max(held)
 
-    # The picture itself, 3 bytes a pixel, is there as a whole.
+    # The image itself, 3 bytes a pixel, is there as a whole.
     assert live(3000) - live(300) < 4 * 48 * (4096 - 384)
 
 
@@ -279,9 +279,9 @@ def test_wrong_protocols_are_refused(text, message):
         parse_protocol(text)
 
 
-def test_pictures_that_do_not_fit_are_refused(tiny):
+def test_images_that_do_not_fit_are_refused(tiny):
     with pytest.raises(ConfigError, match="does not fit on the canvas pad_to = 16 x 16"):
-        Segmenter(*tiny, Protocol(pad_to=(16, 16))).run(picture(17, 5))
+        Segmenter(*tiny, Protocol(pad_to=(16, 16))).run(random_image(17, 5))
     with pytest.raises(ValueError, match="dtype float64"):
         Segmenter(*tiny).run(np.zeros((5, 5, 3)))
     with pytest.raises(ValueError, match=r"shape \(1, 5, 5, 3\)"):

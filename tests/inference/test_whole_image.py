@@ -1,4 +1,4 @@
-"""From uint8 pictures to label maps."""
+"""From uint8 images to label maps."""
 
 import gc
 
@@ -21,13 +21,13 @@ def tiny():
     return model, init(model)
 
 
-def pictures(*shape):
+def random_images(*shape):
     return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
 def test_is_the_argmax_of_the_logits_of_normalised_pixels(tiny):
     model, variables = tiny
-    image = pictures(2, 7, 9, 3)
+    image = random_images(2, 7, 9, 3)
     logits = model.apply(variables, normalize(jnp.asarray(image), model.normalization)).logits
     pred = Segmenter(model, variables).run_batch(image)
     assert pred.dtype == jnp.uint8
@@ -36,8 +36,8 @@ def test_is_the_argmax_of_the_logits_of_normalised_pixels(tiny):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 5)])
-def test_any_size_one_picture_or_several(tiny, size):
-    image = pictures(2, *size, 3)
+def test_any_size_one_image_or_several(tiny, size):
+    image = random_images(2, *size, 3)
     both = predict(*tiny, image)
     assert both.shape == (2, *size)
     np.testing.assert_array_equal(predict(*tiny, image[1]), both[1])
@@ -45,7 +45,7 @@ def test_any_size_one_picture_or_several(tiny, size):
 
 def test_compiles_once_per_size(tiny):
     model, variables = tiny
-    image = pictures(11, 13, 3)
+    image = random_images(11, 13, 3)
     predict(model, variables, image)
     programs = _last_segmenter(model, None)._batch_classes
     before = programs._cache_size()
@@ -57,7 +57,7 @@ def test_compiles_once_per_size(tiny):
 
 def test_other_variables_share_the_programs(tiny):
     model, variables = tiny
-    image = pictures(7, 9, 3)
+    image = random_images(7, 9, 3)
     one = Segmenter(model, variables)
     first = one.run(image).probabilities
     other = one.with_variables(jax.tree.map(lambda x: 2 * x, variables))
@@ -80,8 +80,8 @@ def test_programs_are_freed_with_their_segmenter():
     protocols = Protocol(), Protocol(scales=(1.0, 0.5)), Protocol(window=8)
     segmenters = [Segmenter(model, variables, protocol) for protocol in protocols]
     for segmenter in segmenters:
-        segmenter.run(pictures(9, 12, 3)).classes  # noqa: B018 (computes)
-        segmenter.run(pictures(9, 12, 3)).probabilities  # noqa: B018 (computes)
+        segmenter.run(random_images(9, 12, 3)).classes  # noqa: B018 (computes)
+        segmenter.run(random_images(9, 12, 3)).probabilities  # noqa: B018 (computes)
     assert programs() > before
     del segmenter, segmenters
     assert programs() == before
@@ -89,7 +89,7 @@ def test_programs_are_freed_with_their_segmenter():
 
 def test_values_of_a_result_are_computed_once(tiny):
     segmenter = Segmenter(*tiny)
-    result = segmenter.run(pictures(7, 9, 3))
+    result = segmenter.run(random_images(7, 9, 3))
     assert segmenter._batch_classes._cache_size() == 0
     assert result.classes is result.classes
     assert result.probabilities is result.probabilities
@@ -113,7 +113,7 @@ def test_many_sizes_keep_the_programs_of_a_few(way, monkeypatch):
         "probabilities": lambda image: segmenter.run(image).probabilities,
     }[way]
     client = jax.devices()[0].client
-    images = [pictures(6, width, 3) for width in range(8, 20, 2)]
+    images = [random_images(6, width, 3) for width in range(8, 20, 2)]
     first = [np.asarray(run(image)) for image in images[:3]]
     gc.collect()
     few = len(client.live_executables())
@@ -128,13 +128,13 @@ def test_many_sizes_keep_the_programs_of_a_few(way, monkeypatch):
 
 def test_over_devices_equals_one_device(tiny):
     model, variables = tiny
-    image = pictures(8, 6, 7, 3)
+    image = random_images(8, 6, 7, 3)
     spread = Segmenter(model, variables, devices=jax.devices()[:8]).run_batch(image)
     assert len(spread.sharding.device_set) == 8
     np.testing.assert_array_equal(spread, predict(model, variables, image))
 
 
-def test_wrong_pictures_are_errors(tiny):
+def test_wrong_images_are_errors(tiny):
     with pytest.raises(ValueError, match="dtype float32"):
         predict(*tiny, np.zeros((4, 4, 3), np.float32))
     for shape in [(4, 4), (4, 4, 4), (0, 4, 3), (1, 2, 4, 4, 3)]:
@@ -162,4 +162,4 @@ class SeesItsBatch(nn.Module):
 def test_the_network_never_sees_more_than_one_image(batch_size, device_count):
     """So that sums are rounded in one way for any batch size and device count."""
     segmenter = Segmenter(SeesItsBatch(), {}, devices=jax.devices()[:device_count])
-    np.testing.assert_array_equal(segmenter.run_batch(pictures(batch_size, 3, 4, 3)), 1)
+    np.testing.assert_array_equal(segmenter.run_batch(random_images(batch_size, 3, 4, 3)), 1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from random_weights import picture
+from random_weights import random_image
 
 from flaxseg.layers import (
     ASPP,
@@ -188,7 +188,7 @@ def test_normalize_is_the_documented_formula():
 
 
 def test_local_response_norm_is_its_formula():
-    x = picture(2, 3, 4)[..., :1] * np.linspace(1, 90, 7, dtype=np.float32)
+    x = random_image(2, 3, 4)[..., :1] * np.linspace(1, 90, 7, dtype=np.float32)
     squares = np.pad(x.astype(np.float64) ** 2, ((0, 0), (0, 0), (0, 0), (2, 2)))
     sums = sum(squares[..., shift : shift + 7] for shift in range(5))
     wanted = x / (1 + 1e-2 / 5 * sums) ** 0.75
@@ -198,7 +198,7 @@ def test_local_response_norm_is_its_formula():
 @pytest.mark.peer
 def test_local_response_norm_equals_torch():
     torch = peers.import_torch()
-    x = picture(2, 5, 4)[..., :1] * np.linspace(1, 90, 7, dtype=np.float32)
+    x = random_image(2, 5, 4)[..., :1] * np.linspace(1, 90, 7, dtype=np.float32)
     layer = torch.nn.LocalResponseNorm(5, alpha=1e-2, beta=0.75, k=1.0)
     wanted = peers.from_torch(layer(peers.to_torch(x)))
     np.testing.assert_allclose(local_response_norm(x, alpha=1e-2), wanted, rtol=1e-5)

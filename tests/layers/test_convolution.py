@@ -156,7 +156,7 @@ def test_gradients_of_products_are_the_numerical_ones(function):
 
 
 def space_to_batch_conv(x, kernel, rate):
-    """The dense convolution of the phases of the picture (Chen et al. 2016, section 3.1)."""
+    """The dense convolution of the phases of the image (Chen et al. 2016, section 3.1)."""
     _, height, width, _ = x.shape
     padded = np.pad(x, ((0, 0), (0, -height % rate), (0, -width % rate), (0, 0)))
     y = np.zeros((*padded.shape[:3], kernel.shape[3]), np.float32)

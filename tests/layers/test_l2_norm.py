@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from random_weights import picture, relative_difference
+from random_weights import random_image, relative_difference
 
 from flaxseg.layers import L2Norm
 
 
 def test_cells_have_the_length_of_the_scale():
-    x = picture(2, 3, 4) * np.float32([1e4, 1.0, 1e-4])
+    x = random_image(2, 3, 4) * np.float32([1e4, 1.0, 1e-4])
     y, variables = L2Norm().init_with_output(jax.random.key(0), x)
     np.testing.assert_array_equal(variables["params"]["scale"], np.full(3, 10.0))
     np.testing.assert_allclose(np.linalg.norm(y, axis=-1), 10.0, rtol=1e-5)
@@ -24,7 +24,7 @@ def test_cells_have_the_length_of_the_scale():
 @pytest.mark.peer
 def test_value_and_gradient_are_torchs():
     torch = peers.import_torch()
-    x, scale = picture(1, 5, 4), np.float32([3.0, -2.0, 7.0])
+    x, scale = random_image(1, 5, 4), np.float32([3.0, -2.0, 7.0])
 
     @jax.jit
     def gradients(x, scale):

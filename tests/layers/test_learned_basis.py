@@ -86,7 +86,7 @@ def test_the_layer_begins_with_given_or_smooth_bases_and_may_have_a_bias():
     bases = np.asarray(variables["params"]["kernel"])[:, :, 0].reshape(64, 2, 6)
     np.testing.assert_array_equal(bases[:, 0], bases[:, 1])
     np.testing.assert_allclose(np.linalg.norm(bases[:, 0], axis=0), 1, rtol=1e-6)
-    # Different pictures, not one six times; the first alone interpolates: neighbours fill the gaps.
+    # Different images, not one six times; the first alone interpolates: neighbours fill the gaps.
     assert np.linalg.matrix_rank(bases[:, 0]) == 6
     smooth = np.zeros((1, 5, 5, 12), np.float32)
     smooth[..., [0, 6]] = 1.0

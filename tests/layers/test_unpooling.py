@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from random_weights import picture
+from random_weights import random_image
 
 from flaxseg.layers import UnpoolingDecoder, max_pool_with_indices, max_unpool
 
@@ -80,7 +80,7 @@ def test_the_first_of_equal_values_counts_and_nan_wins():
 
 
 def test_pooling_an_unpooled_map_gives_the_values_back():
-    y, indices = max_pool_with_indices(picture(2, 9, 7), ceil_mode=True)
+    y, indices = max_pool_with_indices(random_image(2, 9, 7), ceil_mode=True)
     again, positions = max_pool_with_indices(max_unpool(abs(y), indices, (9, 7)), ceil_mode=True)
     np.testing.assert_array_equal(again, abs(y))
     np.testing.assert_array_equal(positions, indices)

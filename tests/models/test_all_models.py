@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_weights import fresh, picture, shapes_of
+from random_weights import fresh, random_image, shapes_of
 from tiny_model import TinyBackbone
 
 import flaxseg
@@ -176,7 +176,7 @@ def trained(request):
 
 def test_any_size_in_evaluation_without_new_statistics(trained):
     _, model, variables, _ = trained
-    prediction, updates = make_evaluation(model)(variables, picture(1, 65, 97))
+    prediction, updates = make_evaluation(model)(variables, random_image(1, 65, 97))
     assert prediction.logits.shape == (1, 65, 97, 3)
     assert prediction.logits.dtype == jnp.float32
     assert bool(np.isfinite(prediction.logits).all())
@@ -198,7 +198,7 @@ def test_any_size_in_evaluation_without_new_statistics(trained):
 )
 def test_a_single_pixel_has_finite_logits(name):
     model = make(name, simplest(name), 21)
-    logits = jax.jit(model.apply)(fresh(model), picture(1, 1, 1)).logits
+    logits = jax.jit(model.apply)(fresh(model), random_image(1, 1, 1)).logits
     assert logits.shape == (1, 1, 1, 21)
     assert logits.dtype == jnp.float32
     assert bool(np.isfinite(logits).all())
@@ -206,7 +206,7 @@ def test_a_single_pixel_has_finite_logits(name):
 
 def test_every_parameter_gets_a_gradient_and_training_moves_statistics(trained):
     _, _, variables, step = trained
-    image, label = picture(2, 65, 33), some_labels(2, 65, 33, num_classes=3)
+    image, label = random_image(2, 65, 33), some_labels(2, 65, 33, num_classes=3)
     loss, _, statistics, gradient = step(variables, image, label, jax.random.key(1))
     assert bool(np.isfinite(loss))
     for path, value in jax.tree_util.tree_leaves_with_path(gradient):
@@ -222,7 +222,7 @@ def test_every_parameter_gets_a_gradient_and_training_moves_statistics(trained):
 
 def test_dropout_follows_its_key(trained):
     name, _, variables, step = trained
-    image, label = picture(2, 65, 33), some_labels(2, 65, 33, num_classes=3)
+    image, label = random_image(2, 65, 33), some_labels(2, 65, 33, num_classes=3)
     a, b, c = (step(variables, image, label, jax.random.key(k))[1] for k in (0, 0, 1))
     np.testing.assert_array_equal(a, b)
     # A model without dropout draws nothing.
@@ -275,7 +275,7 @@ def test_frozen_batch_norm_keeps_all_statistics_in_training(name):
         )
         return *trained, model.apply(variables, image).logits
 
-    prediction, updates, wanted = both(variables, picture(2, 33, 33), jax.random.key(0))
+    prediction, updates, wanted = both(variables, random_image(2, 33, 33), jax.random.key(0))
     np.testing.assert_allclose(prediction.logits, wanted, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
 
@@ -290,7 +290,7 @@ def test_frozen_batch_norm_keeps_all_statistics_in_training(name):
     ],
 )
 def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, backbone, options):
-    image, label = picture(2, 65, 33), some_labels(2, 65, 33)
+    image, label = random_image(2, 65, 33), some_labels(2, 65, 33)
     full, model = (make(name, backbone, dtype=t, **options) for t in (jnp.float32, jnp.bfloat16))
     variables = fresh(full)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(shapes_of(model)))
@@ -319,7 +319,7 @@ def test_auxiliary_logits_are_there_in_training_only(name):
     model = make(name, "tiny", 4, auxiliary=True)
     variables = shapes_of(model, (33, 33))
     assert "auxiliary_head" in variables["params"]
-    image = picture(1, 65, 33)
+    image = random_image(1, 65, 33)
     assert jax.eval_shape(model.apply, variables, image).auxiliary == {}
     prediction, _ = jax.eval_shape(
         functools.partial(model.apply, train=True, mutable=["batch_stats"]),
@@ -457,7 +457,7 @@ def test_rates_follow_the_output_stride():
     ],
 )
 def test_a_network_trained_at_stride_16_is_the_same_function_at_8(name, backbone, backbone_options):
-    image, logits = picture(1, 65, 49), []
+    image, logits = random_image(1, 65, 49), []
     variables = None
     for output_stride in (16, 8):
         options = {"features": 8} | ({"image_pooling": False} if name == "deeplabv3" else {})

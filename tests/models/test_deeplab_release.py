@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import peers
 import pytest
-from random_weights import picture, relative_difference, shapes_of, torch_tensors
+from random_weights import random_image, relative_difference, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import ResNetBeta, Xception
@@ -36,7 +36,7 @@ def release():
 
 def assert_features_equal(release, backbone, reference, names, size):
     """Compares `"c2"` and `"c5"` of a backbone with the reference's."""
-    variables, image = release.Variables(), picture(1, *size)
+    variables, image = release.Variables(), random_image(1, *size)
     low_level, features = reference(variables, peers.to_torch(image))
     loaded, report = load_weights(shapes_of(backbone), dict(variables), name_maps=names)
     assert not report.unused
@@ -104,7 +104,7 @@ def test_cascade_equals_the_specification(release):
         multi_grid=multi_grid,
         **common,
     )
-    variables, image = release.Variables(), picture(1, 65, 97)
+    variables, image = release.Variables(), random_image(1, 65, 97)
     wanted = release.cascade(
         variables,
         peers.to_torch(image),
@@ -158,7 +158,7 @@ def test_a_decoder_of_two_levels_equals_its_description(release):
     )
     timm, shapes = NAME_MAPS["xception41"][:1], shapes_of(model.backbone)
     body, _ = load_weights(shapes, torch_tensors(shapes, timm[0]), name_maps=timm)
-    image = picture(1, 65, 50)
+    image = random_image(1, 65, 50)
     features = jax.jit(model.backbone.apply)(body, image)
 
     v, conv = release.Variables(), functools.partial(release.conv, epsilon=1e-5)
@@ -222,7 +222,7 @@ def released(release, name, image, num_classes=5):
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_released_network_is_imported_whole(release, name, tmp_path):
-    image = picture(1, 65, 49)
+    image = random_image(1, 65, 49)
     tensors, wanted = released(release, name, image)
     np.savez(tmp_path / "net.npz", **tensors)
     model, variables = load_pretrained(tmp_path / "net.npz")
@@ -234,8 +234,8 @@ def test_a_released_network_is_imported_whole(release, name, tmp_path):
     assert model.normalization.mean[0] == mean
 
 
-def test_an_import_remembers_how_pictures_are_normalised(release, tmp_path):
-    tensors, _ = released(release, "resnet_v1_50", picture(1, 33, 33))
+def test_an_import_remembers_how_images_are_normalised(release, tmp_path):
+    tensors, _ = released(release, "resnet_v1_50", random_image(1, 33, 33))
     np.savez(tmp_path / "net.npz", **tensors)
     card = flaxseg.read_model_card(import_model(tmp_path / "net.npz", tmp_path / "model"))
     assert card["normalization"] == {"mean": [123.15, 115.90, 103.06], "std": [1.0] * 3}
@@ -243,7 +243,7 @@ def test_an_import_remembers_how_pictures_are_normalised(release, tmp_path):
 
 
 def test_files_of_other_networks_are_refused(release, tmp_path):
-    tensors, _ = released(release, "MobilenetV2", picture(1, 33, 33))
+    tensors, _ = released(release, "MobilenetV2", random_image(1, 33, 33))
     path = tmp_path / "net.npz"
     np.savez(path, **{k.replace("MobilenetV2/", "MobilenetV3/"): v for k, v in tensors.items()})
     with pytest.raises(WeightsError, match="one of them must be of a backbone: xception_41"):
@@ -254,7 +254,7 @@ def test_files_of_other_networks_are_refused(release, tmp_path):
 
 
 def test_a_backbone_is_taken_out_of_a_released_network(release, tmp_path):
-    tensors, _ = released(release, "MobilenetV2", picture(1, 33, 33))
+    tensors, _ = released(release, "MobilenetV2", random_image(1, 33, 33))
     np.savez(tmp_path / "net.npz", **tensors)
     model = flaxseg.create_model("deeplabv3", 2, backbone="mobilenet_v2", rates=(), features=8)
     variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes_of(model))
@@ -268,7 +268,7 @@ def test_a_backbone_is_taken_out_of_a_released_network(release, tmp_path):
 
 def test_a_deeper_network_does_not_pass_for_a_shallower_one(release):
     variables = release.Variables()
-    image = peers.to_torch(picture(1, 33, 33))
+    image = peers.to_torch(random_image(1, 33, 33))
     release.xception(variables, image, scope="net", middle=3, output_stride=32, width=1 / 32)
     shallow = shapes_of(Xception(middle_blocks=2, width=1 / 32))
     with pytest.raises(WeightsError, match=r"larger network.*unit_3"):

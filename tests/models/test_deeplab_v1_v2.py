@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from random_weights import fresh, picture, relative_difference, shapes_of, torch_tensors
+from random_weights import fresh, random_image, relative_difference, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import VGG, ResNet
@@ -175,7 +175,7 @@ def test_fields_of_view_equal_the_transcription(field):
         average_pool=model.average_pool,
     )
     peers.load_state(net, tensors)
-    image = picture(2, 45, 98)  # on a canvas of 49 x 105
+    image = random_image(2, 45, 98)  # on a canvas of 49 x 105
     wanted = peers.from_torch(reference().canvas(net, bgr(image), 8))
     assert relative_difference(jax.jit(model.apply)(variables, image).logits, wanted) < TOLERANCE
 
@@ -192,7 +192,7 @@ def test_msc_equals_the_transcription(mode):
     zeros = {f"{name}_ms.bias": np.zeros(5, np.float32) for name in ("data", *POOLS)}
     net = reference().VGG(5, WIDTHS, fc=16, msc=128)
     peers.load_state(net, tensors | zeros).train(not at_input)
-    image = picture(2, 49, 33)
+    image = random_image(2, 49, 33)
     scores = net(bgr(image))
     if not at_input:
         assert scores.shape[2:] == (7, 5)
@@ -217,7 +217,7 @@ def test_vgg_with_aspp_equals_the_transcription():
     variables, _ = load_weights(shapes_of(model), tensors, name_maps=[VGG_NAMES])
     net = reference().VGG(5, WIDTHS, fc=16, average_pool=False, aspp=RATES["aspp_s"])
     peers.load_state(net, tensors)
-    image = picture(2, 60, 57)
+    image = random_image(2, 60, 57)
     wanted = peers.from_torch(reference().canvas(net, bgr(image), 8))
     assert relative_difference(jax.jit(model.apply)(variables, image).logits, wanted) < TOLERANCE
 
@@ -240,7 +240,7 @@ def resnet_pair():
 @pytest.mark.peer
 def test_resnet_at_three_scales_equals_the_transcription(resnet_pair):
     model, variables, net = resnet_pair
-    image = picture(2, 65, 97)
+    image = random_image(2, 65, 97)
     apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     prediction, updates = apply(variables, image, rngs={"dropout": jax.random.key(0)})
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
@@ -256,7 +256,7 @@ def test_resnet_at_three_scales_equals_the_transcription(resnet_pair):
 @pytest.mark.peer
 def test_other_sizes_are_padded_with_the_mean_as_in_the_release(resnet_pair):
     model, variables, net = resnet_pair
-    image = picture(1, 50, 40)
+    image = random_image(1, 50, 40)
     wanted = reference().canvas(lambda x: reference().multi_scale(net, x)["fused"], bgr(image), 32)
     logits = jax.jit(model.apply)(variables, image).logits
     assert relative_difference(logits, peers.from_torch(wanted)) < TOLERANCE
@@ -283,7 +283,7 @@ def one_convolution_v2(**options):
 
 def test_fusion_is_the_maximum_over_three_runs_of_one_net():
     fused_model, model = one_convolution_v2(scales=THREE), one_convolution_v2()
-    variables, image = fresh(fused_model), picture(1, 65, 33)
+    variables, image = fresh(fused_model), random_image(1, 65, 33)
     apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     runs = []
     for size in ((65, 33), (49, 25), (33, 17)):
@@ -299,7 +299,7 @@ def test_fusion_is_the_maximum_over_three_runs_of_one_net():
 
 def test_the_sum_does_not_depend_on_the_order_of_the_branches():
     model, turned = (one_convolution_v2(rates=rates) for rates in ((1, 2, 3), (3, 1, 2)))
-    variables, image = fresh(model), picture(1, 33, 33)
+    variables, image = fresh(model), random_image(1, 33, 33)
     aspp = variables["params"]["aspp"]
     order = {f"classifier_{i + 1}": aspp[f"classifier_{j}"] for i, j in enumerate((3, 1, 2))}
     other = {**variables, "params": {**variables["params"], "aspp": order}}
@@ -365,7 +365,7 @@ def test_the_loss_of_a_fresh_net_is_that_of_equal_classes():
     model = flaxseg.create_model(
         "deeplabv1", 7, backbone=OneConvolution(), output_stride=8, features=16
     )
-    image = picture(2, 33, 33)
+    image = random_image(2, 33, 33)
     logits = model.apply(model.init(jax.random.key(0), image), image).logits
     label = np.random.default_rng(0).integers(0, 7, (2, 33, 33))
     assert abs(cross_entropy(logits, label) - np.log(7)) < 0.05
@@ -386,7 +386,7 @@ MODELS = {
 @pytest.mark.parametrize("size", [pytest.param((1, 1), marks=pytest.mark.slow), (2, 33)])
 def test_any_size(name, size):
     model = MODELS[name](2)
-    prediction = jax.jit(model.apply)(fresh(model), picture(1, *size))
+    prediction = jax.jit(model.apply)(fresh(model), random_image(1, *size))
     assert prediction.logits.shape == (1, *size, 2)
     assert bool(np.isfinite(prediction.logits).all())
     assert prediction.auxiliary == {}
@@ -408,7 +408,7 @@ def test_every_parameter_gets_a_finite_gradient(name, dtype):
         model = one_convolution_v2(scales=(1.0, 0.5), rates=(1, 2))
     else:
         model = MODELS[name](2, dtype=dtype)
-    variables, image = fresh(model), picture(1, 49, 33)
+    variables, image = fresh(model), random_image(1, 49, 33)
     label = np.random.default_rng(0).integers(0, 2, (1, 49, 33))
 
     @jax.jit
@@ -448,7 +448,7 @@ def test_mistakes_are_named():
             jax.eval_shape(narrow_v2(**options).init, jax.random.key(0), image)
 
 
-def test_pictures_are_padded_to_the_grid_at_the_bottom_and_right():
+def test_images_are_padded_to_the_grid_at_the_bottom_and_right():
     image = jnp.ones((1, 34, 33, 2))
     padded = pad_to_grid(image, 8)
     assert padded.shape == (1, 41, 33, 2)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from random_weights import picture, relative_difference, shapes_of
+from random_weights import random_image, relative_difference, shapes_of
 
 import flaxseg
 from flaxseg.backbones import ResNet
@@ -120,7 +120,7 @@ def test_a_file_of_torchseg_gives_every_output_of_the_transcription(tmp_path):
     torch.save({"model": state, "epoch": 120, "iteration": 39_600}, tmp_path / "dfn.pth")
     model, variables = load_pretrained(tmp_path / "dfn.pth", frozen_batch_norm=True)
     assert model.num_classes == 3
-    image = picture(1, 64, 96)
+    image = random_image(1, 64, 96)
     smooth, borders = net(peers.to_torch(image))
     # With frozen statistics training computes what evaluation does, and the auxiliary outputs.
     apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
@@ -166,7 +166,7 @@ def test_attention_chooses_between_high_and_the_sum():
     attention = 1 / (1 + np.exp(-(hidden @ second["kernel"] + second["bias"])))
     wanted = low * attention[:, None, None] + high
     np.testing.assert_allclose(apply(variables, low, high), wanted, atol=1e-6)
-    # A mean stands for a picture that is that everywhere.
+    # A mean stands for a image that is that everywhere.
     mean = high.mean((1, 2), keepdims=True)
     np.testing.assert_allclose(
         apply(variables, low, mean),
@@ -191,7 +191,7 @@ def test_a_refinement_without_correction_is_its_first_convolution(last_relu):
 
 def test_the_border_network_is_for_training_only():
     """Evaluation neither has its outputs nor needs its parameters."""
-    model, image = make(), picture(1, 49, 34)
+    model, image = make(), random_image(1, 49, 34)
     variables = some_variables(model, image.shape)
     kept = {
         name: tree

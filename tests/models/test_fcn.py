@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from random_weights import picture, relative_difference, shapes_of, torch_tensors
+from random_weights import random_image, relative_difference, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import VGG, AlexNet
@@ -70,8 +70,8 @@ def check_with_reference(model, net, name_map):
     peers.load_state(net, tensors)
     variables, report = load_weights(shapes, tensors, name_maps=[name_map])
     assert not report.unused
-    image = picture(1, 41, 30) * 50
-    # Their pictures are blue, green, red.
+    image = random_image(1, 41, 30) * 50
+    # Their images are blue, green, red.
     wanted = peers.from_torch(net(peers.to_torch(image[..., ::-1])))
     logits = jax.jit(model.apply)(variables, image).logits
     difference = relative_difference(logits, wanted)
@@ -119,7 +119,7 @@ def test_dilated_fcn_equals_torchvision():
     peers.load_state(net, tensors)
     variables, report = load_weights(shapes, tensors, name_maps=[TORCHVISION_FCN])
     assert not report.unused
-    image = picture(1, 65, 50)
+    image = random_image(1, 65, 50)
     wanted = peers.from_torch(net(peers.to_torch(image))["out"])
     logits = jax.jit(model.apply)(variables, image).logits
     assert relative_difference(logits, wanted) < TOLERANCE
@@ -174,7 +174,7 @@ def test_any_size_has_logits_of_its_own(name):
 
 @pytest.mark.parametrize("name", [*VARIANTS, "fcn_alexnet"])
 def test_scores_begin_at_zero(name):
-    model, image = small(name), picture(1, 17, 20)
+    model, image = small(name), random_image(1, 17, 20)
     variables = model.init(jax.random.key(0), image)
     np.testing.assert_array_equal(model.apply(variables, image).logits, 0.0)
 
@@ -194,7 +194,7 @@ def test_every_parameter_is_trained(name, learned):
     def gradient(variables):
         def loss(variables):
             prediction = model.apply(
-                variables, picture(1, 33, 33), train=True, rngs={"dropout": jax.random.key(0)}
+                variables, random_image(1, 33, 33), train=True, rngs={"dropout": jax.random.key(0)}
             )
             return (prediction.logits @ np.float32([0, 1, 2])).sum()
 
@@ -214,7 +214,7 @@ def test_other_backbones_need_no_border():
     # Constant scores give constant logits up to the border.
     params = jax.tree.map(lambda s: jnp.zeros(s.shape), shapes_of(model))
     params["params"]["score_c4"]["bias"] += jnp.arange(3.0)
-    logits = jax.jit(model.apply)(params, picture(1, 37, 50)).logits
+    logits = jax.jit(model.apply)(params, random_image(1, 37, 50)).logits
     np.testing.assert_allclose(logits, np.broadcast_to(np.arange(3.0), logits.shape), atol=1e-6)
 
 
@@ -227,7 +227,7 @@ def test_defaults_are_the_paper_and_can_be_changed():
 
 
 def test_mistakes_are_named():
-    image = picture(1, 33, 33)
+    image = random_image(1, 33, 33)
     init = functools.partial(jax.eval_shape, image=image)
     for options, message in (
         ({"skip_scales": (0.1,)}, "one factor for each"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from random_weights import picture, relative_difference, shapes_of
+from random_weights import random_image, relative_difference, shapes_of
 
 import flaxseg
 from flaxseg.backbones import ResNet, ResNetGCN, create_backbone
@@ -116,7 +116,7 @@ def test_logits_are_those_of_the_transcription():
         shapes_of(model), tensors, name_maps=[PORT_GCN], prefix="", source="the transcription"
     )
     assert not report.unused
-    image = picture(1, 57, 34)
+    image = random_image(1, 57, 34)
     wanted = peers.from_torch(net(peers.to_torch(image)))
     difference = relative_difference(jax.jit(model.apply)(variables, image).logits, wanted)
     print(difference)
@@ -133,7 +133,7 @@ def test_a_file_of_the_port_becomes_a_model(tmp_path):
     torch.save(state, tmp_path / "gcn.pth")
     model, variables = load_pretrained(tmp_path / "gcn.pth")
     assert (model.kernel_size, model.num_classes, model.upsampling) == (7, 3, "resize")
-    image = picture(1, 33, 49)
+    image = random_image(1, 33, 49)
     wanted = peers.from_torch(net(peers.to_torch(image)))
     difference = relative_difference(jax.jit(model.apply)(variables, image).logits, wanted)
     print(difference)
@@ -168,7 +168,7 @@ def test_resnet_gcn_is_that_of_the_transcription():
     variables, _ = load_weights(
         shapes_of(backbone), tensors, name_maps=[NameMap("transcription", module)], prefix=""
     )
-    image = picture(1, 65, 49)
+    image = random_image(1, 65, 49)
     x = net.layer2(net.layer1(net.layer0(peers.to_torch(image))))
     wanted = {"c4": net.layer3(x)}
     wanted["c5"] = net.layer4(wanted["c4"])
@@ -204,7 +204,7 @@ def test_a_path_has_its_stride_once():
     both convolutions of a path would not fit the shortcut, one on the wrong axis would differ."""
     options = {"stage_sizes": (1, 1, 1, 2), "width": 0.125}
     coarse, fine = (ResNetGCN(output_stride=stride, **options) for stride in (32, 16))
-    image = picture(1, 97, 65)
+    image = random_image(1, 97, 65)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
         lambda s: rng.uniform(-0.5, 1, s.shape).astype(np.float32) / np.sqrt(s.size),
@@ -247,7 +247,7 @@ def some_variables(model):
 def test_the_head_is_linear_but_for_the_refinements():
     """BatchNorm and ReLU belong into the bottleneck alone."""
     assert set(shapes_of(make())["batch_stats"]) == {"backbone"}
-    model, image = make(boundary_refinement=False), picture(1, 33, 33)
+    model, image = make(boundary_refinement=False), random_image(1, 33, 33)
     variables, apply = some_variables(model), jax.jit(model.apply)
     wanted = -2 * np.asarray(apply(variables, image).logits)
     for level in ("c5", "c4", "c3", "c2"):
@@ -257,7 +257,7 @@ def test_the_head_is_linear_but_for_the_refinements():
 
 
 def test_deconvolutions_begin_as_bilinear_ones():
-    image, fixed = picture(1, 49, 33), make(upsampling="fixed")
+    image, fixed = random_image(1, 49, 33), make(upsampling="fixed")
     learned = [make(upsampling=upsampling) for upsampling in ("dense", "depthwise")]
 
     @jax.jit  # one program, so that what the three have in common is compiled once

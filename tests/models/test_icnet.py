@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_weights import picture, shapes_of
+from random_weights import random_image, shapes_of
 
 import flaxseg
 from flaxseg.backbones import EfficientNetLite0, MobileNetV2, ResNet
@@ -60,7 +60,7 @@ def test_parameters_are_those_of_the_layer_table():
 
 
 def test_every_size_of_the_layer_table():
-    """Of a 1025 x 2049 picture, by the modules' outputs."""
+    """Of a 1025 x 2049 image, by the modules' outputs."""
     model = flaxseg.create_model("icnet", 19)
     image = jax.ShapeDtypeStruct((1, 1025, 2049, 3), jnp.float32)
 
@@ -189,7 +189,7 @@ def test_the_trunk_sees_every_second_cell_of_what_comes_before_it():
     does not see a change of those in between."""
     module = MOBILE()
     variables = values(module)
-    image = picture(1, 65, 65)
+    image = random_image(1, 65, 65)
     features = jax.jit(functools.partial(module.apply, halve_c3=True))(variables, image)
     plain = jax.jit(module.apply)(variables, image)
     np.testing.assert_allclose(features["c2"], plain["c2"], atol=1e-6)
@@ -201,7 +201,7 @@ def test_the_trunk_sees_every_second_cell_of_what_comes_before_it():
 
 
 def test_released_and_adaptive_pooling_differ_where_the_sheet_says():
-    image = picture(1, 225, 225)  # 7 x 7 cells: 3 and 6 bins do not divide them
+    image = random_image(1, 225, 225)  # 7 x 7 cells: 3 and 6 bins do not divide them
     released, adaptive = small(), small(windows="adaptive")
     one = {"bins": (1,)}
     models = released, adaptive, small(**one), small(**one, windows="adaptive")
@@ -238,7 +238,7 @@ def test_the_last_upsampling_of_the_quarter_logits_gives_the_logits():
     model = small(quarter_logits=True, frozen_batch_norm=True)
     variables = values(model)
     train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
-    prediction, _ = train(variables, picture(1, 33, 65))
+    prediction, _ = train(variables, random_image(1, 33, 65))
     quarter = prediction.auxiliary["sub124"]
     assert quarter.shape[1:3] == (9, 17)
     np.testing.assert_allclose(prediction.logits[:, ::4, ::4], quarter, atol=1e-5)
@@ -264,7 +264,7 @@ def test_a_width_of_nothing_is_refused():
 
 
 def test_strict_sizes_change_nothing_where_the_sizes_fit():
-    image = picture(1, 65, 97)
+    image = random_image(1, 65, 97)
     variables = values(small())
     np.testing.assert_array_equal(
         jax.jit(small(strict_sizes=True).apply)(variables, image).logits,
@@ -272,7 +272,7 @@ def test_strict_sizes_change_nothing_where_the_sizes_fit():
     )
 
 
-def test_a_backbone_that_can_not_be_split_is_refused():
+def test_a_backbone_that_cannot_be_split_is_refused():
     class Plain(EfficientNetLite0):
         call_options = ()
 

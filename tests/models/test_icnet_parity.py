@@ -13,7 +13,7 @@ import numpy as np
 import peers
 import pytest
 import safetensors.numpy
-from random_weights import picture, relative_difference
+from random_weights import random_image, relative_difference
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers import PyramidPooling
@@ -161,9 +161,9 @@ LAYOUTS = {"caffe": caffe, "merged": merged, "tensorflow": tensorflow, "meetps":
 
 @functools.cache
 def wanted(size, width=WIDTH, adaptive=False):
-    """Logits of the transcription, of a red, green, blue picture turned to blue, green, red."""
+    """Logits of the transcription, of a red, green, blue image turned to blue, green, red."""
     net, _ = reference(width)
-    data = peers.to_torch(picture(1, *size)[..., ::-1])
+    data = peers.to_torch(random_image(1, *size)[..., ::-1])
     torch = peers.import_torch()
     with torch.no_grad():
         return tuple(peers.from_torch(output) for output in net(data, adaptive))
@@ -188,7 +188,7 @@ def test_converted_files_give_the_logits_of_the_transcription(tmp_path, layout):
     assert model.width == WIDTH
     assert model.normalization.mean == (123.68, 116.779, 103.939)
     assert model.normalization.std == (1.0, 1.0, 1.0)
-    logits = jax.jit(model.apply)(variables, picture(1, *size)).logits
+    logits = jax.jit(model.apply)(variables, random_image(1, *size)).logits
     difference = relative_difference(logits, wanted(size)[0])
     print(layout, difference)
     assert difference < TOLERANCE
@@ -218,7 +218,7 @@ def test_layers_that_only_training_has_are_left_out_and_reported(tmp_path):
 def test_sizes_and_poolings_equal_the_transcription(tmp_path, size, windows):
     """9 x 7 cells: no bin but the first divides them."""
     _, model, variables = load(tmp_path, "caffe", windows=windows)
-    logits = jax.jit(model.apply)(variables, picture(1, *size)).logits
+    logits = jax.jit(model.apply)(variables, random_image(1, *size)).logits
     difference = relative_difference(logits, wanted(size, adaptive=windows == "adaptive")[0])
     print(size, windows, difference)
     assert difference < TOLERANCE
@@ -229,7 +229,7 @@ def test_sizes_and_poolings_equal_the_transcription(tmp_path, size, windows):
 
 def test_the_released_width_equals_the_transcription(tmp_path):
     _, model, variables = load(tmp_path, "caffe", 0.5)
-    logits = jax.jit(model.apply)(variables, picture(1, 65, 97)).logits
+    logits = jax.jit(model.apply)(variables, random_image(1, 65, 97)).logits
     difference = relative_difference(logits, wanted((65, 97), 0.5)[0])
     print(difference)
     assert difference < TOLERANCE
@@ -241,7 +241,7 @@ def test_auxiliary_outputs_equal_the_transcription(tmp_path):
     options = {"frozen_batch_norm": True, "quarter_logits": True}
     _, model, variables = load(tmp_path, "meetps", **options)
     train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
-    prediction, _ = train(variables, picture(1, *size))
+    prediction, _ = train(variables, random_image(1, *size))
     logits, sub4, sub24, quarter = wanted(size)
     for ours, theirs in (
         (prediction.logits, logits),

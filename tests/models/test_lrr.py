@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from random_weights import picture, relative_difference, shapes_of
+from random_weights import random_image, relative_difference, shapes_of
 
 import flaxseg
 from flaxseg.errors import WeightsError
@@ -117,7 +117,7 @@ def test_every_output_equals_the_transcription_from_a_file_with_released_names(n
     net, model, variables = network
     assert (model.mask_window, model.finest, model.dilation_erosion) == (17, 4, True)
     assert model.normalization.mean == (73.1652, 82.9206, 72.4080)
-    image = picture(1, *size)
+    image = random_image(1, *size)
     wanted = {k: peers.from_torch(v) for k, v in net(peers.to_torch(image)).items()}
     # Without dropout training is evaluation with the other outputs.
     quiet = model.clone(backbone=model.backbone.clone(dropout=0.0))
@@ -137,7 +137,7 @@ def test_every_output_equals_the_transcription_from_a_file_with_released_names(n
 @pytest.mark.peer
 def test_the_mask_matters(network):
     net, model, variables = network
-    image = picture(1, 64, 96)
+    image = random_image(1, 64, 96)
     other = jax.jit(model.clone(mask_window=0).apply)(variables, image).logits
     wanted = peers.from_torch(net(peers.to_torch(image))["4x"])
     assert relative_difference(other, wanted) > 100 * TOLERANCE
@@ -146,7 +146,7 @@ def test_the_mask_matters(network):
 @pytest.mark.peer
 def test_bfloat16_computes_close_by_with_float32_logits(network):
     net, model, variables = network
-    image = picture(1, 64, 32)
+    image = random_image(1, 64, 32)
     half = model.clone(dtype=jnp.bfloat16, backbone=model.backbone.clone(dtype=jnp.bfloat16))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes_of(half)))
     logits = jax.jit(half.apply)(variables, image).logits
@@ -190,7 +190,7 @@ def small(**options):
 def test_fresh_finer_levels_only_double_the_coarser_scores():
     """Coefficients begin at zero, so that a stage of training starts where the last one ended."""
     model = small(auxiliary=True, dilation_erosion=True)
-    image = picture(1, 64, 32)
+    image = random_image(1, 64, 32)
     variables = jax.jit(model.init)(jax.random.key(0), image)
     params = dict(variables["params"])
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import numpy as np
 import peers
 import pytest
 import safetensors.numpy
-from random_weights import picture, relative_difference, shapes_of, torch_tensors
+from random_weights import random_image, relative_difference, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import ResNet
@@ -47,7 +47,7 @@ def test_deeplabv3_equals_torchvision(tmp_path, depth):
     peers.load_state(net, tensors)
     safetensors.numpy.save_file(tensors, tmp_path / "net.safetensors")
     model, variables = load_pretrained(tmp_path / "net.safetensors")
-    image = picture(1, 65, 50)
+    image = random_image(1, 65, 50)
     wanted = net(peers.to_torch(image))
     difference = relative_difference(
         jax.jit(model.apply)(variables, image).logits, peers.from_torch(wanted["out"])
@@ -94,7 +94,7 @@ def test_deeplabv3plus_equals_the_transcription_of_the_paper(separable):
 
     their_head = reference.DeepLabV3PlusHead(64, 512, 5, (6, 12, 18), separable)
     peers.load_state(their_head, head_tensors)
-    image = picture(2, 65, 50)
+    image = random_image(2, 65, 50)
     # Dilation is compared with timm elsewhere; here the features are ours.
     features = jax.jit(model.backbone.apply)(backbone, image)
     low, high = (peers.to_torch(features[k]) for k in ("c2", "c5"))
@@ -116,7 +116,7 @@ def test_gradients_and_statistics_of_a_training_step_equal_torch():
     )
     peers.load_state(net, tensors).train()
     variables, _ = load_weights(shapes, tensors)
-    image, label = picture(4, 65, 49), np.array([1, 6, 0, 3])
+    image, label = random_image(4, 65, 49), np.array([1, 6, 0, 3])
 
     @jax.jit
     def loss_and_gradient(params):

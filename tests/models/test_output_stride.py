@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from random_weights import picture
+from random_weights import random_image
 
 import flaxseg
 from flaxseg import cli
@@ -77,7 +77,7 @@ def scores_of(model, variables, image):
 def test_a_saved_model_is_the_same_function_on_a_denser_grid(saved):
     """Every second score at output stride 8 is that at 16: atrous convolution adds cells between
     those that were there."""
-    image = picture(1, 65, 97)
+    image = random_image(1, 65, 97)
     sparse = scores_of(*flaxseg.load_model(saved), image)
     model, variables = flaxseg.load_model(saved, output_stride=8)
     assert model.rates == (2, 6)

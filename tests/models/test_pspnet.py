@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from random_weights import picture, relative_difference, shapes_of, torch_tensors
+from random_weights import random_image, relative_difference, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import EfficientNetLite0, ResNet
@@ -164,7 +164,7 @@ LAYOUTS = {
 @pytest.mark.peer
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_published_weights_give_the_logits_of_the_transcription(tmp_path, layout):
-    """From a file with the names and shapes of the release to logits at the size of the picture."""
+    """From a file with the names and shapes of the release to logits at the size of the image."""
     reference = reference_module()
     their_options, overrides = LAYOUTS[layout]
     net = reference.PSPNet(5, **their_options, auxiliary=layout != "caffe")
@@ -223,7 +223,7 @@ def test_loss_and_gradients_of_a_training_step_equal_torch():
         auxiliary=True,
     )
     variables, _ = load_weights(shapes_of(model), tensors, name_maps=[SEMSEG_PSPNET])
-    image = picture(4, 57, 57)
+    image = random_image(4, 57, 57)
     label = np.random.default_rng(0).integers(0, 5, (4, 57, 57))
 
     @jax.jit
@@ -319,7 +319,7 @@ def test_dropout_takes_whole_channels_or_single_elements(channel_dropout):
             block = block[name]
         block["bn"]["bias"] = np.ones_like(block["bn"]["bias"])
     apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
-    prediction, _ = apply(variables, picture(2, 65, 65), rngs={"dropout": jax.random.key(0)})
+    prediction, _ = apply(variables, random_image(2, 65, 65), rngs={"dropout": jax.random.key(0)})
     # Corners are aligned, so every 16th pixel shows a cell.
     for logits in (prediction.logits[:, ::16, ::16], prediction.auxiliary["c4"]):
         assert logits.shape == (2, 5, 5, 16)
@@ -341,9 +341,9 @@ def test_aligned_corners_equal_cells_at_the_sizes_of_the_releases_only():
         )
         for align_corners in ("cells", True)
     ]
-    variables = jax.jit(models[0].init)(jax.random.key(0), picture(1, 33, 33))
+    variables = jax.jit(models[0].init)(jax.random.key(0), random_image(1, 33, 33))
     for side, equal in ((33, True), (40, False)):
-        logits = [jax.jit(m.apply)(variables, picture(1, side, side)).logits for m in models]
+        logits = [jax.jit(m.apply)(variables, random_image(1, side, side)).logits for m in models]
         assert np.allclose(*logits, atol=1e-5 * float(np.abs(logits[0]).max())) == equal
 
 
@@ -381,7 +381,7 @@ def test_imagenet_weights_of_deep_stems_are_recognised(tmp_path, library):
 
 
 def coarse_camvid(shared_dir, size=(65, 81)):
-    """Four small CamVid pictures and labels as coarse as features at stride 8: what an overfitting
+    """Four small CamVid images and labels as coarse as features at stride 8: what an overfitting
     network can give back whatever its upsampling."""
     folder = shared_dir / "data" / "camvid"
     stems = sorted(path.stem for path in (folder / "train").glob("*.jpg"))[::92]

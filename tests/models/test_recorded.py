@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from random_weights import picture, relative_difference, shapes_of
+from random_weights import random_image, relative_difference, shapes_of
 from recorded_cases import SIZE, cases, fingerprint, sample, weights
 
 from flaxseg.layers import AuxiliaryHead, resize
@@ -42,7 +42,7 @@ def test_outputs_equal_the_recorded_ones(recorded, name):
         "NumPy draws other numbers from the same seed; run fixtures/make_peer_outputs.py"
     )
     variables, _ = load_weights(shapes_of(case.module), tensors, name_maps=[case.name_map])
-    image = picture(1, *SIZE)
+    image = random_image(1, *SIZE)
     output = jax.jit(case.module.apply)(variables, image)
     logits = output["logits"] if isinstance(output, dict) else output.logits
     assert relative_difference(sample(logits), recorded[f"{name}/logits"]) < TOLERANCE

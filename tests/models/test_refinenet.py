@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from random_weights import picture, relative_difference, shapes_of, torch_tensors
+from random_weights import random_image, relative_difference, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import MobileNetV2, ResNet
@@ -213,11 +213,11 @@ def test_logits_equal_the_transcription_in_every_form(form):
     )
     assert not report.unused
     # Sides of which neither halves nor quarters of the features are whole.
-    image = picture(1, 75, 61)
-    pictures = [peers.to_torch(image)]
+    image = random_image(1, 75, 61)
+    images = [peers.to_torch(image)]
     if model.scales != (1.0,):
-        pictures = [at_scale(pictures[0], scale) for scale in model.scales]
-    quarter = net(*pictures)
+        images = [at_scale(images[0], scale) for scale in model.scales]
+    quarter = net(*images)
     wanted = torch.nn.functional.interpolate(quarter, (75, 61), mode="bilinear")
     logits = jax.jit(model.apply)(variables, image).logits
     difference = relative_difference(logits, peers.from_torch(wanted))
@@ -234,7 +234,7 @@ def test_logits_of_the_light_weight_net_equal_the_transcription():
     net = peers.load_state(net, tensors)
     variables, report = load_weights(shapes_of(model), tensors, name_maps=[REFINENET_LW])
     assert not report.unused
-    image = picture(1, 61, 75)
+    image = random_image(1, 61, 75)
     quarter = net(peers.to_torch(image))
     wanted = torch.nn.functional.interpolate(quarter, (61, 75), mode="bilinear")
     logits = jax.jit(model.apply)(variables, image).logits
@@ -329,7 +329,7 @@ def test_unknown_depths_are_refused(tmp_path):
 
 
 class Subsampled(nn.Module):
-    """A backbone whose features are pixels of the picture."""
+    """A backbone whose features are pixels of the image."""
 
     @nn.compact
     def __call__(self, image, *, train=False):
@@ -373,8 +373,8 @@ def test_any_backbone_with_named_features_is_one_call():
     assert shapes_of(form)["params"]["reduce_stage4"]["kernel"].shape == (1, 1, 80, 256)
 
 
-def test_alignment_can_be_chosen_and_cells_need_the_picture_at_its_size():
-    image, logits = picture(1, 37, 50), []
+def test_alignment_can_be_chosen_and_cells_need_the_image_at_its_size():
+    image, logits = random_image(1, 37, 50), []
     for aligned, finally_aligned in ((True, False), (False, False), (True, "cells")):
         model = flaxseg.create_model(
             "refinenet_lw",
@@ -411,7 +411,7 @@ def test_alignment_can_be_chosen_and_cells_need_the_picture_at_its_size():
     ],
 )
 def test_bfloat16_computes_close_by_with_float32_parameters_and_logits(name, options):
-    image = picture(2, 65, 33)
+    image = random_image(2, 65, 33)
     models = [
         flaxseg.create_model(
             name,

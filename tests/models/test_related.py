@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_weights import picture, relative_difference, shapes_of
+from random_weights import random_image, relative_difference, shapes_of
 
 import flaxseg
 from flaxseg.backbones import UNetEncoder, create_backbone
@@ -125,7 +125,7 @@ def test_every_size_has_logits_of_its_own(name):
     ],
 )
 def test_bfloat16_computes_close_by_with_float32_logits(name):
-    image = picture(1, 33, 20)
+    image = random_image(1, 33, 20)
     exact = flaxseg.create_model(name, 2, **SMALL[name])
     variables = drawn(exact)
     wanted = jax.jit(exact.apply)(variables, image).logits
@@ -146,7 +146,7 @@ def test_batch_norm_of_the_encoder_and_head_follow_the_run(name):
     model = flaxseg.create_model(
         name, 2, frozen_batch_norm=True, backbone_options=NARROW | features, **options
     )
-    variables, image = drawn(model), picture(2, 17, 17)
+    variables, image = drawn(model), random_image(2, 17, 17)
     rngs = {"dropout": jax.random.key(0)}
     _, updates = jax.jit(
         lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"], rngs=rngs)
@@ -158,7 +158,7 @@ def test_batch_norm_of_the_encoder_and_head_follow_the_run(name):
 
 def test_dilatednets_scores_are_those_that_are_upsampled():
     model = flaxseg.create_model("dilatednet", 2, **SMALL["dilatednet"])
-    variables, image = drawn(model), picture(1, 24, 16)
+    variables, image = drawn(model), random_image(1, 24, 16)
     prediction = jax.jit(lambda v, x: model.apply(v, x, train=True, rngs={"dropout": KEY}))(
         variables, image
     )
@@ -176,8 +176,8 @@ def test_dilatednets_scores_are_those_that_are_upsampled():
 
 
 def test_global_context_reaches_every_pixel_of_parsenet():
-    """A change in one corner is seen in the other, with the mean over the picture alone."""
-    image = picture(1, 129, 129)
+    """A change in one corner is seen in the other, with the mean over the image alone."""
+    image = random_image(1, 129, 129)
     changed = image.copy()
     changed[:, :8, :8] += 3.0
     for globally in (True, False):
@@ -201,7 +201,7 @@ def test_parsenet_does_not_see_the_magnitude_of_a_feature():
         model = flaxseg.create_model(
             "parsenet", 2, backbone_options=NARROW, features=8, rate=1, initial_scale=scale
         )
-        variables, image = drawn(model), picture(1, 17, 17)
+        variables, image = drawn(model), random_image(1, 17, 17)
         larger = jax.tree.map(lambda leaf: leaf, variables)
         larger["params"]["fc7"] = {k: v * 1000 for k, v in variables["params"]["fc7"].items()}
         apply = jax.jit(model.apply)

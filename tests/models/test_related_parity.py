@@ -11,7 +11,7 @@ import numpy as np
 import peers
 import pytest
 import safetensors.numpy
-from random_weights import picture, relative_difference, shapes_of, torch_tensors
+from random_weights import random_image, relative_difference, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import SegNetBasicEncoder
@@ -91,7 +91,7 @@ def test_unet_equals_its_transcription(padding, size, mirror):
     shapes = shapes_of(model, (188, 188))
     variables, report = load_weights(shapes, tensors, name_maps=[names], prefix="")
     assert not report.unused
-    image = picture(1, *size)
+    image = random_image(1, *size)
     seen = image
     if padding == "valid" and mirror:
         seen = np.pad(image, ((0, 0), (92, 92 + 15), (92, 92), (0, 0)), mode="reflect")
@@ -113,11 +113,11 @@ def test_unet_on_a_resnet_equals_segmentation_models_pytorch(tmp_path):
     peers.load_state(net, tensors)
     model, variables = load_pretrained(saved(tensors, tmp_path / "unet.safetensors"))
     assert model.features == widths
-    image = picture(1, 64, 96)
+    image = random_image(1, 64, 96)
     check(apply(model, variables, image), net(peers.to_torch(image)))
 
 
-def caffe_picture(image, mean):
+def caffe_image(image, mean):
     """Blue, green, red less a mean in that order, as Caffe's nets see it."""
     return peers.to_torch(image[..., ::-1].astype(np.float32) - np.float32(mean))
 
@@ -133,7 +133,7 @@ def test_segnet_equals_its_transcription(monkeypatch, tmp_path, merged):
                 tensors[name][:] = 1 - 1e-5 if name.endswith("var") else 0
     peers.load_state(net, tensors)
     image = pixels(45, 60)
-    wanted = net(caffe_picture(image, (0, 0, 0)))
+    wanted = net(caffe_image(image, (0, 0, 0)))
     if merged:
         tensors = {
             k: v.reshape(1, -1, 1, 1) if "_bn." in k else v
@@ -153,7 +153,7 @@ def test_segnet_basic_equals_its_transcription(monkeypatch, tmp_path):
     peers.load_state(net, tensors)
     model, variables = load_pretrained(saved(tensors, tmp_path / "net.safetensors"))
     image = pixels(45, 60)
-    wanted = net(caffe_picture(image, (0, 0, 0)))
+    wanted = net(caffe_image(image, (0, 0, 0)))
     check(apply(model, variables, normalize(image, model.normalization)), wanted)
 
 
@@ -166,7 +166,7 @@ def test_deconvnet_equals_its_transcription(monkeypatch, tmp_path, size):
     model, variables = load_pretrained(saved(tensors, tmp_path / "net.safetensors"))
     assert model.fc_features == 16
     image = pixels(*size)
-    wanted = net(caffe_picture(image, (104.008, 116.669, 122.675)))
+    wanted = net(caffe_image(image, (104.008, 116.669, 122.675)))
     check(apply(model, variables, normalize(image, model.normalization)), wanted)
 
 
@@ -196,7 +196,7 @@ def test_dilatednet_equals_its_transcription(monkeypatch, tmp_path, dilations, p
     assert model.context == ("none" if not dilations else "large" if prefix == "ct_" else "basic")
     image = pixels(21, 16)
     margins = ((0, 0), (186, 189), (186, 186), (0, 0))
-    scores = net(caffe_picture(np.pad(image, margins, mode="reflect"), mean))
+    scores = net(caffe_image(np.pad(image, margins, mode="reflect"), mean))
     assert scores.shape[2:] == (3, 2)
     if ten:
         wanted = module.upsample_in_the_net(scores)
@@ -226,7 +226,7 @@ def test_parsenet_equals_its_transcription(levels):
         shapes_of(model), renamed, name_maps=[NameMap("reference", module)], prefix=""
     )
     assert not report.unused
-    image = picture(1, 65, 49)
+    image = random_image(1, 65, 49)
     wanted = torch.nn.functional.interpolate(
         net(peers.to_torch(image)), (65, 49), mode="bilinear", align_corners=True
     )
@@ -235,7 +235,7 @@ def test_parsenet_equals_its_transcription(levels):
 
 def test_mirrored_margins_are_numpys():
     for size in ((1, 2), (5, 9), (300, 3)):
-        image = picture(1, *size)
+        image = random_image(1, *size)
         margins = ((0, 0), (7, 12), (92, 30), (0, 0))
         np.testing.assert_array_equal(
             mirror_pad(image, (7, 12), (92, 30)), np.pad(image, margins, mode="reflect")

@@ -39,7 +39,7 @@ def model_dir(tmp_path, monkeypatch):
     return tmp_path / "model"
 
 
-def picture(path, height=12, width=17, seed=0, **save):
+def image_file(path, height=12, width=17, seed=0, **save):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path, **save)
@@ -62,7 +62,7 @@ def indices(path):
 
 
 def test_predict_writes_the_mask_of_the_model_and_an_overlay(tmp_path, model_dir, capsys):
-    source = picture(tmp_path / "street.jpg", 31, 44)
+    source = image_file(tmp_path / "street.jpg", 31, 44)
     out = tmp_path / "out"
     code, stdout, stderr = run(capsys, "predict", source, "--model", model_dir, "--out", out)
     assert code == 0
@@ -82,17 +82,17 @@ def test_predict_writes_the_mask_of_the_model_and_an_overlay(tmp_path, model_dir
     assert written == ["predictions.jsonl", "street_mask.png", "street_overlay.png"]
 
 
-def test_predict_folders_patterns_and_all_kinds_of_pictures(tmp_path, model_dir, capsys):
+def test_predict_folders_patterns_and_all_kinds_of_images(tmp_path, model_dir, capsys):
     folder = tmp_path / "photos"
-    picture(folder / "a.png", 1, 1)
-    picture(folder / "sub" / "a.png", 5, 8)
-    (folder / "notes.txt").write_text("not a picture")
+    image_file(folder / "a.png", 1, 1)
+    image_file(folder / "sub" / "a.png", 5, 8)
+    (folder / "notes.txt").write_text("not an image")
     Image.new("CMYK", (6, 4)).save(folder / "cmyk.jpg")
     Image.new("RGBA", (6, 4), (9, 9, 9, 0)).save(folder / "alpha.png")
     Image.fromarray(np.zeros((4, 6), np.uint16)).save(folder / "deep.png")
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(folder / "turned.jpg", 10, 20, exif=exif)
+    image_file(folder / "turned.jpg", 10, 20, exif=exif)
     out = tmp_path / "out"
     code, stdout, _ = run(
         capsys, "predict", folder, f"{folder}/**/a.*", "--model", model_dir, "--out", out
@@ -108,7 +108,7 @@ def test_predict_folders_patterns_and_all_kinds_of_pictures(tmp_path, model_dir,
 
 
 def test_predict_goes_on_after_a_bad_file_and_names_it(tmp_path, model_dir, capsys):
-    good = [picture(tmp_path / "in" / f"{name}.jpg", 40, 40) for name in "ac"]
+    good = [image_file(tmp_path / "in" / f"{name}.jpg", 40, 40) for name in "ac"]
     broken = tmp_path / "in" / "b.jpg"
     broken.write_bytes(good[0].read_bytes()[:-100])
     out = tmp_path / "out"
@@ -125,13 +125,13 @@ def test_predict_goes_on_after_a_bad_file_and_names_it(tmp_path, model_dir, caps
     assert not list(out.glob(".*"))
 
 
-def test_predict_gives_every_picture_its_own_names(tmp_path, model_dir, capsys):
+def test_predict_gives_every_image_its_own_names(tmp_path, model_dir, capsys):
     sources = [
-        picture(tmp_path / "one" / "a.jpg", seed=1),
-        picture(tmp_path / "one" / "a.png", seed=2),
-        picture(tmp_path / "two" / "A.png", seed=3),
-        picture(tmp_path / "two" / "b.png", seed=4),
-        picture(tmp_path / "two" / "a_png.png", seed=5),
+        image_file(tmp_path / "one" / "a.jpg", seed=1),
+        image_file(tmp_path / "one" / "a.png", seed=2),
+        image_file(tmp_path / "two" / "A.png", seed=3),
+        image_file(tmp_path / "two" / "b.png", seed=4),
+        image_file(tmp_path / "two" / "a_png.png", seed=5),
     ]
     out = tmp_path / "out"
     code, _, _ = run(capsys, "predict", *sources, "--model", model_dir, "--out", out)
@@ -145,8 +145,8 @@ def test_predict_gives_every_picture_its_own_names(tmp_path, model_dir, capsys):
 
 
 def test_predict_never_writes_over_its_inputs(tmp_path, model_dir, capsys):
-    first = picture(tmp_path / "in" / "a.png")
-    second = picture(tmp_path / "in" / "a_mask.png", seed=1)
+    first = image_file(tmp_path / "in" / "a.png")
+    second = image_file(tmp_path / "in" / "a_mask.png", seed=1)
     before = second.read_bytes()
     flags = ("--model", model_dir, "--out", tmp_path / "in")
     code, _, stderr = run(capsys, "predict", first, second, *flags)
@@ -164,7 +164,7 @@ def test_predict_never_writes_over_its_inputs(tmp_path, model_dir, capsys):
 
 def test_predict_padded_to_multiples_compiles_few_sizes(tmp_path, model_dir, capsys):
     for size in range(9, 17):
-        picture(tmp_path / "in" / f"{size}.png", size, size)
+        image_file(tmp_path / "in" / f"{size}.png", size, size)
     out = tmp_path / "out"
     flags = ("--model", model_dir, "--out", out)
     code, _, stderr = run(capsys, "predict", tmp_path / "in", *flags, "--pad_multiple", 16)
@@ -186,7 +186,7 @@ def test_predict_padded_to_multiples_compiles_few_sizes(tmp_path, model_dir, cap
         ("empty", "has no images in it"),
     ],
 )
-def test_predict_without_pictures_says_so(tmp_path, model_dir, capsys, name, words):
+def test_predict_without_images_says_so(tmp_path, model_dir, capsys, name, words):
     (tmp_path / "empty").mkdir()
     code, _, stderr = run(
         capsys, "predict", tmp_path / name, "--model", model_dir, "--out", tmp_path / "out"
@@ -197,8 +197,8 @@ def test_predict_without_pictures_says_so(tmp_path, model_dir, capsys, name, wor
     assert not (tmp_path / "out").exists()
 
 
-def test_predict_into_a_place_that_can_not_be_written(tmp_path, model_dir, capsys):
-    source = picture(tmp_path / "a.png")
+def test_predict_into_a_place_that_cannot_be_written(tmp_path, model_dir, capsys):
+    source = image_file(tmp_path / "a.png")
     (tmp_path / "file").write_text("x")
     code, _, stderr = run(
         capsys, "predict", source, "--model", model_dir, "--out", tmp_path / "file" / "out"
@@ -207,12 +207,12 @@ def test_predict_into_a_place_that_can_not_be_written(tmp_path, model_dir, capsy
     assert "cannot write to the output folder" in stderr
 
 
-def test_a_full_disk_is_named_for_each_picture(tmp_path, model_dir, capsys, monkeypatch):
+def test_a_full_disk_is_named_for_each_image(tmp_path, model_dir, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("flaxseg.programs.prediction.prediction_files.save_image", full)
-    source = picture(tmp_path / "a.png")
+    source = image_file(tmp_path / "a.png")
     code, _, stderr = run(
         capsys, "predict", source, "--model", model_dir, "--out", tmp_path / "out"
     )
@@ -221,16 +221,16 @@ def test_a_full_disk_is_named_for_each_picture(tmp_path, model_dir, capsys, monk
 
 
 @pytest.mark.slow
-def test_predict_real_pictures_with_real_weights(tmp_path, shared_dir, capsys):
+def test_predict_real_images_with_real_weights(tmp_path, shared_dir, capsys):
     """On DeepLab's canvas at least 99 % of the pixels are those of the published TFLite network."""
     weights = shared_dir / "data/weights"
     source = str(weights / "deeplabv3_mobilenet_v2_voc21.safetensors")
     assert cli.main(["import", source, "--out", str(tmp_path / "model")]) == 0
     assert "deeplabv3 with 21 classes" in capsys.readouterr().out
     reference = np.load(weights / "reference_outputs.npz")
-    pictures = shared_dir / "data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages"
+    images = shared_dir / "data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages"
     flags = ("--model", tmp_path / "model", "--out", tmp_path / "out", "--pad_multiple", 513)
-    assert run(capsys, "predict", pictures, *flags)[0] == 0
+    assert run(capsys, "predict", images, *flags)[0] == 0
     for name, (height, width), argmax in zip(
         reference["ids"],
         reference["deeplab_valid_hw"],
@@ -247,7 +247,7 @@ def test_predict_real_pictures_with_real_weights(tmp_path, shared_dir, capsys):
 
 @pytest.fixture
 def dataset(monkeypatch):
-    """A data set 'toy' of six pictures with the classes of the model."""
+    """A data set 'toy' of six images with the classes of the model."""
     info = DatasetInfo(
         name="toy",
         version="1",
@@ -364,7 +364,7 @@ def test_evaluate_by_a_protocol_and_near_boundaries(tmp_path, model_dir, dataset
 
 
 def test_predict_by_a_protocol(tmp_path, model_dir, capsys):
-    source = picture(tmp_path / "street.png", 31, 44)
+    source = image_file(tmp_path / "street.png", 31, 44)
     flags = ("--model", model_dir, "--out", tmp_path / "out", "--protocol", "windows(window=16)")
     code, _, stderr = run(capsys, "predict", source, *flags)
     assert code == 0

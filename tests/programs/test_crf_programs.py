@@ -129,7 +129,7 @@ def test_tune_crf_finds_the_best_and_prints_it(tmp_path, model_dir, capsys):
     assert report["without"]["miou"] == plain.metrics().miou
 
 
-def test_tune_crf_takes_a_limited_number_of_pictures(model_dir, capsys):
+def test_tune_crf_takes_a_limited_number_of_images(model_dir, capsys):
     arguments = ["tune-crf", str(model_dir), "--data=tiny", f"--crf={CRF}"]
     arguments += ["--w1=3", "--sigma_alpha=8", "--sigma_beta=40", "--limit=2"]
     assert cli.main(arguments) == 0
@@ -176,7 +176,7 @@ def test_a_canvas_for_batches_and_a_crf_exclude_each_other(model_dir, capsys):
     assert "--crf cannot be combined with --pad_to" in capsys.readouterr().err
 
 
-def test_searches_that_can_not_be_made(model_dir):
+def test_searches_that_cannot_be_made(model_dir):
     model, variables = flaxseg.load_model(model_dir)
     grid = {"w1": [3.0], "sigma_alpha": [8.0], "sigma_beta": [4.0]}
     with pytest.raises(DataError, match="no images"):

@@ -1,4 +1,4 @@
-"""`verify-data`, `show-data` and `prepare-data` as a user runs them, with one's own pictures."""
+"""`verify-data`, `show-data` and `prepare-data` as a user runs them, with one's own images."""
 
 import json
 
@@ -29,8 +29,8 @@ def test_verify_data_prints_everything_and_fails_where_something_is_wrong(folder
     assert "No problem found in 6 pairs." in stdout
     assert "checking toy: 6 of 6 images" in stderr
     assert json.loads((out / "report.json").read_text())["ok"] is True
-    with Image.open(out / "report.png") as picture:
-        assert picture.width > 500
+    with Image.open(out / "report.png") as image:
+        assert image.width > 500
     (folder / "images" / "train" / "000.jpg").write_bytes(b"")
     (folder / "masks" / "val" / "004.png").unlink()
     code, stdout, stderr = run(capsys, *command)
@@ -65,8 +65,8 @@ def test_prepare_and_show_refuse_what_fails_unless_told_otherwise(folder, tmp_pa
     code, stdout, _ = run(capsys, "show-data", "folder", *where, *settings)
     assert code == 0
     assert "2 examples of toy train, seed 0: crop 16 x 24, scale 0.5 to 2\n" in stdout
-    with Image.open(out) as picture:
-        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 100
+    with Image.open(out) as image:
+        assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 100
     code, _, stderr = run(capsys, "show-data", "folder", *where, "--photometric=7")
     assert (code, "photometric is 7.0" in stderr) == (2, True)
 

@@ -35,7 +35,7 @@ def model_dir(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image_file(tmp_path):
     path = tmp_path / "street.png"
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path)
@@ -48,16 +48,16 @@ def run(capsys, *arguments):
 
 
 @pytest.mark.parametrize("suffix", [".stablehlo", ".onnx"])
-def test_a_saved_model_is_exported_and_checked(tmp_path, model_dir, picture, capsys, suffix):
+def test_a_saved_model_is_exported_and_checked(tmp_path, model_dir, image_file, capsys, suffix):
     if suffix == ".onnx":
         import_onnx()
     out = tmp_path / "files" / f"tiny{suffix}"
     code, stdout, stderr = run(
-        capsys, model_dir, "--size", *SIZE, f"--out={out}", "--check", picture
+        capsys, model_dir, "--size", *SIZE, f"--out={out}", "--check", image_file
     )
     assert (code, stderr) == (0, "")
     assert f"any number of images of 12 x 17 (height x width) is in {out}" in stdout
-    assert f"{picture}: 100.0000 % of the pixels" in stdout
+    assert f"{image_file}: 100.0000 % of the pixels" in stdout
     card = (read_onnx_card if suffix == ".onnx" else read_stablehlo_card)(out)
     assert card["class_names"] == ["ground", "tree", "car"]
     wanted = flaxseg.read_model_card(model_dir)
@@ -69,10 +69,10 @@ def test_a_saved_model_is_exported_and_checked(tmp_path, model_dir, picture, cap
     }
 
 
-def test_a_file_that_differs_is_an_error(tmp_path, model_dir, picture, capsys, monkeypatch):
+def test_a_file_that_differs_is_an_error(tmp_path, model_dir, image_file, capsys, monkeypatch):
     monkeypatch.setattr("flaxseg.export.check.agreement", lambda *_: [1.0, 0.998])
     flags = (model_dir, "--size", *SIZE, f"--out={tmp_path / 'x.stablehlo'}")
-    code, _, stderr = run(capsys, *flags, "--check", picture, picture)
+    code, _, stderr = run(capsys, *flags, "--check", image_file, image_file)
     assert code == 1
     assert "does not agree with the model" in stderr
 
@@ -98,7 +98,7 @@ def test_wrong_flags(model_dir, capsys, flags, words):
 
 @pytest.mark.parametrize("suffix", [".stablehlo", ".onnx"])
 def test_the_documented_lines_read_the_file_without_flaxseg(
-    tmp_path, model_dir, picture, capsys, repository, suffix
+    tmp_path, model_dir, image_file, capsys, repository, suffix
 ):
     if suffix == ".onnx":
         import_onnx()
@@ -118,23 +118,23 @@ def test_the_documented_lines_read_the_file_without_flaxseg(
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.replace("'", '"')) == ["ground", "tree", "car"]
-    with Image.open(picture) as image:
+    with Image.open(image_file) as image:
         wanted = predict(*flaxseg.load_model(model_dir), np.asarray(image))
     np.testing.assert_array_equal(np.load(tmp_path / "classes.npy"), wanted)
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize("suffix", [".stablehlo", ".onnx"])
-def test_real_weights_on_real_pictures(tmp_path, shared_dir, capsys, suffix):
+def test_real_weights_on_real_images(tmp_path, shared_dir, capsys, suffix):
     if suffix == ".onnx":
         import_onnx()
     weights = shared_dir / "data" / "weights" / "deeplabv3_mobilenet_v2_voc21.safetensors"
-    pictures = sorted((shared_dir / "data" / "voc2012_sample").rglob("*.jpg"))[:2]
-    assert len(pictures) == 2
+    images = sorted((shared_dir / "data" / "voc2012_sample").rglob("*.jpg"))[:2]
+    assert len(images) == 2
     assert cli.main(["import", str(weights), "--out", str(tmp_path / "voc")]) == 0
     out = pathlib.Path(tmp_path / f"voc{suffix}")
     code, stdout, _ = run(
-        capsys, tmp_path / "voc", "--size", 193, 257, f"--out={out}", "--check", *pictures
+        capsys, tmp_path / "voc", "--size", 193, 257, f"--out={out}", "--check", *images
     )
     assert code == 0
     shares = [float(share) for share in re.findall(r": ([\d.]+) % of the pixels", stdout)]

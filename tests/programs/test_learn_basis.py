@@ -65,7 +65,7 @@ def run(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def test_the_command_writes_bases_that_a_model_takes_and_a_picture(info, tmp_path, capsys):
+def test_the_command_writes_bases_that_a_model_takes_and_a_image(info, tmp_path, capsys):
     out = tmp_path / "bases"
     code, stdout, stderr = run(
         capsys,
@@ -85,10 +85,10 @@ def test_the_command_writes_bases_that_a_model_takes_and_a_picture(info, tmp_pat
     shares = report["reconstruction"]["classes"]["wall"]["wrong"]
     assert f"{100 * shares[2]:.2f}" in stdout
     assert str(out / "bases.npz") in stdout
-    with Image.open(out / "bases.png") as picture:
-        assert picture.mode == "RGB"
-        assert picture.width > 2 * 3 * 64
-        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 50
+    with Image.open(out / "bases.png") as image:
+        assert image.mode == "RGB"
+        assert image.width > 2 * 3 * 64
+        assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 50
 
     filters, names = read_bases(out)
     assert (filters.shape, names) == ((3, 3, 8, 8), NAMES)
@@ -139,7 +139,7 @@ def test_the_command_writes_bases_that_a_model_takes_and_a_picture(info, tmp_pat
         (["--scale=large"], 2, "large"),
     ],
 )
-def test_what_can_not_be_done_is_one_clear_line(info, tmp_path, capsys, arguments, code, words):
+def test_what_cannot_be_done_is_one_clear_line(info, tmp_path, capsys, arguments, code, words):
     got, _, stderr = run(capsys, *arguments, f"--out={tmp_path / 'out'}")
     assert got == code, stderr
     assert words in stderr

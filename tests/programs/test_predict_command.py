@@ -54,7 +54,7 @@ def predict(tmp_path, model_dir, capsys):
     return run
 
 
-def picture(path, height=12, width=17, seed=0):
+def image_file(path, height=12, width=17, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path)
@@ -76,8 +76,8 @@ def logits_of(model_dir, source):
 
 
 def test_a_list_on_standard_input(tmp_path, predict, monkeypatch):
-    good = [picture(tmp_path / "in" / f"{name}.png") for name in ("a", "with space", "*")]
-    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
+    good = [image_file(tmp_path / "in" / f"{name}.png") for name in ("a", "with space", "*")]
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
     odd = os.fsdecode(b"odd\xff.png")
     shutil.copy(good[0], tmp_path / "in" / odd)
     names = ["a.png", "", "missing.png", "with space.png", "broken.png", odd, "*.png", "a.png"]
@@ -111,7 +111,7 @@ def test_an_empty_list_is_said(predict, monkeypatch):
 
 @pytest.mark.parametrize("protocol", ["whole", "windows(window=16)"])
 def test_probabilities_are_those_of_the_model(tmp_path, predict, model_dir, protocol):
-    source = picture(tmp_path / "a.png", 16, 16)
+    source = image_file(tmp_path / "a.png", 16, 16)
     flags = ("--save=probabilities,mask", f"--protocol={protocol}")
     assert predict(source, *flags)[0] == 0
     assert not (tmp_path / "out/a_overlay.png").exists()
@@ -125,7 +125,7 @@ def test_probabilities_are_those_of_the_model(tmp_path, predict, model_dir, prot
 
 
 def test_the_likeliest_classes_alone(tmp_path, predict, model_dir):
-    source = picture(tmp_path / "a.png")
+    source = image_file(tmp_path / "a.png")
     assert predict(source, "--save=probabilities", "--top_classes=3")[0] == 0
     wanted = np.asarray(jax.nn.softmax(logits_of(model_dir, source)))
     with np.load(tmp_path / "out/a_probabilities.npz") as file:
@@ -137,7 +137,7 @@ def test_the_likeliest_classes_alone(tmp_path, predict, model_dir):
 
 
 def test_probabilities_behind_a_crf_are_its_marginals(tmp_path, predict, model_dir):
-    source = picture(tmp_path / "a.png")
+    source = image_file(tmp_path / "a.png")
     assert predict(source, "--save=mask,probabilities", f"--crf={CRF}")[0] == 0
     logits = logits_of(model_dir, source)
     wanted = np.asarray(dense_crf(-logits, read_image(source), parse_crf(CRF)))
@@ -148,8 +148,11 @@ def test_probabilities_behind_a_crf_are_its_marginals(tmp_path, predict, model_d
     assert np.mean(mask == wanted.argmax(-1)) > 0.98
 
 
-def test_probabilities_too_large_are_refused_for_that_picture(tmp_path, predict, monkeypatch):
-    small, large = picture(tmp_path / "small.png", 4, 4), picture(tmp_path / "large.png", 9, 9)
+def test_probabilities_too_large_are_refused_for_that_image(tmp_path, predict, monkeypatch):
+    small, large = (
+        image_file(tmp_path / "small.png", 4, 4),
+        image_file(tmp_path / "large.png", 9, 9),
+    )
     monkeypatch.setattr(prediction_files, "MAX_BYTES", 9 * 9 * 4 * 2 - 1)
     code, _, stderr = predict(small, large, "--save=probabilities")
     assert code == 1
@@ -170,7 +173,7 @@ def test_probabilities_too_large_are_refused_for_that_picture(tmp_path, predict,
     ],
 )
 def test_flags_that_make_no_sense(tmp_path, predict, flags, words):
-    code, _, stderr = predict(picture(tmp_path / "a.png"), *flags)
+    code, _, stderr = predict(image_file(tmp_path / "a.png"), *flags)
     assert code == 2
     assert words in stderr
     assert not (tmp_path / "out").exists()
@@ -198,7 +201,7 @@ def test_the_lines_of_python_in_the_readme_run(tmp_path, model_dir, repository, 
         x for x in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "load_model" in x
     )
     monkeypatch.chdir(tmp_path)
-    source = picture(tmp_path / "street.jpg")
+    source = image_file(tmp_path / "street.jpg")
     (tmp_path / "runs").mkdir()
     model_dir.rename("runs/camvid")
     names = {}
@@ -213,14 +216,14 @@ def test_the_lines_of_python_in_the_readme_run(tmp_path, model_dir, repository, 
 
 def test_a_second_call_does_what_is_not_done(tmp_path, predict, monkeypatch):
     for name in "abc":
-        picture(tmp_path / "in" / f"{name}.png")
+        image_file(tmp_path / "in" / f"{name}.png")
     (tmp_path / "in" / "d.png").write_bytes(b"")
     out = tmp_path / "out"
     assert predict(tmp_path / "in")[0] == 1
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     # The bad one is mended, one changes, one loses a result.
-    picture(tmp_path / "in" / "d.png")
-    picture(tmp_path / "in" / "b.png", seed=1)
+    image_file(tmp_path / "in" / "d.png")
+    image_file(tmp_path / "in" / "b.png", seed=1)
     (out / "c_overlay.png").unlink()
     code, stdout, _ = predict(tmp_path / "in")
     assert code == 0
@@ -251,7 +254,7 @@ OTHER_WAYS = (
 
 @pytest.mark.parametrize("flags", OTHER_WAYS, ids=lambda flags: flags[0])
 def test_results_of_another_way_are_not_taken(tmp_path, predict, flags):
-    source = picture(tmp_path / "a.png")
+    source = image_file(tmp_path / "a.png")
     assert predict(source)[0] == 0
     code, stdout, _ = predict(source, *flags)
     assert code == 0
@@ -262,8 +265,8 @@ def test_results_of_another_way_are_not_taken(tmp_path, predict, flags):
         assert "1 of 1 images done" in predict(source)[1]
 
 
-def test_results_of_another_model_or_picture_are_not_taken(tmp_path, predict):
-    source = picture(tmp_path / "a.png")
+def test_results_of_another_model_or_image_are_not_taken(tmp_path, predict):
+    source = image_file(tmp_path / "a.png")
     assert predict(source)[0] == 0
     mask = indices(tmp_path / "out/a_mask.png")
     other = save_tiny(tmp_path / "other", seed=1)
@@ -271,13 +274,13 @@ def test_results_of_another_model_or_picture_are_not_taken(tmp_path, predict):
     assert (indices(tmp_path / "out/a_mask.png") != mask).any()
     renamed = save_tiny(tmp_path / "renamed", ("ground", "tree", "car", "water"))
     assert "1 of 1 images done" in predict(source, model=renamed)[1]
-    namesake = picture(tmp_path / "elsewhere" / "a.png", seed=1)
+    namesake = image_file(tmp_path / "elsewhere" / "a.png", seed=1)
     assert "1 of 1 images done" in predict(namesake, model=renamed)[1]
     assert "done before" in predict(namesake, model=renamed)[1]
 
 
 def test_a_record_that_was_cut_off_goes_on(tmp_path, predict):
-    sources = [picture(tmp_path / f"{name}.png") for name in "ab"]
+    sources = [image_file(tmp_path / f"{name}.png") for name in "ab"]
     assert predict(*sources)[0] == 0
     record = tmp_path / "out/predictions.jsonl"
     lines = record.read_text().splitlines()
@@ -291,7 +294,7 @@ def test_a_record_that_was_cut_off_goes_on(tmp_path, predict):
 
 
 def test_a_folder_that_was_moved_is_still_done(tmp_path, predict):
-    source = picture(tmp_path / "a.png")
+    source = image_file(tmp_path / "a.png")
     assert predict(source)[0] == 0
     (tmp_path / "out").rename(tmp_path / "moved")
     assert "done before" in predict(source, out=tmp_path / "moved")[1]
@@ -301,11 +304,11 @@ def test_a_folder_that_was_moved_is_still_done(tmp_path, predict):
 
 
 def submit(tmp_path, predict, server, names, size=(12, 17), info=None):
-    """Runs a model of the data set on pictures of these names."""
+    """Runs a model of the data set on images of these names."""
     classes = data.dataset_info(info).class_names
     model = save_tiny(tmp_path / "net", classes)
     for seed, name in enumerate(names):
-        picture(tmp_path / "in" / name, *size, seed=seed)
+        image_file(tmp_path / "in" / name, *size, seed=seed)
     code, stdout, stderr = predict(tmp_path / "in", f"--submission={server}", model=model)
     logits = {name: logits_of(model, tmp_path / "in" / name) for name in names}
     preds = {name: np.argmax(values, -1) for name, values in logits.items()}
@@ -370,7 +373,7 @@ def test_submission_to_cityscapes(tmp_path, predict):
         assert len(np.unique(wanted)) > 3
 
 
-def test_submission_of_a_picture_of_another_size(tmp_path, predict):
+def test_submission_of_a_image_of_another_size(tmp_path, predict):
     names = ["ulm_000000_000019_leftImg8bit.png"]
     code, _, stderr, _ = submit(tmp_path, predict, "cityscapes", names, info="cityscapes")
     assert code == 1
@@ -388,7 +391,7 @@ def test_submission_of_a_picture_of_another_size(tmp_path, predict):
         ("ade20k", "ade20k", ["a/ADE_val_00000001.jpg", "b/ADE_val_00000001.jpg"], "same name"),
     ],
 )
-def test_submission_of_pictures_of_other_names(tmp_path, predict, server, info, names, words):
+def test_submission_of_images_of_other_names(tmp_path, predict, server, info, names, words):
     code, _, stderr, _ = submit(tmp_path, predict, server, names, info=info)
     assert code == 1
     assert words in stderr
@@ -396,7 +399,7 @@ def test_submission_of_pictures_of_other_names(tmp_path, predict, server, info, 
 
 
 def test_submission_by_a_model_of_other_classes(tmp_path, predict):
-    source = picture(tmp_path / "2008_000006.jpg")
+    source = image_file(tmp_path / "2008_000006.jpg")
     code, _, stderr = predict(source, "--submission=voc")
     assert code == 2
     assert "the model has 4 classes and voc_segmentation 21" in stderr

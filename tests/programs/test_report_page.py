@@ -18,7 +18,7 @@ COLORS = ((10, 20, 200), (200, 0, 0), (90, 90, 90))
 @pytest.fixture(scope="module")
 def report():
     rng = np.random.default_rng(0)
-    pictures, rows, matrix = [], [], ConfusionMatrix(3)
+    images, rows, matrix = [], [], ConfusionMatrix(3)
     for index in range(4):
         label = np.repeat(rng.integers(0, 3, (30, 1)), 40, 1)
         label[:2] = 255
@@ -29,8 +29,8 @@ def report():
         matrix.update(label, pred)
         image = rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)
         miou = one.metrics().miou
-        pictures.append(ReportImage(f"picture {index}", miou, image, label, pred))
-        rows.append((f"picture {index}", miou, one.metrics().pixel_accuracy))
+        images.append(ReportImage(f"image {index}", miou, image, label, pred))
+        rows.append((f"image {index}", miou, one.metrics().pixel_accuracy))
     rows.append(("all ignored", float("nan"), float("nan")))
     curves = [
         Curve("Loss", {"loss": [(10, 2.0), (20, 0.5), (30, float("nan"))]}),
@@ -44,8 +44,8 @@ def report():
         NAMES,
         COLORS,
         curves,
-        worst=pictures[::-1][:2],
-        best=pictures[:2],
+        worst=images[::-1][:2],
+        best=images[:2],
         records=rows,
         details={"Settings": {"steps": 3, "text": "</pre></script>"}},
     )
@@ -71,8 +71,8 @@ def test_needs_nothing_else_and_shows_everything(report):
     assert all(link.startswith("data:image/") for link in outline.links)
     assert "http" not in re.sub(r"data:image[^\"]*", "", page)
     assert outline.tags.count("script") == 1
-    assert outline.tags.count("figure") == 4 + 2  # pictures, and curves that have points
-    for name in ("sky", "a &lt;tag&gt; &amp; more", "picture 3", "all ignored", "steps"):
+    assert outline.tags.count("figure") == 4 + 2  # images, and curves that have points
+    for name in ("sky", "a &lt;tag&gt; &amp; more", "image 3", "all ignored", "steps"):
         assert name in page
     assert f"{100 * report.metrics.miou:.2f} %" in page
     assert "nan" not in re.sub(r"data:image[^\"]*", "", page)
@@ -126,5 +126,5 @@ def test_toggles_and_tables_work_in_a_browser(report, tmp_path):
     assert "CONSOLE" not in done.stderr
     says = re.search(r'<p id="says">([^<]*)</p>', done.stdout)[1].split("|")
     assert says == [
-        "0.6", "0", "0", "0.6", "0.25", "1", "1", "picture 0", "all ignored", "16", "true",
+        "0.6", "0", "0", "0.6", "0.25", "1", "1", "image 0", "all ignored", "16", "true",
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """DeepLab v1 and v2 in PyTorch, written from the specification sheet's layer tables: what
 `DeepLabV1` and `DeepLabV2` are compared with.
 
-Layers have the names of the released Caffe nets, BatchNorm being two layers, and read pictures of
+Layers have the names of the released Caffe nets, BatchNorm being two layers, and read images of
 blue, green, red. Widths are arguments, so that tests can be small. `canvas` is the released test:
 pad with the mean (zero) to the right and below, forward, Interp x 8, crop.
 """
@@ -82,7 +82,7 @@ class VGG(nn.Module):
         return self.fuse(total, inputs) if self.msc else total
 
     def fuse(self, scores, inputs):
-        """In training branches go to the grid of the scores, in evaluation all to the picture."""
+        """In training branches go to the grid of the scores, in evaluation all to the image."""
         strides = {"data": 8, "pool1": 4, "pool2": 2, "pool3": 1, "pool4": 1}
         zooms = {"data": 1, "pool1": 2, "pool2": 4, "pool3": 8, "pool4": 8}
         scores = scores if self.training else zoom(scores, 8)

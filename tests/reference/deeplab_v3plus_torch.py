@@ -2,7 +2,7 @@
 
 ASPP: 1x1, three atrous 3x3, image pooling, 1x1 projection, 256 channels each. Decoder: the features
 at stride 4 through 1x1 to 48, the ASPP's output resized onto them, two 3x3 to 256, classifier,
-resized to the picture. Separable convolutions are depthwise 3x3, BatchNorm, ReLU, 1x1, BatchNorm,
+resized to the image. Separable convolutions are depthwise 3x3, BatchNorm, ReLU, 1x1, BatchNorm,
 ReLU. Corners are aligned in every resize.
 """
 

@@ -1,7 +1,7 @@
 """DFN in PyTorch, written from the specification sheet: what `DFN` is compared with.
 
 Modules are named as in the first author's code (TorchSeg), so that the `state_dict` has the
-published names. Pictures must be multiples of 32 a side.
+published names. Images must be multiples of 32 a side.
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 Every layer has the name that it has in the released network definition. Convolutions are bias-free
 and have a BatchNorm, `<name>_bn` here; only conv6_cls has a bias. Channels are those of the
-released network (`width` 0.5) or multiples of them. Pictures must be 32 k + 1 pixels a side.
+released network (`width` 0.5) or multiples of them. Images must be 32 k + 1 pixels a side.
 """
 
 import torch

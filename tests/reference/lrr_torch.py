@@ -1,5 +1,5 @@
 """LRR-4x on VGG16 in PyTorch, after the layer table of the released network (Ghiasi and Fowlkes,
-2016), for pictures in red, green, blue.
+2016), for images in red, green, blue.
 
 Written to be compared with, not to be fast. What lies beyond the right and bottom border, where
 sides are not multiples of 32, is cut off; the released network has only such sides.

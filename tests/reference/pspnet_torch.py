@@ -138,7 +138,7 @@ class PSPNet(nn.Module):
             self.aux = head(channels // 2, 256)
 
     def forward(self, image):
-        """Returns logits at the size of the picture, and auxiliary ones at stride 8 or None."""
+        """Returns logits at the size of the image, and auxiliary ones at stride 8 or None."""
         x = self.layer2(self.layer1(self.layer0(image)))
         c4 = self.layer3(x)
         logits = self.cls(self.ppm(self.layer4(c4)))

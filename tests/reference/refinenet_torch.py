@@ -3,7 +3,7 @@
 
 Names are those of the public PyTorch checkpoints. The sheet counts encoder paths from coarse to
 fine: path 1 is layer4; a second scale has paths 5 to 8 and an encoder of its own, `second`. The
-groups say which block fuses a path. Logits are at a quarter of the (scaled) picture.
+groups say which block fuses a path. Logits are at a quarter of the (scaled) image.
 """
 
 import torch
@@ -146,7 +146,7 @@ class RefineNet(ResNet):
         self.add_module(name, nn.Conv2d(channels, features, 3, padding=1, bias=False))
 
     def forward(self, image, small=None):
-        """Logits; `small` is the picture at the second scale."""
+        """Logits; `small` is the image at the second scale."""
         taps = self.taps(image)
         if small is not None:
             taps += self.second.taps(small)

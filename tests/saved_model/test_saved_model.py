@@ -302,7 +302,7 @@ class Snapshots:
         self.folder, self.target = folder, target
         self.taken = []
         self.active = False
-        sys.addaudithook(self._hook)  # can not be removed, only be made idle
+        sys.addaudithook(self._hook)  # cannot be removed, only be made idle
 
     def _hook(self, event, arguments):
         changes = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "open")

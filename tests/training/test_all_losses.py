@@ -15,7 +15,7 @@ from flaxseg.training.losses import KINDS, OutputLoss, safe_divisor
 
 CLASSES = 4
 SIZE = (4, 7, 9)
-# Arguments that are not the defaults: small ones for small pictures.
+# Arguments that are not the defaults: small ones for small images.
 ARGUMENTS = {
     "focal": "focal(gamma=0.5)",
     "dice": "dice(squared=False)",

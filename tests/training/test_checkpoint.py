@@ -282,7 +282,7 @@ def test_a_delete_that_fails_does_not_stop_the_run(tmp_path, monkeypatch, caplog
     assert 3 in checkpoints.steps()
 
 
-def test_a_folder_that_can_not_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="file/checkpoints cannot be used"):
         Checkpoints(tmp_path / "file" / "checkpoints")

@@ -63,7 +63,7 @@ def test_where_the_cache_lies(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("_own_settings")
-def test_a_cache_that_can_not_be_written_is_none(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     before = jax.config.jax_compilation_cache_dir
     (tmp_path / "file").touch()

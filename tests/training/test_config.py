@@ -90,7 +90,7 @@ def test_unknown_missing_and_mistyped_fields_of_a_config_file():
     assert "loss.class_weights is '1,2'; it must be a tuple of numbers" in message
 
 
-def test_a_batch_that_devices_can_not_share_names_the_nearest_sizes():
+def test_a_batch_that_devices_cannot_share_names_the_nearest_sizes():
     config = default_config()
     config.batch_size = 12
     with pytest.raises(
@@ -116,14 +116,14 @@ def test_a_batch_that_devices_can_not_share_names_the_nearest_sizes():
         ("space=8", "data.crop_size: the height 513 .* space=8; set it to 512 or 768"),
     ],
 )
-def test_a_mesh_that_can_not_be_is_refused_with_one_that_can(mesh, problem):
+def test_a_mesh_that_cannot_be_is_refused_with_one_that_can(mesh, problem):
     config = default_config()
     config.mesh, config.data.crop_size = mesh, (513, 513)
     with pytest.raises(ConfigError, match=problem):
         validate_config(config, device_count=8)
 
 
-def test_a_batch_is_shared_by_the_devices_that_do_not_share_pictures():
+def test_a_batch_is_shared_by_the_devices_that_do_not_share_images():
     config = default_config()
     config.mesh, config.batch_size, config.data.crop_size = "space=2", 4, (512, 513)
     validate_config(config, device_count=8)
@@ -218,7 +218,7 @@ def test_the_losses_of_outputs_are_checked():
         ("cross_entropy(label_smoothing=0.1)", "no argument 'label_smoothing'"),
     ],
 )
-def test_a_kind_that_can_not_be_read_is_refused(kind, message):
+def test_a_kind_that_cannot_be_read_is_refused(kind, message):
     with pytest.raises(ConfigError, match=message):
         OutputLoss(kind=kind)
 

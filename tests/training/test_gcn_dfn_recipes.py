@@ -36,7 +36,7 @@ def test_every_recipe_is_valid_and_has_the_backbone_it_says(variant, data):
     wanted = "ResNetGCN" if variant == "resnet_gcn" else wanted
     assert type(model.backbone).__name__ == wanted
     assert model.backbone.output_stride == 32
-    # Random weights only where the recipe can not have any.
+    # Random weights only where the recipe cannot have any.
     assert (config.init.backbone == "") == (data == "shapes" or variant == "resnet_gcn")
 
 

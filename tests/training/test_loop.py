@@ -53,7 +53,7 @@ def config(shapes_dir):
     config.checkpoint.every_steps = 2
     config.eval.every_steps = 3
     config.eval.batch_size = 8
-    config.eval.num_pictures = 2
+    config.eval.num_images = 2
     return config
 
 
@@ -107,14 +107,14 @@ def test_a_run_from_start_to_end(config, tmp_path, capsys):
     )
     assert metrics.miou == pytest.approx(result.best["miou"], abs=1e-9)
 
-    pictures = sorted((tmp_path / "pictures").glob("*/*.png"))
-    assert [p.parent.name for p in pictures] == ["step_000003"] * 2 + ["step_000006"] * 2
-    assert np.asarray(Image.open(pictures[0])).shape[2] == 3
+    images = sorted((tmp_path / "images").glob("*/*.png"))
+    assert [p.parent.name for p in images] == ["step_000003"] * 2 + ["step_000006"] * 2
+    assert np.asarray(Image.open(images[0])).shape[2] == 3
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == STEPS
     said = capsys.readouterr().err
     assert "crescent" in said  # the table per class
-    assert str(tmp_path / "pictures" / f"step_{result.best['step']:06d}" / "000.png") in said
+    assert str(tmp_path / "images" / f"step_{result.best['step']:06d}" / "000.png") in said
     assert "first step took" in said
 
 
@@ -184,9 +184,7 @@ def test_pmap_and_jit_agree(config, tmp_path):
     assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
-def test_pictures_split_over_devices_agree_and_the_run_goes_on_without(
-    config, tmp_path, monkeypatch
-):
+def test_images_split_over_devices_agree_and_the_run_goes_on_without(config, tmp_path, monkeypatch):
     config.data.crop_size = (64, 32)
     whole = train_and_evaluate(config, str(tmp_path / "whole"))
     config.mesh = "space=2"
@@ -261,7 +259,7 @@ def test_another_model_names_parameter_shapes_and_way_out(config, tmp_path, monk
     assert f"--config.init.model={tmp_path}" in message
 
 
-def test_a_model_that_can_not_be_made_is_a_config_error(config, tmp_path):
+def test_a_model_that_cannot_be_made_is_a_config_error(config, tmp_path):
     config.model.options = {"widht": 6}
     with pytest.raises(ConfigError, match=r"tiny has no option widht; it has .*width"):
         train_and_evaluate(config, str(tmp_path))
@@ -404,7 +402,7 @@ def test_too_little_memory_says_what_to_set(config):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
 
-def test_pictures_are_spread_over_the_split():
+def test_images_are_spread_over_the_split():
     assert run_evaluation._spread(100, 4) == [12, 37, 62, 87]
     assert run_evaluation._spread(3, 9) == [0, 1, 2]
     assert run_evaluation._spread(5, 0) == []

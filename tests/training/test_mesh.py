@@ -1,4 +1,4 @@
-"""Pictures whose rows are split over devices give the steps of whole ones, in less memory each."""
+"""Images whose rows are split over devices give the steps of whole ones, in less memory each."""
 
 import math
 import re
@@ -87,7 +87,7 @@ class Stride16(nn.Module):
     ],
 )
 def test_models_train_as_on_one_device(name, options):
-    """With BatchNorm over all pictures and rows; at output stride 16 a device has two rows, fewer
+    """With BatchNorm over all images and rows; at output stride 16 a device has two rows, fewer
     than the rates of the ASPP."""
     model = flaxseg.create_model(
         name, CLASSES, backbone=Stride16(), output_stride=16, features=16, **options
@@ -179,7 +179,7 @@ def test_depthwise_convolution_of_split_rows(rate):
     compiled = jax.jit(split, in_shardings=placed).lower(x, kernel, gradient).compile()
     assert_equal(compiled(x, kernel, gradient), value_and_gradients(x, kernel, gradient))
     gathered = re.findall(r"f32\[(\d+),[\d,]+\]\S* all-gather", compiled.as_text())
-    assert set(gathered) <= {"1"}  # pictures of other devices are not sent
+    assert set(gathered) <= {"1"}  # images of other devices are not sent
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_layers_of_split_rows_give_what_they_give_whole(layer):
     assert_equal(got, jax.jit(value_and_gradient)(x), rtol=1e-4, atol=1e-3)
 
 
-def test_forms_that_can_not_be_split_are_left():
+def test_forms_that_cannot_be_split_are_left():
     seen = []
 
     def note(x):

@@ -1,4 +1,4 @@
-"""A training on one's own pictures: the classes of the file reach the model and come back."""
+"""A training on one's own images: the classes of the file reach the model and come back."""
 
 import runpy
 
@@ -39,7 +39,7 @@ def config(tmp_path, folder):
     config.log.every_steps = 1
     config.log.tensorboard = False
     config.eval.every_steps = 0
-    config.eval.num_pictures = 1
+    config.eval.num_images = 1
     return config
 
 
@@ -53,7 +53,7 @@ def test_the_model_has_the_classes_of_the_folder(config, folder, tmp_path):
     assert card["class_colors"] == COLORS
     model, variables = flaxseg.load_model(workdir)
     assert predict(model, variables, image_of(0)).max() <= 2
-    # The run goes on where the pictures were moved, and not where they were changed.
+    # The run goes on where the images were moved, and not where they were changed.
     moved = folder.rename(tmp_path / "elsewhere")
     config.data.manual_dir = str(moved)
     assert train_and_evaluate(config, str(workdir)).step == 2
@@ -83,7 +83,7 @@ def test_data_that_fails_is_refused_before_the_first_step(config, folder, tmp_pa
         ({"data.allow_problems": "orphans"}, "Did you mean 'orphan'"),
     ],
 )
-def test_a_config_that_can_not_be_is_told_so(config, fields, words):
+def test_a_config_that_cannot_be_is_told_so(config, fields, words):
     for name, value in fields.items():
         section, field = name.split(".")
         config[section][field] = value

@@ -148,7 +148,7 @@ def test_rows_keep_their_order_and_are_split_evenly(kind):
 
 
 @BOTH
-def test_a_batch_that_can_not_be_shared_evenly_is_refused_with_the_nearest(kind):
+def test_a_batch_that_cannot_be_shared_evenly_is_refused_with_the_nearest(kind):
     across = over(kind, 8)
     across.layout.check_batch_size(16)
     across.layout.check_batch_size(16, accumulate_steps=2)

@@ -18,7 +18,7 @@ KINDS = ("jit", "pmap", "split")
 
 
 def train(kind: str, rank: int, processes: int) -> dict:
-    """Metrics, and a digest of the parameters; "split" is jit with two devices to a picture."""
+    """Metrics, and a digest of the parameters; "split" is jit with two devices to a image."""
     import jax
     from tiny_segmenter import TinySegmenter, new_run, tiny_batch
 
@@ -97,7 +97,7 @@ def train_program(folder: pathlib.Path, data_dir: pathlib.Path, processes: int) 
         "batch_size": BATCH,
         "steps": STEPS,
         "eval.batch_size": 8,
-        "eval.num_pictures": 1,
+        "eval.num_images": 1,
         "log.every_steps": 2,
         "log.tensorboard": False,
         "optimizer.learning_rate": 0.05,

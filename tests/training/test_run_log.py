@@ -47,7 +47,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
     assert line == {"kind": "eval", "step": 1, "iou": {"sky": None}, "list": [None, 1.0]}
 
 
-def test_a_file_that_can_not_be_written_is_named(tmp_path):
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"metrics.jsonl"):
         MetricsFile(tmp_path / "missing" / "metrics.jsonl")
 
@@ -66,17 +66,17 @@ def events(folder):
     return found
 
 
-def test_event_files_hold_scalars_and_pictures(tmp_path):
+def test_event_files_hold_scalars_and_images(tmp_path):
     board = TensorBoard(tmp_path, from_step=5)
     board.scalars("train", 7, {"loss": 0.25, "bad": float("nan"), "text": "x"})
-    board.image("pictures/000", 7, np.full((4, 6, 3), 200, np.uint8))
+    board.image("images/000", 7, np.full((4, 6, 3), 200, np.uint8))
     board.close()
     found = events(tmp_path)
     values = {value.tag: (event.step, value) for event in found for value in event.summary.value}
-    assert values.keys() == {"train/loss", "pictures/000"}
+    assert values.keys() == {"train/loss", "images/000"}
     assert values["train/loss"][0] == 7
     assert values["train/loss"][1].simple_value == 0.25
-    assert (values["pictures/000"][1].image.height, values["pictures/000"][1].image.width) == (4, 6)
+    assert (values["images/000"][1].image.height, values["images/000"][1].image.width) == (4, 6)
     # What an earlier start wrote after step 5 is purged by TensorBoard.
     assert any(event.HasField("session_log") and event.step == 6 for event in found)
 

@@ -57,7 +57,7 @@ def tiny_arguments(shapes_dir):
         "steps": 60,
         "eval.every_steps": 30,
         "eval.batch_size": 16,
-        "eval.num_pictures": 1,
+        "eval.num_images": 1,
         "checkpoint.every_steps": 3,
         "log.every_steps": 10,
         "log.tensorboard": False,
@@ -147,7 +147,7 @@ def test_a_signal_saves_and_exits_75(
     assert f"after step {step}, saved" in said
 
 
-def test_two_programs_can_not_share_a_run(tmp_path, repository, environment, train, tiny_arguments):
+def test_two_programs_cannot_share_a_run(tmp_path, repository, environment, train, tiny_arguments):
     arguments = [*tiny_arguments, "--config.steps=100000"]
     process = start(environment, repository, tmp_path, arguments)
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import peers
 import pytest
 import safetensors.numpy
-from random_weights import picture, relative_difference, shapes_of, torch_tensors
+from random_weights import random_image, relative_difference, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.errors import WeightsError
@@ -58,7 +58,7 @@ def save(path, tensors):
 
 def assert_same_logits(model, variables, net, unit=8):
     """Ours, on red, green, blue, equals theirs on blue, green, red."""
-    image = picture(1, 33, 40)
+    image = random_image(1, 33, 40)
     wanted = reference().canvas(net, peers.to_torch(image[..., ::-1]), unit)
     logits = jax.jit(model.apply)(variables, image).logits
     assert relative_difference(logits, peers.from_torch(wanted)) < TOLERANCE
@@ -219,7 +219,7 @@ def test_other_tensors_stay_as_they_are():
     assert caffe_tensors(tensors).keys() == tensors.keys()
 
 
-def test_caffe_resnet_as_a_backbone_wants_caffe_pictures(tmp_path):
+def test_caffe_resnet_as_a_backbone_wants_caffe_images(tmp_path):
     names = CaffeResNetNames("Caffe", caffe_resnet_module(numbered=False), bgr=("conv1",))
     tensors = torch_tensors(shapes_of(flaxseg.backbones.create_backbone("resnet50")), names)
     tensors |= {"fc1000.weight": np.zeros((1000, 2048)), "fc1000.bias": np.zeros(1000)}

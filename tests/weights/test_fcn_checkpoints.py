@@ -9,7 +9,7 @@ import numpy as np
 import peers
 import pytest
 import safetensors.numpy
-from random_weights import picture, relative_difference, shapes_of, torch_tensors
+from random_weights import random_image, relative_difference, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import VGG, create_backbone
@@ -167,7 +167,7 @@ def _layout(params):
 def test_finer_nets_start_from_coarser_ones(tmp_path):
     small = {"features": (4,) * 5, "fc_features": (8, 8)}
     options = {"backbone": "vgg16", "backbone_options": small}
-    image = picture(1, 40, 33)
+    image = random_image(1, 40, 33)
     coarse, before = None, None
     for name in ("fcn32s", "fcn16s", "fcn8s"):
         model = flaxseg.create_model(name, 3, **options)

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from random_weights import picture, shapes_of, torch_tensors
+from random_weights import random_image, shapes_of, torch_tensors
 
 import flaxseg
 from flaxseg.backbones import MobileNetV2, ResNet, create_backbone
@@ -386,5 +386,5 @@ def test_the_backbone_of_a_saved_model_can_be_loaded(saved):
 def test_loaded_variables_run(resnet18_tensors):
     backbone = create_backbone("resnet18")
     variables, _ = load_weights(shapes_of(backbone), resnet18_tensors)
-    features = jax.jit(backbone.apply)(variables, picture(1, 9, 9))
+    features = jax.jit(backbone.apply)(variables, random_image(1, 9, 9))
     assert bool(np.isfinite(features["c5"]).all())

@@ -67,7 +67,7 @@ def test_voc21_reproduces_the_golden_outputs_and_the_original(weights_dir, golde
     model, variables = load_pretrained(weights_dir / VOC21)
     predict = jax.jit(lambda image: model.apply(variables, image).logits)
     upsample = jax.jit(lambda x: resize(x, (513, 513), align_corners=True).argmax(-1))
-    # One by one: four pictures of this size at once take a gigabyte.
+    # One by one: four images of this size at once take a gigabyte.
     for index, (height, width) in enumerate(golden["deeplab_valid_hw"]):
         image = normalize(golden["deeplab_input_u8"][index : index + 1], model.normalization)
         logits = predict(image)

@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from random_weights import picture, relative_difference, shapes_of
+from random_weights import random_image, relative_difference, shapes_of
 
 import flaxseg
 from flaxseg import cli
@@ -72,7 +72,7 @@ def test_without_channels_that_are_zero_the_function_is_the_same(full):
         np.testing.assert_array_equal(indices, wanted)
     half = create(WIDTH / 2)
     assert jax.tree.map(np.shape, pruned) == jax.tree.map(np.shape, shapes_of(half))
-    image = picture(1, 65, 97)
+    image = random_image(1, 65, 97)
     wanted = jax.jit(model.apply)(variables, image).logits
     assert float(np.std(wanted)) > 1e-3
     assert relative_difference(jax.jit(half.apply)(pruned, image).logits, wanted) < 1e-5
@@ -81,8 +81,8 @@ def test_without_channels_that_are_zero_the_function_is_the_same(full):
         jax.jit(functools.partial(m.apply, train=True, mutable=["batch_stats"]))
         for m in (model, half)
     )
-    wanted, _ = train(variables, picture(2, 65, 97))
-    got, _ = half_train(pruned, picture(2, 65, 97))
+    wanted, _ = train(variables, random_image(2, 65, 97))
+    got, _ = half_train(pruned, random_image(2, 65, 97))
     for name in ("sub4", "sub24"):
         assert relative_difference(got.auxiliary[name], wanted.auxiliary[name]) < 1e-4
     assert relative_difference(got.logits, wanted.logits) < 1e-4
@@ -145,7 +145,7 @@ def test_basic_blocks_without_projection_share_the_channels_of_the_stem():
     zeroed, _ = with_zero_channels(variables, groups, seed=1)
     pruned, _ = prune_channels(zeroed, groups, 0.5)
     half = create(WIDTH / 2, **options)
-    image = picture(1, 33, 65)
+    image = random_image(1, 33, 65)
     wanted = jax.jit(model.apply)(zeroed, image).logits
     assert relative_difference(jax.jit(half.apply)(pruned, image).logits, wanted) < 1e-5
 
@@ -172,7 +172,7 @@ def test_the_command_writes_a_model_of_half_the_width(tmp_path, capsys, full):
     card = flaxseg.read_model_card(tmp_path / "half")
     assert card["class_names"] == ("road", "car", "sky")
     assert card["extra"]["keep"] == 0.5
-    image = picture(1, 65, 97)
+    image = random_image(1, 65, 97)
     wanted = jax.jit(model.apply)(variables, image).logits
     assert relative_difference(jax.jit(half.apply)(pruned, image).logits, wanted) < 1e-5
 

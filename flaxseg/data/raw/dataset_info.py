@@ -59,7 +59,7 @@ class DatasetInfo:
 
     @property
     def num_classes(self) -> int:
-        """The number of train ids."""
+        """Returns the number of train ids."""
         return len(self.class_names)
 
     def differences(self, sizes: Mapping[str, int]) -> Iterator[str]:

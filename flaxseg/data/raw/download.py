@@ -37,7 +37,7 @@ class Download:
 
     @property
     def name(self) -> str:
-        """The name of the file."""
+        """Returns the name of the file."""
         return self.url.rpartition("/")[2]
 
 

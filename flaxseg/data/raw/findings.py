@@ -19,17 +19,17 @@ class Statistics:
     """Counts the usable images of a split.
 
     Attributes:
-      num_pictures: the number of images.
+      num_images: the number of images.
       pixels: int64 [C], pixels of each class.
-      pictures: int64 [C], images that hold the class.
+      class_images: int64 [C], images that hold the class.
       pixels_beside: int64 [C], labelled pixels of any class in the images that hold the class.
       ignored: pixels whose label is "ignore".
       sizes: (H, W) -> number of images.
     """
 
-    num_pictures: int
+    num_images: int
     pixels: np.ndarray
-    pictures: np.ndarray
+    class_images: np.ndarray
     pixels_beside: np.ndarray
     ignored: int
     sizes: collections.Counter[tuple[int, int]]
@@ -48,9 +48,9 @@ class Statistics:
           pixels: int64 [256], pixels of each train id, including that of "ignore".
         """
         of_classes = pixels[: len(self.pixels)]
-        self.num_pictures += 1
+        self.num_images += 1
         self.pixels += of_classes
-        self.pictures += of_classes > 0
+        self.class_images += of_classes > 0
         self.pixels_beside += np.where(of_classes > 0, of_classes.sum(), 0)
         self.ignored += int(pixels[IGNORE_LABEL])
         self.sizes[size] += 1
@@ -58,9 +58,9 @@ class Statistics:
     def __add__(self, other: "Statistics") -> "Statistics":
         """Returns the counts of both together."""
         return Statistics(
-            self.num_pictures + other.num_pictures,
+            self.num_images + other.num_images,
             self.pixels + other.pixels,
-            self.pictures + other.pictures,
+            self.class_images + other.class_images,
             self.pixels_beside + other.pixels_beside,
             self.ignored + other.ignored,
             self.sizes + other.sizes,
@@ -109,22 +109,22 @@ class Report:
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """The problems that make the check fail."""
+        """Returns the problems that make the check fail."""
         return tuple(problem for problem in self.problems if problem.is_error)
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """The problems that do not."""
+        """Returns the problems that do not."""
         return tuple(problem for problem in self.problems if not problem.is_error)
 
     @property
     def total(self) -> Statistics:
-        """The counts of all splits together."""
+        """Returns the counts of all splits together."""
         return sum(self.statistics.values(), Statistics.zero(len(self.class_names)))
 
     @property
     def training_split(self) -> str:
-        """The first split, from which the class weights are computed."""
+        """Returns the first split, from which the class weights are computed."""
         return next(iter(self.statistics), "")
 
     def class_weights(self) -> np.ndarray:
@@ -149,7 +149,7 @@ class Report:
                     "unusable": len(self.unusable[split]),
                     "ignored_pixels": counted.ignored,
                     "class_pixels": _by_name(self.class_names, counted.pixels),
-                    "class_pictures": _by_name(self.class_names, counted.pictures),
+                    "class_images": _by_name(self.class_names, counted.class_images),
                 }
                 for split, counted in self.statistics.items()
             },
@@ -160,7 +160,7 @@ class Report:
                 for name, weight in zip(self.class_names, weights, strict=True)
             },
             "sizes": [
-                {"height": size[0], "width": size[1], "pictures": number}
+                {"height": size[0], "width": size[1], "images": number}
                 for size, number in sorted(total.sizes.items())
             ],
         }
@@ -171,7 +171,7 @@ class Report:
         for title, problems in (("problem", self.errors), ("warning", self.warnings)):
             if problems:
                 parts.append(_list(title, problems))
-        if self.total.num_pictures:
+        if self.total.num_images:
             parts += [self._class_table(), self._weights_line(), self._size_table()]
         if not self.errors:
             parts.append(f"No problem found in {sum(self.num_pairs.values())} pairs.")
@@ -202,7 +202,7 @@ class Report:
             )
             lines.append(
                 f"{index:>3}  {name:<{width}}  {total.pixels[index]:>15,}  "
-                f"{100 * total.pixels[index] / counted:>7.3f}  {total.pictures[index]:>8}"
+                f"{100 * total.pixels[index] / counted:>7.3f}  {total.class_images[index]:>8}"
                 f"{shares}  {weights[index]:>8.3f}"
             )
         ignored = 100 * total.ignored / (counted + total.ignored)

@@ -173,7 +173,7 @@ def _absent_classes(
     absent = [
         name for name, pixels in zip(info.class_names, counted.pixels, strict=True) if not pixels
     ]
-    if not absent or not counted.num_pictures:
+    if not absent or not counted.num_images:
         return []
     what = "class" if len(absent) == 1 else f"{len(absent)} classes"
     message = f"{split}: no pixel of {what} {', '.join(map(repr, absent))}"

@@ -202,7 +202,7 @@ class OwnFolder:
 
     @property
     def folder(self) -> pathlib.Path:
-        """The folder that holds the file."""
+        """Returns the folder that holds the file."""
         return self.file.path.parent
 
     def listing(self) -> str:

@@ -124,7 +124,7 @@ class _ColorLabel:
 
     @functools.cached_property
     def _ids(self) -> np.ndarray:
-        """The train id of each colour as a number, or `_UNKNOWN`; uint16 [2**24]."""
+        """Returns the train id of each colour as a number, or `_UNKNOWN`; uint16 [2**24]."""
         table = np.full(1 << 24, _UNKNOWN, np.uint16)
         for color, number in self.colors.items():
             table[_packed(np.array(color, np.uint8))] = number

@@ -140,12 +140,12 @@ class OutputLoss:
 
     @property
     def needs_whole_labels(self) -> bool:
-        """Whether the loss of a pixel depends on the labels around it."""
+        """Returns whether the loss of a pixel depends on the labels around it."""
         kinds = {call.name for call in parse_sum(self.kind, "loss")}
         return self.target != "label" or not kinds.isdisjoint(_OF_NEIGHBOURS)
 
     def takes(self, argument: str) -> bool:
-        """Whether ``"class_weights"`` or ``"label_smoothing"`` have an effect on this loss."""
+        """Returns whether ``"class_weights"`` or ``"label_smoothing"`` affects this loss."""
         return self.target == "label" and any(
             argument in inspect.signature(KINDS[call.name]).parameters
             for call in parse_sum(self.kind, "loss")

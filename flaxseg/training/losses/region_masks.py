@@ -20,7 +20,7 @@ def dilated_masks(
     ignore_label: int = 255,
     align_corners: bool | str = False,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Logistic loss of each class against its mask, dilated by a disk.
+    r"""Computes the logistic loss of each class against its mask, dilated by a disk.
 
     .. math::
       \ell = \sum_c \log(1 + e^{-t_c z_c})
@@ -79,7 +79,7 @@ def class_masks(
     erode: bool,
     ignore_label: int = 255,
 ) -> jax.Array:
-    """The masks of all classes, dilated or eroded by a disk, at the centres of cells.
+    """Returns the masks of all classes, dilated or eroded by a disk, at the centres of cells.
 
     Along rows the distance to the next pixel of a class is a running maximum; then each of the `2
     radius + 1` rows that a disk meets is compared with the half width it has there. Only the rows
@@ -138,7 +138,7 @@ def _logistic(
 
 
 def _centres(label: jax.Array, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns of pixels in the middle of cells."""
+    """Returns the rows and columns of pixels in the middle of cells."""
     if len(shape) != 4 or label.ndim != 3 or shape[0] != label.shape[0]:
         raise ValueError(
             f"logits of shape {shape} and label of shape {label.shape} do not fit together; "

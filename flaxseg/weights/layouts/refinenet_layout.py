@@ -103,7 +103,7 @@ def read_refinenet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     """Returns which of the networks has these tensors.
 
     A chain of residual convolution units tells RefineNet from the light-weight one; units of the
-    third stage tell the ResNet; the pooling chain its length. Pictures are normalised as for
+    third stage tell the ResNet; the pooling chain its length. Images are normalised as for
     torchvision's networks.
 
     Raises:
