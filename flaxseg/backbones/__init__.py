@@ -2,6 +2,7 @@
 32, or the output stride), and `create_backbone`, which builds them by name."""
 
 from flaxseg.backbones.alexnet import AlexNet
+from flaxseg.backbones.backbone import Backbone, BatchNormBackbone
 from flaxseg.backbones.by_name import (
     BACKBONES,
     check_call_option,
@@ -32,6 +33,8 @@ __all__ = [
     "VGG16",
     "VGG16BN",
     "AlexNet",
+    "Backbone",
+    "BatchNormBackbone",
     "EfficientNetLite0",
     "MobileNetV2",
     "ResNet",

@@ -10,26 +10,24 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
 
+from flaxseg.backbones.backbone import Backbone
 from flaxseg.layers.atrous import AtrousConv
 from flaxseg.layers.image_normalization import CAFFE, ImageNormalization
 from flaxseg.layers.local_response_norm import local_response_norm
 from flaxseg.layers.pooling import max_pool
 
 
-class AlexNet(nn.Module):
+class AlexNet(Backbone):
     """Has five convolutions, three pools, local response normalisation, and optionally fc6 and fc7.
 
     Attributes:
       features: channels of the five convolutions; the second, fourth and fifth have two groups.
-      output_stride: 32; the network has no dilated form.
       first_padding: cells around the image at the first convolution: 0, or the 100 of FCN.
       fc_features: channels of fc6 (6x6, without padding) and of fc7; () for neither.
       dropout: rate of dropout after fc6 and after fc7, in training.
       num_classes: with a number, `"logits"` of an ImageNet-style classifier, 1x1, are among the
         features, `[N, H', W', num_classes]`. fc_features is then `(4096, 4096)` where not given.
-      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: another output stride, or an image whose padded height or width is below 39
@@ -37,23 +35,16 @@ class AlexNet(nn.Module):
     """
 
     features: Sequence[int] = (96, 256, 384, 384, 256)
-    output_stride: int = 32
     first_padding: int = 0
     fc_features: Sequence[int] = ()
     dropout: float = 0.5
     num_classes: int | None = None
-    dtype: Dtype | None = None
 
     normalization: ClassVar[ImageNormalization] = CAFFE
-    call_options: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         """Returns features by name.
-
-        Args:
-          image: `[N, H, W, C]`, normalised by `normalization`.
-          train: whether dropout is on; it needs the rng `"dropout"`.
 
         Returns:
           `"c2"` (after the first convolution, stride 4), `"c3"` (second pool's input, 8), `"c4"`
@@ -61,8 +52,7 @@ class AlexNet(nn.Module):
           convolution before the second pads, so that maps are smaller than the image over the
           stride.
         """
-        if self.output_stride != 32:
-            raise ValueError(f"output_stride is {self.output_stride}; AlexNet has only 32.")
+        self._check_not_dilated()
         fc_features = self.fc_features or (() if self.num_classes is None else (4096, 4096))
         smallest = (199 if fc_features else 39) - 2 * self.first_padding
         if min(image.shape[1:3]) < smallest:
@@ -73,7 +63,7 @@ class AlexNet(nn.Module):
         widths = self.features
         conv = partial(AtrousConv, use_bias=True, dtype=self.dtype)
         pool = partial(max_pool, window=3, strides=2, ceil_mode=True)
-        x = image if self.dtype is None else image.astype(self.dtype)
+        x = self._cast(image)
         x = nn.relu(conv(widths[0], 11, 4, padding=self.first_padding, name="conv1")(x))
         features = {"c2": x}
         x = local_response_norm(pool(x))

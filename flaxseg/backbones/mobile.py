@@ -6,17 +6,15 @@ squeeze-and-excitation, ReLU6, stem and head not scaled.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
 
+from flaxseg.backbones.backbone import BatchNormBackbone
 from flaxseg.backbones.inverted_residual import InvertedResidual
 from flaxseg.backbones.stages import StrideBudget, block_runner
 from flaxseg.layers.atrous import AtrousConv
-from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.image_normalization import (
     EFFICIENTNET_LITE,
     SYMMETRIC,
@@ -57,37 +55,25 @@ EFFICIENTNET_LITE0_STAGES = (
 )
 
 
-class _MobileNet(nn.Module):
+class _MobileNet(BatchNormBackbone):
     """Runs a stem, stages of inverted residuals and an optional classifier, and returns named
     features.
 
     Attributes:
       stages: what follows the stem's 3x3 convolution of stride 2 to 32 channels.
-      output_stride: 8, 16 or 32; dilation replaces the strides beyond it.
       num_classes: with a number, `"logits"` of an ImageNet-style classifier are among the features.
       padding: of the stem and the depthwise convolutions. `"tf"`, as the published weights were
         trained; `"torch"` for weights trained in torchvision's layout.
       expand_first: whether the first block, whose expansion is 1, has an expanding convolution too,
         as in Light-Weight RefineNet's release. The paper and the public ImageNet weights have none.
-      batch_norm_epsilon: see `BatchNorm`.
-      batch_norm_momentum: see `BatchNorm`.
-      batch_norm_axis: mapped axis name, only under `jax.pmap`.
-      frozen_batch_norm: whether running statistics are used in training.
       remat: whether blocks are recomputed in the backward pass to save memory.
-      dtype: dtype of the computation; parameters are float32.
     """
 
-    stages: Sequence[Stage]
-    output_stride: int = 32
+    stages: Sequence[Stage] = MOBILENET_V2_STAGES
     num_classes: int | None = None
     padding: Padding = "tf"
     expand_first: bool = False
-    batch_norm_epsilon: float = 1e-5
-    batch_norm_momentum: float = 0.9
-    batch_norm_axis: str | None = None
-    frozen_batch_norm: bool = False
     remat: bool = False
-    dtype: Dtype | None = None
 
     call_options: ClassVar[tuple[str, ...]] = ("halve_c3", "stage_features")
 
@@ -103,8 +89,8 @@ class _MobileNet(nn.Module):
         """Returns features by name.
 
         Args:
-          image: `[N, H, W, 3]`, normalised by `normalization`.
-          train: whether BatchNorm uses the statistics of the batch.
+          image: see `Backbone`.
+          train: see `Backbone`.
           halve_c3: whether the output of the first block at stride 8 is returned as `"c3_1"` and
             then shrunk by two for the blocks after it, so that later features have twice their
             stride (ICNet).
@@ -112,18 +98,11 @@ class _MobileNet(nn.Module):
             `"stage2"`, ... (Light-Weight RefineNet).
 
         Returns:
-          `"c1"` to `"c5"`: `[N, ceil(H / s), ceil(W / s), C]`, the last block before each
-          subsampling, with s = 2, 4, 8, 16, 32 but never beyond `output_stride`.
+          `"c1"` to `"c5"`, each the output of the last block before a subsampling.
         """
-        norm = partial(
-            BatchNorm,
-            epsilon=self.batch_norm_epsilon,
-            momentum=self.batch_norm_momentum,
-            axis_name=self.batch_norm_axis,
-            frozen=self.frozen_batch_norm,
-        )
+        norm = self._norm()
         apply = block_runner(train, self.remat)
-        x = image if self.dtype is None else image.astype(self.dtype)
+        x = self._cast(image)
         x = AtrousConv(32, 3, 2, padding=self.padding, dtype=self.dtype, name="stem_conv")(x)
         x = nn.relu6(norm(name="stem_bn")(x, train=train))
         budget = StrideBudget(self.output_stride, 2)
@@ -167,8 +146,6 @@ class _MobileNet(nn.Module):
 
 class MobileNetV2(_MobileNet):
     """Builds MobileNetV2 at width 1.0, 3,504,872 parameters with its 1000-class classifier."""
-
-    stages: Sequence[Stage] = MOBILENET_V2_STAGES
 
     normalization: ClassVar[ImageNormalization] = SYMMETRIC
 

@@ -20,117 +20,93 @@ import flax.linen as nn
 import jax
 from flax.typing import Dtype
 
+from flaxseg.backbones.backbone import BatchNormBackbone
 from flaxseg.backbones.stages import StrideBudget, block_runner
 from flaxseg.layers.atrous import AtrousConv
-from flaxseg.layers.batch_norm import BatchNorm
-from flaxseg.layers.image_normalization import IMAGENET, SYMMETRIC, ImageNormalization
+from flaxseg.layers.image_normalization import SYMMETRIC, ImageNormalization
 from flaxseg.layers.pooling import global_average_pool, max_pool
 from flaxseg.layers.resize import shrink
 
 
-class BasicBlock(nn.Module):
-    """Has two 3x3 convolutions and a shortcut, which is projected where size or channels change.
+class ResidualUnit(nn.Module):
+    """Adds a shortcut to a branch of convolutions; it is projected where size or channels change.
+
+    Attributes:
+      features: channels of the branch's first convolutions.
+      strides: of the unit.
+      rate: dilation of the unit's strided convolution.
+      next_rate: dilation of the units after it.
+      norm: makes the normalisations; called as `norm(name=...)`.
+      dtype: dtype of the computation; that of the input by default.
+      stride_on: which convolution of a `Bottleneck` has the stride: `"3x3"` or the first `"1x1"`.
+      with_branch: whether `(output, branch)` is returned, with what the convolutions gave before
+        the shortcut was added.
+    """
+
+    features: int
+    strides: int
+    rate: int
+    next_rate: int
+    norm: type[nn.Module]
+    dtype: Dtype | None
+    stride_on: str = "3x3"
+    with_branch: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        conv = partial(AtrousConv, dtype=self.dtype)
+        branch = self._branch(x, conv, train)
+        if x.shape[-1] == branch.shape[-1]:
+            # A unit that only subsamples, as the last of a stage in TensorFlow's release, projects
+            # nothing.
+            shortcut = x[:, :: self.strides, :: self.strides]
+        else:
+            x = conv(branch.shape[-1], 1, self.strides, name="downsample_conv")(x)
+            shortcut = self.norm(name="downsample_bn")(x, train=train)
+        output = nn.relu(branch + shortcut)
+        return (output, branch) if self.with_branch else output
+
+
+class BasicBlock(ResidualUnit):
+    """Has two 3x3 convolutions.
 
     The stride, or what stands for it, lies between the two, so the second has the rate of the
     units after it.
-
-    Attributes:
-      features: channels of both convolutions.
-      strides: of the first convolution.
-      rate: dilation of the first convolution.
-      next_rate: dilation of the second.
-      norm: makes the normalisations; called as `norm(name=...)`.
-      dtype: dtype of the computation; that of the input by default.
-      stride_on: unused, because there is no 1x1 convolution; `Bottleneck` has it.
-      with_branch: whether `(output, branch)` is returned, with what the convolutions gave before
-        the shortcut was added.
     """
 
-    features: int
-    strides: int
-    rate: int
-    next_rate: int
-    norm: type[nn.Module]
-    dtype: Dtype | None
-    stride_on: str = "3x3"
-    with_branch: bool = False
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool = False
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        conv = partial(AtrousConv, dtype=self.dtype)
-        shortcut = _shortcut(x, self.features, self.strides, conv, self.norm, train)
+    def _branch(self, x: jax.Array, conv: Callable[..., nn.Module], train: bool) -> jax.Array:
         y = conv(self.features, 3, self.strides, self.rate, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
         y = conv(self.features, 3, rate=self.next_rate, name="conv2")(y)
-        y = self.norm(name="bn2")(y, train=train)
-        output = nn.relu(y + shortcut)
-        return (output, y) if self.with_branch else output
+        return self.norm(name="bn2")(y, train=train)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualUnit):
     """Reduces channels to `features` by a 1x1 convolution, convolves 3x3 with dilation, and expands
-    to `4 * features` by a 1x1 convolution. The shortcut is projected where channels change.
+    to `4 * features` by a 1x1 convolution."""
 
-    Attributes:
-      features: channels of the first two convolutions.
-      strides: of the unit.
-      rate: dilation of the 3x3 convolution.
-      next_rate: unused, because there is no second 3x3 convolution; `BasicBlock` has it.
-      norm: makes the normalisations; called as `norm(name=...)`.
-      dtype: dtype of the computation; that of the input by default.
-      stride_on: which convolution has the stride: `"3x3"` or the first `"1x1"`.
-      with_branch: whether `(output, branch)` is returned, with what the convolutions gave before
-        the shortcut was added.
-    """
-
-    features: int
-    strides: int
-    rate: int
-    next_rate: int
-    norm: type[nn.Module]
-    dtype: Dtype | None
-    stride_on: str = "3x3"
-    with_branch: bool = False
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool = False
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        conv = partial(AtrousConv, dtype=self.dtype)
+    def _branch(self, x: jax.Array, conv: Callable[..., nn.Module], train: bool) -> jax.Array:
         first, second = (self.strides, 1) if self.stride_on == "1x1" else (1, self.strides)
-        shortcut = _shortcut(x, 4 * self.features, self.strides, conv, self.norm, train)
         y = conv(self.features, 1, first, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
         y = conv(self.features, 3, second, self.rate, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
         y = conv(4 * self.features, 1, name="conv3")(y)
-        y = self.norm(name="bn3")(y, train=train)
-        output = nn.relu(y + shortcut)
-        return (output, y) if self.with_branch else output
-
-
-def _shortcut(x, features, strides, conv, norm, train):
-    if x.shape[-1] == features:
-        # A unit that only subsamples, as the last of a stage in TensorFlow's release, projects
-        # nothing.
-        return x[:, ::strides, ::strides]
-    x = conv(features, 1, strides, name="downsample_conv")(x)
-    return norm(name="downsample_bn")(x, train=train)
+        return self.norm(name="bn3")(y, train=train)
 
 
 # Padding and ceil mode of the 3x3 max pool after the stem. They differ on even sizes only.
 _POOLS = {"torch": ("torch", False), "caffe": ("torch", True), "tf": ("tf", False)}
 
 
-class ResNet(nn.Module):
+class ResNet(BatchNormBackbone):
     """Runs a residual network and returns named features.
 
     Attributes:
       stage_sizes: units in each of the four stages.
       block: `BasicBlock` or `Bottleneck`.
-      output_stride: 8, 16 or 32; dilation replaces the strides beyond it.
       num_classes: with a number, `"logits"` of an ImageNet-style classifier are among the features.
       width: factor of all numbers of channels; 0.5 for a half-width network (ICNet).
       deep_stem: channels of 3x3 convolutions, the first of stride 2, that replace the 7x7
@@ -152,12 +128,7 @@ class ResNet(nn.Module):
         8 at output stride 16 need `dilate_first_unit` or `stride_unit="last"`.
       c2_before_addition: whether `"c2"` is the output of the convolutions of the first stage's last
         unit but one, before addition and ReLU, as the decoder of TensorFlow's DeepLabv3+ reads it.
-      batch_norm_epsilon: see `BatchNorm`.
-      batch_norm_momentum: see `BatchNorm`.
-      batch_norm_axis: mapped axis name, only under `jax.pmap`.
-      frozen_batch_norm: whether running statistics are used in training.
       remat: whether blocks are recomputed in the backward pass to save memory.
-      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an attribute has none of the values above.
@@ -165,7 +136,6 @@ class ResNet(nn.Module):
 
     stage_sizes: Sequence[int] = (3, 4, 6, 3)
     block: type[nn.Module] = Bottleneck
-    output_stride: int = 32
     num_classes: int | None = None
     width: float = 1.0
     deep_stem: Sequence[int] = ()
@@ -175,14 +145,8 @@ class ResNet(nn.Module):
     dilate_first_unit: bool = False
     multi_grid: Sequence[int] = ()
     c2_before_addition: bool = False
-    batch_norm_epsilon: float = 1e-5
-    batch_norm_momentum: float = 0.9
-    batch_norm_axis: str | None = None
-    frozen_batch_norm: bool = False
     remat: bool = False
-    dtype: Dtype | None = None
 
-    normalization: ClassVar[ImageNormalization] = IMAGENET
     call_options: ClassVar[tuple[str, ...]] = ("halve_c3",)
 
     @nn.compact
@@ -192,28 +156,20 @@ class ResNet(nn.Module):
         """Returns features by name.
 
         Args:
-          image: `[N, H, W, 3]`, normalised by `normalization`.
-          train: whether BatchNorm uses the statistics of the batch.
+          image: see `Backbone`.
+          train: see `Backbone`.
           halve_c3: whether the output of the second stage's first unit is returned as `"c3_1"` and
             then shrunk by two for the units after it, so that later features have twice their
             stride (ICNet).
 
         Returns:
-          `"c1"` (after the stem's convolutions) to `"c5"`: `[N, ceil(H / s), ceil(W / s), C]` with
-          s = 2, 4, 8, 16, 32, but never beyond `output_stride`. `"c2"` to `"c5"` are the outputs
-          of the four stages; with `stride_unit="last"`, what stands before the unit that
-          subsamples.
+          `"c1"` (after the stem's convolutions) to `"c5"`. `"c2"` to `"c5"` are the outputs of the
+          four stages; with `stride_unit="last"`, what stands before the unit that subsamples.
         """
         self._check()
-        norm = partial(
-            BatchNorm,
-            epsilon=self.batch_norm_epsilon,
-            momentum=self.batch_norm_momentum,
-            axis_name=self.batch_norm_axis,
-            frozen=self.frozen_batch_norm,
-        )
+        norm = self._norm()
         apply = block_runner(train, self.remat)
-        x = image if self.dtype is None else image.astype(self.dtype)
+        x = self._cast(image)
         x = self._stem(x, norm, train)
         features = {"c1": x}
         padding, ceil_mode = _POOLS[self.pool]

@@ -8,52 +8,30 @@ from functools import partial
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
 
-from flaxseg.backbones.resnet import ResNet
-from flaxseg.layers.atrous import AtrousConv
+from flaxseg.backbones.resnet import ResidualUnit, ResNet
 from flaxseg.layers.line_conv import LineConv
 
 
-class GlobalBottleneck(nn.Module):
-    """Sums two separable paths of a large kernel, expands the sum to `4 * features` by a 1x1
-    convolution, and adds a shortcut, which is projected where channels change.
+class GlobalBottleneck(ResidualUnit):
+    """Sums two separable paths of a large kernel and expands the sum to `4 * features` by a 1x1
+    convolution.
 
     Unlike in `flaxseg.layers.GlobalConvolution`, each convolution of a path has a BatchNorm and a
     ReLU. A `k x 1` convolution has the stride of the rows and a `1 x k` one that of the columns, so
     that a path of stride 2 returns every second cell of its output at stride 1.
 
     Attributes:
-      features: a quarter of the channels of the output.
-      strides: of the unit.
-      rate: dilation of the large kernels.
-      next_rate: unused; `BasicBlock` has it.
-      norm: makes the normalisations; called as `norm(name=...)`.
-      dtype: dtype of the computation; that of the input by default.
-      stride_on: unused; `Bottleneck` has it.
-      with_branch: whether `(output, branch)` is returned, with what the convolutions gave before
-        the shortcut was added.
       kernel_size: k of the paths, odd.
       path_features: channels of the paths.
     """
 
-    features: int
-    strides: int
-    rate: int
-    next_rate: int
-    norm: type[nn.Module]
-    dtype: Dtype | None
-    stride_on: str = "3x3"
-    with_branch: bool = False
     kernel_size: int = 7
     path_features: int = 128
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool = False
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    def _branch(self, x: jax.Array, conv: Callable[..., nn.Module], train: bool) -> jax.Array:
         def line(y: jax.Array, size: tuple[int, int], name: str) -> jax.Array:
-            conv = LineConv(
+            layer = LineConv(
                 self.path_features,
                 size,
                 self.strides,
@@ -61,19 +39,13 @@ class GlobalBottleneck(nn.Module):
                 dtype=self.dtype,
                 name=f"{name}_conv",
             )
-            return nn.relu(self.norm(name=f"{name}_bn")(conv(y), train=train))
+            return nn.relu(self.norm(name=f"{name}_bn")(layer(y), train=train))
 
         column, row = (self.kernel_size, 1), (1, self.kernel_size)
         left = line(line(x, column, "left_vertical"), row, "left_horizontal")
         right = line(line(x, row, "right_horizontal"), column, "right_vertical")
-        conv = partial(AtrousConv, 4 * self.features, 1, dtype=self.dtype)
-        y = self.norm(name="bn3")(conv(name="conv3")(left + right), train=train)
-        shortcut = x
-        if x.shape[-1] != 4 * self.features:
-            shortcut = conv(strides=self.strides, name="downsample_conv")(x)
-            shortcut = self.norm(name="downsample_bn")(shortcut, train=train)
-        output = nn.relu(y + shortcut)
-        return (output, y) if self.with_branch else output
+        y = conv(4 * self.features, 1, name="conv3")(left + right)
+        return self.norm(name="bn3")(y, train=train)
 
 
 class ResNetGCN(ResNet):

@@ -2,16 +2,15 @@
 Image Segmentation", 2015, figure 1)."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 from flax.typing import Dtype
 
+from flaxseg.backbones.backbone import BatchNormBackbone
 from flaxseg.backbones.stages import block_runner
 from flaxseg.layers.atrous import AtrousConv
-from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.image_normalization import SYMMETRIC, ImageNormalization
 from flaxseg.layers.padding import Padding
 from flaxseg.layers.pooling import max_pool
@@ -19,7 +18,7 @@ from flaxseg.layers.pooling import max_pool
 he_normal_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-class UNetEncoder(nn.Module):
+class UNetEncoder(BatchNormBackbone):
     """Has pairs of 3x3 convolutions with ReLU, and a 2x2 max pool between pairs.
 
     Trained from random weights, with deviation `sqrt(2 / (9 C))`; none were published for
@@ -27,60 +26,36 @@ class UNetEncoder(nn.Module):
 
     Attributes:
       features: channels of the pairs; each is a stage.
-      output_stride: 32, as of every network without dilation; this one has no dilated form.
       padding: of the convolutions: "valid", the paper's, takes two pixels off a side with each, or
         "torch", which keeps the size.
       batch_norm: whether each convolution is followed by BatchNorm, as in most later versions; the
         paper has none.
-      batch_norm_momentum: see `BatchNorm`.
-      batch_norm_axis: mapped axis name, only under `jax.pmap`.
-      frozen_batch_norm: whether running statistics are used in training.
       remat: whether the pairs are recomputed in the backward pass to save memory.
-      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: another output stride.
     """
 
     features: Sequence[int] = (64, 128, 256, 512, 1024)
-    output_stride: int = 32
     padding: Padding = "valid"
     batch_norm: bool = False
-    batch_norm_momentum: float = 0.9
-    batch_norm_axis: str | None = None
-    frozen_batch_norm: bool = False
     remat: bool = False
-    dtype: Dtype | None = None
 
     normalization: ClassVar[ImageNormalization] = SYMMETRIC
-    call_options: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         """Returns features by name.
 
-        Args:
-          image: `[N, H, W, C]`, normalised by `normalization`; any number of channels.
-          train: whether BatchNorm uses the statistics of the batch.
+        Images may have any number of channels.
 
         Returns:
           `"conv1"` to `"conv5"`: the outputs of the pairs, with stride 1, 2, 4, 8, 16. A pool of an
           odd number of cells rounds up.
         """
-        if self.output_stride != 32:
-            raise ValueError(
-                f"output_stride is {self.output_stride}; U-Net's encoder has no dilation, "
-                "which 32 stands for."
-            )
-        norm = None
-        if self.batch_norm:
-            norm = partial(
-                BatchNorm,
-                momentum=self.batch_norm_momentum,
-                axis_name=self.batch_norm_axis,
-                frozen=self.frozen_batch_norm,
-            )
-        x = image if self.dtype is None else image.astype(self.dtype)
+        self._check_not_dilated()
+        norm = self._norm() if self.batch_norm else None
+        x = self._cast(image)
         run = block_runner(train, self.remat)
         features = {}
         for stage, channels in enumerate(self.features, 1):

@@ -11,18 +11,17 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
 
+from flaxseg.backbones.backbone import BatchNormBackbone
 from flaxseg.backbones.stages import StrideBudget
 from flaxseg.layers.atrous import AtrousConv
-from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.fully_connected import fully_connected
 from flaxseg.layers.image_normalization import CAFFE, ImageNormalization
 from flaxseg.layers.padding import Padding
 from flaxseg.layers.pooling import max_pool
 
 
-class VGG(nn.Module):
+class VGG(BatchNormBackbone):
     """Has stages of 3x3 convolutions, a max pool after each, and optionally fc6 and fc7.
 
     Beyond `output_stride` pools do not subsample and what follows is dilated. The pools' own
@@ -32,7 +31,6 @@ class VGG(nn.Module):
     Attributes:
       stage_sizes: convolutions in each of the five stages.
       features: channels of each stage.
-      output_stride: 8, 16 or 32; dilation replaces the strides beyond it.
       first_padding: cells around the image at the first convolution: 1, or the 100 of FCN, whose
         fc6 pads nothing (`fc_padding="valid"`).
       conv_padding: of the other convolutions, see `explicit_padding`: "torch" keeps the size,
@@ -51,16 +49,11 @@ class VGG(nn.Module):
         torchvision's `vgg16_bn`.
       num_classes: with a number, `"logits"` of an ImageNet-style classifier, 1x1, are among the
         features, `[N, H', W', num_classes]`. fc_features is then `(4096, 4096)` where not given.
-      batch_norm_momentum: see `BatchNorm`.
-      batch_norm_axis: mapped axis name, only under `jax.pmap`.
-      frozen_batch_norm: whether running statistics are used in training.
       remat: whether stages are recomputed in the backward pass to save memory.
-      dtype: dtype of the computation; parameters are float32.
     """
 
     stage_sizes: Sequence[int] = (2, 2, 3, 3, 3)
     features: Sequence[int] = (64, 128, 256, 512, 512)
-    output_stride: int = 32
     first_padding: int = 1
     conv_padding: Padding = "torch"
     pool_window: int = 2
@@ -73,33 +66,24 @@ class VGG(nn.Module):
     dropout: float = 0.5
     batch_norm: bool = False
     num_classes: int | None = None
-    batch_norm_momentum: float = 0.9
-    batch_norm_axis: str | None = None
-    frozen_batch_norm: bool = False
     remat: bool = False
-    dtype: Dtype | None = None
 
     normalization: ClassVar[ImageNormalization] = CAFFE
-    call_options: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         """Returns features by name.
 
-        Args:
-          image: `[N, H, W, C]`, normalised by `normalization`; any number of channels.
-          train: whether dropout is on and BatchNorm uses the statistics of the batch; dropout needs
-            the rng `"dropout"`.
+        Images may have any number of channels.
 
         Returns:
-          `"c1"` to `"c5"`: the outputs of the five pools, with stride 2, 4, 8, 16, 32, but never
-          beyond `output_stride`; `"conv1"` to `"conv5"`: what these pools see, after the ReLU, with
-          stride 1, 2, 4, 8, 16; and `"fc7"` (after ReLU and dropout) with `fc_features`. With one
-          cell of `first_padding` and with `ceil_mode`, a feature of stride s has `ceil(H / s)`
-          rows.
+          `"c1"` to `"c5"`: the outputs of the five pools; `"conv1"` to `"conv5"`: what these pools
+          see, after the ReLU, with stride 1, 2, 4, 8, 16; and `"fc7"` (after ReLU and dropout) with
+          `fc_features`. With one cell of `first_padding` and with `ceil_mode`, a feature of stride
+          s has `ceil(H / s)` rows.
         """
         budget = StrideBudget(self.output_stride)
-        x = image if self.dtype is None else image.astype(self.dtype)
+        x = self._cast(image)
         features = {}
         for stage, size in enumerate(self.stage_sizes, 1):
             # Closed over, because `nn.remat` would trace what is passed as an argument.
@@ -148,12 +132,7 @@ class VGG(nn.Module):
             name=f"conv{place}",
         )(x)
         if self.batch_norm:
-            x = BatchNorm(
-                momentum=self.batch_norm_momentum,
-                axis_name=self.batch_norm_axis,
-                frozen=self.frozen_batch_norm,
-                name=f"bn{place}",
-            )(x, train=train)
+            x = self._norm()(name=f"bn{place}")(x, train=train)
         return nn.relu(x)
 
     def _pool(self, x: jax.Array, strides: int, rate: int) -> jax.Array:

@@ -17,9 +17,9 @@ import flax.linen as nn
 import jax
 from flax.typing import Dtype
 
+from flaxseg.backbones.backbone import BatchNormBackbone
 from flaxseg.backbones.stages import StrideBudget, block_runner
 from flaxseg.layers.atrous import AtrousConv
-from flaxseg.layers.batch_norm import BatchNorm
 from flaxseg.layers.image_normalization import SYMMETRIC, ImageNormalization
 from flaxseg.layers.pooling import global_average_pool
 from flaxseg.layers.separable import SeparableConv
@@ -76,59 +76,37 @@ class XceptionBlock(nn.Module):
         return y, before_last
 
 
-class Xception(nn.Module):
+class Xception(BatchNormBackbone):
     """Runs a modified aligned Xception and returns named features.
 
     Attributes:
       entry: channels and stride of each block of the entry flow.
       middle_blocks: of 728 channels; 8 in Xception-41, 16 in 65 and 71.
-      output_stride: 8, 16 or 32; dilation replaces the strides beyond it.
       num_classes: with a number, `"logits"` of an ImageNet-style classifier are among the features.
       width: factor of all numbers of channels.
-      batch_norm_epsilon: see `BatchNorm`; 1e-3 as in the release.
-      batch_norm_momentum: see `BatchNorm`.
-      batch_norm_axis: mapped axis name, only under `jax.pmap`.
-      frozen_batch_norm: whether running statistics are used in training.
+      batch_norm_epsilon: 1e-3 as in the release.
       remat: whether blocks are recomputed in the backward pass to save memory.
-      dtype: dtype of the computation; parameters are float32.
     """
 
     entry: Sequence[tuple[int, int]] = ((128, 2), (256, 2), (728, 2))
     middle_blocks: int = 16
-    output_stride: int = 32
     num_classes: int | None = None
     width: float = 1.0
     batch_norm_epsilon: float = 1e-3
-    batch_norm_momentum: float = 0.9
-    batch_norm_axis: str | None = None
-    frozen_batch_norm: bool = False
     remat: bool = False
-    dtype: Dtype | None = None
 
     normalization: ClassVar[ImageNormalization] = SYMMETRIC
-    call_options: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         """Returns features by name.
 
-        Args:
-          image: `[N, H, W, 3]`, normalised by `normalization`.
-          train: whether BatchNorm uses the statistics of the batch.
-
         Returns:
-          `"c1"` to `"c5"`: `[N, ceil(H / s), ceil(W / s), C]` with s = 2, 4, 8, 16, 32, but never
-          beyond `output_stride`. `"c1"` to `"c4"` are what each block with a stride has before the
+          `"c1"` to `"c5"`. The first four are what each block with a stride has before the
           separable convolution that subsamples, without a ReLU: `"c2"`, of 256 channels, is what
           the release's decoder takes. `"c5"` is the output.
         """
-        norm = partial(
-            BatchNorm,
-            epsilon=self.batch_norm_epsilon,
-            momentum=self.batch_norm_momentum,
-            axis_name=self.batch_norm_axis,
-            frozen=self.frozen_batch_norm,
-        )
+        norm = self._norm()
         run = block_runner(train, self.remat)
         budget = StrideBudget(self.output_stride, 2)
         features: dict[str, jax.Array] = {}
@@ -152,7 +130,7 @@ class Xception(nn.Module):
                 features[f"c{len(features) + 1}"] = before_last
             return x
 
-        x = image if self.dtype is None else image.astype(self.dtype)
+        x = self._cast(image)
         for index, (channels, strides) in enumerate(((32, 2), (64, 1)), 1):
             conv = AtrousConv(
                 self._channels(channels), 3, strides, dtype=self.dtype, name=f"entry_conv{index}"

@@ -17,7 +17,6 @@ from flaxseg.models.gcn import GCN
 from flaxseg.models.icnet import ICNet
 from flaxseg.models.lrr import LRR
 from flaxseg.models.parsenet import ParseNet
-from flaxseg.models.prediction import Prediction
 from flaxseg.models.pspnet import PSPNet
 from flaxseg.models.refinenet import RefineNet, RefineNetLW
 from flaxseg.models.registry import (
@@ -27,6 +26,7 @@ from flaxseg.models.registry import (
     create_model,
     list_models,
 )
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 from flaxseg.models.segnet import SegNet, SegNetBasic
 from flaxseg.models.unet import UNet
 
@@ -58,6 +58,7 @@ __all__ = [
     "RefineNetLW",
     "SegNet",
     "SegNetBasic",
+    "SegmentationModel",
     "UNet",
     "aspp_rates",
     "at_output_stride",

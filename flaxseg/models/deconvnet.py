@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
 from flaxseg.layers import (
     CAFFE,
@@ -22,13 +21,13 @@ from flaxseg.layers import (
     mirrored_features,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 # Of everything behind the classifier's layers; those begin as the classifier's.
 _INIT = nn.initializers.normal(0.01)
 
 
-class DeconvNet(nn.Module):
+class DeconvNet(SegmentationModel):
     """Encodes an image by VGG16 down to a vector, and decodes it by deconvolutions and unpooling up
     to the image's size (figure 2 of the paper).
 
@@ -41,36 +40,25 @@ class DeconvNet(nn.Module):
     Other backbones have no pools, see `SegNet`.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns what its pools read (`VGG`), or features `"c1"` to `"c5"`.
       fc_features: channels of fc6 and of fc7.
       fc_kernel_size: of fc6, which pads nothing, and of its deconvolution.
       convs: deconvolutions of each stage, from coarse to fine; with fewer stages, the last ones.
-      normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     fc_features: int = 4096
     fc_kernel_size: int = 7
     convs: Sequence[int] = (3, 3, 3, 2, 2)
     normalization: ImageNormalization = CAFFE
     norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
+        """Segments images; see `SegmentationModel`.
 
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`; those below the
-            window of fc6, 193 pixels on VGG16, are padded by zeros at the bottom and right.
-          train: whether batch statistics are in use.
-
-        Returns:
-          A `Prediction` without auxiliary outputs.
+        Images below the window of fc6, 193 pixels on VGG16, are padded by zeros at the bottom and
+        right.
 
         Raises:
           ValueError: the backbone lacks the features.

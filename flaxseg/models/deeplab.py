@@ -14,21 +14,17 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
 from flaxseg.backbones.resnet import Bottleneck
 from flaxseg.layers import (
     ASPP,
-    IMAGENET,
-    AuxiliaryHead,
     BatchNorm,
     ConvBlock,
-    ImageNormalization,
     SeparableConv,
     classifier,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 
 def aspp_rates(output_stride: int) -> tuple[int, int, int]:
@@ -43,11 +39,10 @@ def cascade_rates(output_stride: int) -> tuple[int, int, int]:
     return tuple(32 // output_stride * 2**block for block in (1, 2, 3))
 
 
-class DeepLabV3(nn.Module):
+class DeepLabV3(SegmentationModel):
     """Segments by ASPP on dilated features, a classifier and bilinear upsampling.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"` (and `"c4"` for the auxiliary head).
       rates: dilation of the ASPP's branches, see `aspp_rates`; may be empty (the released
         MobileNetV2 models).
@@ -58,18 +53,15 @@ class DeepLabV3(nn.Module):
         torchvision. The paper and the TensorFlow release have none, which is the default.
       dropout: rate of dropout after the ASPP. 0.1 as in the TensorFlow release; torchvision has
         0.5.
-      auxiliary: whether an `AuxiliaryHead` on `"c4"` is trained too, as in torchvision.
+      auxiliary: whether training also returns `auxiliary["c4"]`, the logits of an
+        `AuxiliaryHead` on `"c4"` at the output stride, as in torchvision.
       align_corners: convention of the upsampling, see `resize`: True as in the release, False as in
         torchvision. "cells", the default, equals the release for sides of `output_stride * k + 1`,
         which the paper chooses for this reason, and does not stretch the masks of images of other
         sizes.
-      normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     rates: Sequence[int] = (6, 12, 18)
     features: int = 256
     separable: bool = False
@@ -78,23 +70,11 @@ class DeepLabV3(nn.Module):
     dropout: float = 0.1
     auxiliary: bool = False
     align_corners: bool | str = "cells"
-    normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
-          train: whether batch statistics, dropout and the auxiliary head are in use; needs the rng
-            `"dropout"`.
-
-        Returns:
-          A `Prediction`; in training with `auxiliary`, `auxiliary["c4"]` are logits at the output
-          stride.
-        """
+        """Segments images; see `SegmentationModel`."""
         common = {"norm": self.norm, "dtype": self.dtype}
         features = self.backbone(image, train=train)
         x = ASPP(
@@ -109,20 +89,16 @@ class DeepLabV3(nn.Module):
         if self.head_conv:
             x = ConvBlock(self.features, 3, **common, name="head")(x, train=train)
         logits = classifier(self.num_classes)(x)
-        auxiliary = {}
-        if self.auxiliary and (train or self.is_initializing()):
-            head = AuxiliaryHead(self.num_classes, **common, name="auxiliary_head")
-            auxiliary["c4"] = head(features["c4"], train=train)
+        auxiliary = self._auxiliary_c4(features, train, **common) if self.auxiliary else {}
         logits = resize(logits, image.shape[1:3], align_corners=self.align_corners)
-        return Prediction(logits, auxiliary if train else {})
+        return Prediction(logits, auxiliary)
 
 
-class DeepLabV3Cascade(nn.Module):
+class DeepLabV3Cascade(SegmentationModel):
     """Repeats the ResNet's last block, each copy at twice the rate of the one before it, in place
     of the ASPP (v3, section 3.2).
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"`.
       rates: of the further blocks, one a block, see `cascade_rates`.
       multi_grid: factors of the rate for the units of a block; (1, 2, 1) is the paper's best with
@@ -131,25 +107,19 @@ class DeepLabV3Cascade(nn.Module):
       features: channels inside a unit; its output has four times as many.
       dropout: rate of dropout before the classifier; the paper names none.
       align_corners: convention of the upsampling, as for `DeepLabV3`.
-      normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     rates: Sequence[int] = (4, 8, 16)
     multi_grid: Sequence[int] = (1, 2, 1)
     features: int = 512
     dropout: float = 0.0
     align_corners: bool | str = "cells"
-    normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images; arguments and result as for `DeepLabV3`, without auxiliary logits."""
+        """Segments images; see `SegmentationModel`."""
         x = self.backbone(image, train=train)["c5"]
         for block, rate in enumerate(self.rates, 5):
             for unit, factor in enumerate(self.multi_grid):
@@ -168,7 +138,7 @@ class DeepLabV3Cascade(nn.Module):
         return Prediction(resize(logits, image.shape[1:3], align_corners=self.align_corners))
 
 
-class DeepLabV3Plus(nn.Module):
+class DeepLabV3Plus(SegmentationModel):
     """Adds a decoder to DeepLabv3 that refines the encoder's features with those at stride 4.
 
     The paper's decoder (section 3.1) resizes the encoder's output to the low-level features,
@@ -176,7 +146,6 @@ class DeepLabV3Plus(nn.Module):
     convolutions of 256. The attributes below are what tables 1 and 2 vary.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"` and the low levels (and `"c4"` for the
         auxiliary head). Of a ResNet, `"c2"` is the output of its first stage, as in most ports;
         the release's is `c2_before_addition` of the backbone, which `resnet101_beta` has.
@@ -193,15 +162,11 @@ class DeepLabV3Plus(nn.Module):
       image_pooling: whether the ASPP has an image-level branch; the paper's best network for
         Cityscapes has none (table 7).
       dropout: rate of dropout after the ASPP.
-      auxiliary: whether an `AuxiliaryHead` on `"c4"` is trained too.
+      auxiliary: as for `DeepLabV3`.
       align_corners: convention of both upsamplings, as for `DeepLabV3`.
-      normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     rates: Sequence[int] = (6, 12, 18)
     features: int = 256
     low_levels: Sequence[str] = ("c2",)
@@ -214,13 +179,11 @@ class DeepLabV3Plus(nn.Module):
     dropout: float = 0.1
     auxiliary: bool = False
     align_corners: bool | str = "cells"
-    normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images; arguments and result as for `DeepLabV3`."""
+        """Segments images; see `SegmentationModel`."""
         common = {"norm": self.norm, "dtype": self.dtype}
         features = self.backbone(image, train=train)
         x = ASPP(
@@ -248,9 +211,6 @@ class DeepLabV3Plus(nn.Module):
                     name=f"{scope}decoder{index}",
                 )(x, train=train)
         logits = classifier(self.num_classes)(x)
-        auxiliary = {}
-        if self.auxiliary and (train or self.is_initializing()):
-            head = AuxiliaryHead(self.num_classes, **common, name="auxiliary_head")
-            auxiliary["c4"] = head(features["c4"], train=train)
+        auxiliary = self._auxiliary_c4(features, train, **common) if self.auxiliary else {}
         logits = resize(logits, image.shape[1:3], align_corners=self.align_corners)
-        return Prediction(logits, auxiliary if train else {})
+        return Prediction(logits, auxiliary)

@@ -21,7 +21,7 @@ from flaxseg.layers import (
     pad_to_grid,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 # The nets of the paper's study of the field of view as attributes of `DeepLabV1`.
 # Parameters with VGG16 and 21 classes: 134,346,581; 65,140,565 twice; 20,505,429.
@@ -35,7 +35,7 @@ FIELDS_OF_VIEW: Mapping[str, Mapping[str, Any]] = {
 VGG_OPTIONS = {"pool_window": 3, "dilated_pools": False}
 
 
-class DeepLabV1(nn.Module):
+class DeepLabV1(SegmentationModel):
     """Segments by VGG16 at output stride 8, with its fully connected layers as atrous convolutions,
     and bilinear upsampling.
 
@@ -46,7 +46,6 @@ class DeepLabV1(nn.Module):
     All have the 3x3 pools of the released nets, except for the very first ("4x4", on 2x2 pools).
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"`, and `"c1"` to `"c4"` for `multi_scale`.
         Images are padded for its `output_stride`, or for 32 where it declares none.
       kernel_size: of fc6.
@@ -62,12 +61,8 @@ class DeepLabV1(nn.Module):
       dropout: rate of dropout after fc6, fc7 and the convolutions of `multi_scale`.
       auxiliary: whether training also returns the scores at the output stride, as `"scale100"`. The
         release trains on these: give `"logits"` the weight 0 and resize the labels.
-      normalization: what the backbone expects of its input.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     kernel_size: int = 3
     rate: int = 12
     features: int = 1024
@@ -77,21 +72,13 @@ class DeepLabV1(nn.Module):
     dropout: float = 0.5
     auxiliary: bool = True
     normalization: ImageNormalization = CAFFE
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
+        """Segments images; see `SegmentationModel`.
 
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`. They are padded
-            by zeros to the grid of the output stride, see `pad_to_grid`; images of 8k + 1 pixels
-            need none.
-          train: whether dropout is in use; needs the rng `"dropout"`.
-
-        Returns:
-          A `Prediction`; in training with `auxiliary`, `auxiliary["scale100"]` are the scores at
-          the output stride.
+        Images are padded by zeros to the grid of the output stride, see `pad_to_grid`; those of 8k
+        + 1 pixels need none.
         """
         height, width = image.shape[1:3]
         image = pad_to_grid(image, getattr(self.backbone, "output_stride", 32))

@@ -22,7 +22,7 @@ from flaxseg.layers import (
     pad_to_grid,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 # The rates of section 4.1: one large field of view, and ASPP with small and large rates.
 RATES: Mapping[str, tuple[int, ...]] = {
@@ -35,14 +35,13 @@ RATES: Mapping[str, tuple[int, ...]] = {
 RESNET_OPTIONS = {"stride_on": "1x1", "pool": "caffe", "dilate_first_unit": True}
 
 
-class DeepLabV2(nn.Module):
+class DeepLabV2(SegmentationModel):
     """Applies atrous spatial pyramid pooling to dilated features at one or several scales of the
     image, takes the maximum over the scales and upsamples it bilinearly.
 
     With 21 classes it has 44,048,532 parameters on ResNet-101 and 37,877,652 on VGG16.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"`. Images are padded for its
         `output_stride`, or for 32 where it declares none.
       rates: dilation of each branch of the ASPP, see `RATES`.
@@ -53,36 +52,28 @@ class DeepLabV2(nn.Module):
       dropout: rate of dropout after fc6 and fc7.
       auxiliary: whether training also returns the scores that the release has its losses on, see
         `__call__`. Give `"logits"` the weight 0 then, and resize the labels.
-      normalization: what the backbone expects of its input.
-      dtype: dtype of the head's computation; the logits are float32.
 
     Raises:
       ValueError: from `__call__`, if there are no rates or the scales are impossible.
     """
 
-    num_classes: int
-    backbone: nn.Module
     rates: Sequence[int] = RATES["aspp_l"]
     fc_features: int | None = None
     scales: Sequence[float] = (1.0,)
     dropout: float = 0.5
     auxiliary: bool = True
     normalization: ImageNormalization = CAFFE
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
+        """Segments images; see `SegmentationModel`.
 
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`. They are padded
-            by zeros to a size that all scales have whole cells for, see `pad_to_grid`: 8k + 1
-            pixels for one scale at output stride 8, 32k + 1 for the paper's three.
-          train: whether batch statistics and dropout are in use; needs the rng `"dropout"` with
-            `fc_features`.
+        Images are padded by zeros to a size that all scales have whole cells for, see
+        `pad_to_grid`: 8k + 1 pixels for one scale at output stride 8, 32k + 1 for the paper's
+        three.
 
         Returns:
-          A `Prediction`. In training with `auxiliary`, scores at the output stride: `"scale100"`,
+          In training with `auxiliary`, scores at the output stride: `"scale100"`,
           and of several scales also `"fused"` and, named by percent, each other scale. As in the
           release, half the scale keeps its own grid, which is every second cell of that of scale
           1, and 0.75, which has no such grid, is resized to it.

@@ -9,21 +9,18 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
 
 from flaxseg.backbones.stages import block_runner
 from flaxseg.layers import (
-    IMAGENET,
     BatchNorm,
     ChannelAttention,
     ConvBlock,
-    ImageNormalization,
     RefinementResidual,
     classifier,
     global_average_pool,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 LEVELS = ("c2", "c3", "c4", "c5")
 
@@ -31,7 +28,7 @@ LEVELS = ("c2", "c3", "c4", "c5")
 RESNET_OPTIONS = {"deep_stem": (64, 64, 128)}
 
 
-class DFN(nn.Module):
+class DFN(SegmentationModel):
     """Segments by a smooth network, which makes regions consistent, and trains a border network
     beside it, which keeps classes apart.
 
@@ -43,7 +40,6 @@ class DFN(nn.Module):
     backbone in training and is left out in evaluation.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features `"c2"` to `"c5"`.
       features: channels of the smooth network.
       border_features: channels of the border network, the same for all data sets.
@@ -55,14 +51,10 @@ class DFN(nn.Module):
       border: whether training has the border network.
       remat_blocks: whether the refinement blocks are computed again in the backward pass: at stride
         4 their activations of 512 channels take most of the memory.
-      normalization: what the backbone expects of its input.
       norm: makes every normalisation of the heads; called as `norm(name=...)`. The one of the
         global context sees one cell per image, so its statistics need a large batch.
-      dtype: dtype of the computation behind the backbone; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     features: int = 512
     border_features: int = 21
     head_factor: int = 9
@@ -71,21 +63,17 @@ class DFN(nn.Module):
     deep_supervision: bool = True
     border: bool = True
     remat_blocks: bool = False
-    normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
+        """Segments images; see `SegmentationModel`.
 
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`. Features are
-            resized onto each other with corners aligned; the author's code takes multiples of 32.
-          train: whether the statistics of the batch and the auxiliary outputs are in use.
+        Features are resized onto each other with corners aligned; the author's code takes images
+        with sides that are multiples of 32.
 
         Returns:
-          A `Prediction`. In training, `auxiliary["smooth_c5"]`, `["smooth_c4"]` and `["smooth_c3"]`
+          In training, `auxiliary["smooth_c5"]`, `["smooth_c4"]` and `["smooth_c3"]`
           are logits of the coarser stages at their own stride, and `auxiliary["border_c2"]` to
           `["border_c5"]` `[N, H / 4, W / 4, 1]` the logits of a border at each pixel.
         """

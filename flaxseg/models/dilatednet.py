@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
 
 from flaxseg.layers import (
     CAFFE,
@@ -19,7 +18,7 @@ from flaxseg.layers import (
     mirror_pad,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 MARGIN = 186
 """Pixels per side that the front end's convolutions without padding take off an image."""
@@ -36,7 +35,7 @@ VGG_OPTIONS = {
 """The front end's VGG16: no padding, no pools beyond stride 8, fc6 and fc7."""
 
 
-class DilatedNet(nn.Module):
+class DilatedNet(SegmentationModel):
     """Runs a classifier as a convolution at stride 8, and a context module on its scores.
 
     The front end is VGG16 without its last two pools and without padding: the image is continued by
@@ -54,7 +53,6 @@ class DilatedNet(nn.Module):
     Any other backbone pads, and its last feature is scored at its output stride.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"fc7"` or else `"c5"`.
       context: `"none"`, `"basic"` or `"large"` (table 1 of the paper). Basic is the default: all
         released nets except the one for VOC have it, and it adds almost nothing to the cost of the
@@ -66,32 +64,18 @@ class DilatedNet(nn.Module):
         probabilities.
       auxiliary: whether training also returns the scores at the output stride, as `"scores"`. The
         release trains on these: give `"logits"` the weight 0 and resize the labels.
-      normalization: what the backbone expects of its input.
-      dtype: dtype of the context module's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     context: str = "basic"
     rates: Sequence[int] = CONTEXT_RATES
     pad_first: bool = False
     upsampling: str = "bilinear"
     auxiliary: bool = True
     normalization: ImageNormalization = CAFFE
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
-          train: whether the backbone's dropout and batch statistics are in use; needs the rng
-            `"dropout"`.
-
-        Returns:
-          A `Prediction`; in training with `auxiliary`, `auxiliary["scores"]` are the logits before
-          upsampling.
+        """Segments images; see `SegmentationModel`.
 
         Raises:
           ValueError: an attribute has none of the values listed above, or the padded form is asked

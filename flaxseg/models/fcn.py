@@ -9,11 +9,9 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
 
 from flaxseg.layers import (
     CAFFE,
-    IMAGENET,
     AuxiliaryHead,
     BatchNorm,
     BilinearDeconv,
@@ -21,7 +19,7 @@ from flaxseg.layers import (
     classifier,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 PADDING = 100
 """Pixels around the image in the released nets, so that fc6, which pads nothing, fits."""
@@ -30,7 +28,7 @@ VGG_OPTIONS = {"first_padding": PADDING, "fc_features": (4096, 4096), "fc_paddin
 ALEXNET_OPTIONS = {"first_padding": PADDING, "fc_features": (4096, 4096)}
 
 
-class FCN(nn.Module):
+class FCN(SegmentationModel):
     """Runs a classifier as a convolution, upsamples its scores and adds the scores of finer layers.
 
     FCN-32s has no skips, FCN-16s one and FCN-8s two. Scores come from 1x1 convolutions that start
@@ -42,7 +40,6 @@ class FCN(nn.Module):
     Scored is `"fc7"` if the backbone has it, else `"c5"`.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"` and all of `skips`, and maybe `"fc7"`.
       skips: further features to score, from coarse to fine.
       skip_scales: what each skip is multiplied by before it is scored; () for 1, as in staged
@@ -55,12 +52,8 @@ class FCN(nn.Module):
         accuracy, which is the default.
       learned_last_upsampling: whether the last one is learned in that form too; the papers fix it,
         some ports learn it.
-      normalization: what the backbone expects of its input.
-      dtype: dtype of the backbone's computation; scores and logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     skips: Sequence[str] = ()
     skip_scales: Sequence[float] = ()
     offsets: Sequence[int] = (19,)
@@ -68,19 +61,10 @@ class FCN(nn.Module):
     learned_upsampling: str = "none"
     learned_last_upsampling: bool = False
     normalization: ImageNormalization = CAFFE
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
-          train: whether the backbone's dropout and batch statistics are in use; needs the rng
-            `"dropout"`.
-
-        Returns:
-          A `Prediction` without auxiliary outputs.
+        """Segments images; see `SegmentationModel`.
 
         Raises:
           ValueError: there is not one scale or offset for each skip, or an option of the released
@@ -181,52 +165,30 @@ class FCNAlexNet(FCN):
     kernel_size: int = 63
 
 
-class DilatedFCN(nn.Module):
+class DilatedFCN(SegmentationModel):
     """Classifies dilated features after one convolution block: what libraries call FCN today.
 
     The form of torchvision's `fcn_resnet50` and `fcn_resnet101`, whose checkpoints fit.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"` (and `"c4"` for the auxiliary head).
       dropout: rate of dropout before the classifier.
-      auxiliary: whether an `AuxiliaryHead` on `"c4"` is trained too.
-      normalization: what the backbone expects of its input.
+      auxiliary: whether training also returns `auxiliary["c4"]`, the logits of an
+        `AuxiliaryHead` on `"c4"` at the output stride.
       norm: makes every normalisation of the heads; called as `norm(name=...)`.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     dropout: float = 0.1
     auxiliary: bool = False
-    normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
-          train: whether batch statistics, dropout and the auxiliary head are in use; needs the rng
-            `"dropout"`.
-
-        Returns:
-          A `Prediction`; in training with `auxiliary`, `auxiliary["c4"]` are logits at the output
-          stride.
-        """
+        """Segments images; see `SegmentationModel`."""
+        options = {"dropout": self.dropout, "norm": self.norm, "dtype": self.dtype}
         features = self.backbone(image, train=train)
-
-        def head(level: str, name: str) -> jax.Array:
-            layer = AuxiliaryHead(
-                self.num_classes, self.dropout, norm=self.norm, dtype=self.dtype, name=name
-            )
-            return layer(features[level], train=train)
-
-        logits = resize(head("c5", "head"), image.shape[1:3], align_corners=False)
-        auxiliary = {}
-        if self.auxiliary and (train or self.is_initializing()):
-            auxiliary["c4"] = head("c4", "auxiliary_head")
-        return Prediction(logits, auxiliary if train else {})
+        logits = AuxiliaryHead(self.num_classes, **options, name="head")(
+            features["c5"], train=train
+        )
+        auxiliary = self._auxiliary_c4(features, train, **options) if self.auxiliary else {}
+        return Prediction(resize(logits, image.shape[1:3], align_corners=False), auxiliary)

@@ -9,29 +9,26 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
 from flaxseg.layers import (
-    IMAGENET,
     BilinearDeconv,
     BoundaryRefinement,
     GlobalConvolution,
-    ImageNormalization,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 UPSAMPLINGS = ("dense", "depthwise", "fixed", "resize")
 
 
-class GCN(nn.Module):
+class GCN(SegmentationModel):
     """Scores four levels by large kernels, and refines, upsamples and adds the scores from coarse
     to fine.
 
     Every level is scored by a `GlobalConvolution` and refined (figure 2 of the paper). From the
     coarsest on, scores are upsampled to the grid of the next level, added to its scores and
     refined; below the finest level they are upsampled by two and refined until they have the size
-    of the image. The last refinement returns the logits: no classifier follows.
+    of the image. The last refinement returns the logits: no classifier follows. Scores are float32.
 
     Levels on the same grid, as on a backbone with an output stride below 32, are added without
     upsampling; the network then has fewer deconvolutions.
@@ -52,31 +49,18 @@ class GCN(nn.Module):
         each class, both of twice their factor a side and bilinear at first; `"fixed"`, bilinear for
         good; or `"resize"`, interpolation with corners aligned, as ports have it. The paper says
         only "deconvolution".
-      normalization: what the backbone expects of its input.
-      dtype: dtype in which the features are scored; from the scores on all is float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     kernel_size: int = 15
     levels: Sequence[str] = ("c5", "c4", "c3", "c2")
     kind: str = "global"
     stack_features: int | None = None
     boundary_refinement: bool = True
     upsampling: str = "dense"
-    normalization: ImageNormalization = IMAGENET
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
-          train: whether the backbone uses the statistics of the batch.
-
-        Returns:
-          A `Prediction` without auxiliary outputs.
+        """Segments images; see `SegmentationModel`.
 
         Raises:
           ValueError: `levels` are not from coarse to fine, or `kernel_size`, `kind` or `upsampling`

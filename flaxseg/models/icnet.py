@@ -7,22 +7,19 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
 
 from flaxseg.backbones import check_call_option
 from flaxseg.layers import (
-    IMAGENET,
     BatchNorm,
     CascadeFeatureFusion,
     ConvBlock,
-    ImageNormalization,
     PyramidPooling,
     classifier,
     resize,
     shrink,
     zoom,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 # A side of the image must be a multiple of this and one, for all branches to meet cell by cell.
 _SIZE_UNIT = 32
@@ -37,7 +34,7 @@ RESNET_OPTIONS = {
 }
 
 
-class ICNet(nn.Module):
+class ICNet(SegmentationModel):
     """Runs a deep network on a small image and a shallow one on the full image, and fuses them from
     coarse to fine.
 
@@ -48,7 +45,6 @@ class ICNet(nn.Module):
     which is the paper's after its compression by filter pruning; 1.0 is the network before it.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that declares `halve_c3` in `call_options`, and with `halve_c3=True`
         returns features with `"c3_1"` and, after they were shrunk by two, `"c5"`.
       width: channels of the head over those of the network before compression. `create_model` gives
@@ -65,36 +61,25 @@ class ICNet(nn.Module):
       strict_sizes: whether images of other sizes than `32 k + 1` a side are refused. Branches are
         resized onto each other with corners aligned. At those sizes that equals the released chain
         of zooms; the released network accepts no others.
-      normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     width: float = 0.5
     bins: Sequence[int] = (1, 2, 3, 6)
     windows: str = "released"
     auxiliary: bool = True
     quarter_logits: bool = False
     strict_sizes: bool = False
-    normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, 3]`, normalised by `normalization`; any H and W from 1, or with
-            `strict_sizes` 33, 65, 97, ...
-          train: whether batch statistics and the classifiers of the coarser branches are in use.
+        """Segments images; see `SegmentationModel`.
 
         Returns:
-          A `Prediction`; in training with `auxiliary`, `auxiliary["sub4"]` are the logits of
-          the coarsest branch at stride 16 and `auxiliary["sub24"]` of the two coarser at stride 8,
-          with `quarter_logits` `auxiliary["sub124"]` of all three at stride 4.
+          In training with `auxiliary`, `auxiliary["sub4"]` are the logits of the coarsest branch at
+          stride 16 and `auxiliary["sub24"]` of the two coarser at stride 8, with `quarter_logits`
+          `auxiliary["sub124"]` of all three at stride 4.
 
         Raises:
           ValueError: the size is refused, the backbone has no `halve_c3`, or an attribute has none

@@ -20,7 +20,7 @@ from flaxseg.layers import (
     masked_residual,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 # Where the levels look: VGG's features before the pool of their stage, or the last ones of their
 # stride. The paper does not say which it takes of ResNet-101.
@@ -32,7 +32,7 @@ _UPSAMPLING = 4
 VGG_OPTIONS = {"fc_features": (4096, 4096)}
 
 
-class LRR(nn.Module):
+class LRR(SegmentationModel):
     """Reconstructs scores from coarse features and refines them at boundaries by those of finer
     features.
 
@@ -54,7 +54,6 @@ class LRR(nn.Module):
     the same.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"fc7"` or `"c5"`, `"conv5"` or `"c4"`,
         `"conv4"` or `"c3"`, `"conv3"` or `"c2"`, as far as the levels read them.
       num_bases: per class, at every level.
@@ -70,12 +69,8 @@ class LRR(nn.Module):
         DB). See the loss kinds `dilated_masks` and `eroded_masks`.
       background_class: the class whose bias in these heads starts at 1, because it is nearly
         everywhere; that of all others starts at -1. None where there is no background.
-      normalization: what the backbone expects of its input.
-      dtype: dtype of the computation of coefficients; scores and logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     num_bases: int = 10
     finest: int = 4
     mask_window: int | Sequence[int] = 9
@@ -83,19 +78,13 @@ class LRR(nn.Module):
     dilation_erosion: bool = False
     background_class: int | None = 0
     normalization: ImageNormalization = CAFFE
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
-          train: whether the backbone's dropout and batch statistics and the auxiliary outputs are
-            in use; VGG needs the rng `"dropout"`.
+        """Segments images; see `SegmentationModel`.
 
         Returns:
-          A `Prediction`. In training with `auxiliary`, `auxiliary["32x"]`, `["16x"]` and `["8x"]`
+          In training with `auxiliary`, `auxiliary["32x"]`, `["16x"]` and `["8x"]`
           are the scores of these levels at stride 8, 4 and 2; those of 4x are the logits. With
           `dilation_erosion`, `auxiliary["dilation"]` and `["erosion"]` are logits of "this class is
           near" and "it is all around", at stride 8.

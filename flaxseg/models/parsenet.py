@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
 from flaxseg.layers import (
     CAFFE,
@@ -19,10 +18,10 @@ from flaxseg.layers import (
     global_average_pool,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 
-class ParseNet(nn.Module):
+class ParseNet(SegmentationModel):
     """Concatenates the last feature and its mean over the image, each normalised to length one, and
     classifies (figure 2 of the paper).
 
@@ -31,7 +30,6 @@ class ParseNet(nn.Module):
     sum of one classifier per feature: with a single linear classifier both are the same function.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"` and those of `levels`.
       levels: features to concatenate, `"fc7"` for the last; with several, the finer ones first, as
         `("conv4", "conv5", "fc7")` for the paper's multi-layer network on VGG16 and `("c3", "c4",
@@ -43,12 +41,8 @@ class ParseNet(nn.Module):
       rate: dilation of fc6.
       features: channels of fc6 and fc7.
       dropout: rate of dropout after fc6 and fc7.
-      normalization: what the backbone expects of its input.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     levels: Sequence[str] = ("fc7",)
     global_context: bool = True
     initial_scale: float | None = 10.0
@@ -57,18 +51,10 @@ class ParseNet(nn.Module):
     features: int = 1024
     dropout: float = 0.5
     normalization: ImageNormalization = CAFFE
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
-          train: whether dropout is in use; needs the rng `"dropout"`.
-
-        Returns:
-          A `Prediction` without auxiliary outputs.
+        """Segments images; see `SegmentationModel`.
 
         Raises:
           ValueError: the backbone lacks the features of `levels`.

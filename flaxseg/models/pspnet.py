@@ -7,26 +7,22 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
 
 from flaxseg.layers import (
-    IMAGENET,
-    AuxiliaryHead,
     BatchNorm,
     ConvBlock,
-    ImageNormalization,
     PyramidPooling,
     classifier,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 # The ResNet of both releases: three 3x3 convolutions for a stem, every unit of a dilated stage at
 # the rate of the stage.
 RESNET_OPTIONS = {"deep_stem": (64, 64, 128), "dilate_first_unit": True}
 
 
-class PSPNet(nn.Module):
+class PSPNet(SegmentationModel):
     """Segments by pyramid pooling on dilated features, a 3x3 convolution, a classifier and bilinear
     upsampling (figure 3 of the paper).
 
@@ -43,7 +39,6 @@ class PSPNet(nn.Module):
     are `{"deep_stem": ()}`.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"c5"` (and `"c4"` for the auxiliary head).
       bins: cells along both axes of each scale of the pyramid, in the order of concatenation; ()
         is the baseline of the paper's ablations, without a pyramid.
@@ -54,19 +49,16 @@ class PSPNet(nn.Module):
       dropout: rate of dropout before both classifiers.
       channel_dropout: whether dropout removes whole channels of an image, as in semseg, or single
         elements, as in the Caffe release.
-      auxiliary: whether an `AuxiliaryHead` on `"c4"`, the fourth stage, is trained too (section
-        3.3; the paper's weight of its loss is 0.4).
+      auxiliary: whether training also returns `auxiliary["c4"]`, the logits of an `AuxiliaryHead`
+        on the fourth stage at the output stride (section 3.3; the paper's weight of its loss is
+        0.4).
       align_corners: convention of the upsampling, see `resize`; False as in mmsegmentation, True as
         in both releases, which demand sides of `8 k + 1`. "cells", the default, equals the releases
         at those sizes and keeps the logits over their pixels at others; the pyramid's bins have no
         stride and are then resized with True.
-      normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     bins: Sequence[int] = (1, 2, 3, 6)
     pooling: str = "average"
     reduce: bool = True
@@ -76,24 +68,13 @@ class PSPNet(nn.Module):
     channel_dropout: bool = True
     auxiliary: bool = False
     align_corners: bool | str = "cells"
-    normalization: ImageNormalization = IMAGENET
     norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
+        """Segments images; see `SegmentationModel`.
 
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`. Sides of `8 k +
-            1` pixels, as the releases demand, make the corners of features and image coincide.
-          train: whether batch statistics, dropout and the auxiliary head are in use; needs the rng
-            `"dropout"`. The coarsest scale has one cell per image, so its statistics need a large
-            batch.
-
-        Returns:
-          A `Prediction`; in training with `auxiliary`, `auxiliary["c4"]` are logits at the output
-          stride.
+        The coarsest scale has one cell per image, so its batch statistics need a large batch.
         """
         common = {"norm": self.norm, "dtype": self.dtype}
         features = self.backbone(image, train=train)
@@ -111,14 +92,8 @@ class PSPNet(nn.Module):
         x = nn.Dropout(self.dropout, broadcast_dims=dropped_together)(x, deterministic=not train)
         logits = classifier(self.num_classes)(x)
         auxiliary = {}
-        if self.auxiliary and (train or self.is_initializing()):
-            head = AuxiliaryHead(
-                self.num_classes,
-                self.dropout,
-                self.channel_dropout,
-                **common,
-                name="auxiliary_head",
-            )
-            auxiliary["c4"] = head(features["c4"], train=train)
+        if self.auxiliary:
+            dropout = {"dropout": self.dropout, "channel_dropout": self.channel_dropout}
+            auxiliary = self._auxiliary_c4(features, train, **dropout, **common)
         logits = resize(logits, image.shape[1:3], align_corners=self.align_corners)
-        return Prediction(logits, auxiliary if train else {})
+        return Prediction(logits, auxiliary)

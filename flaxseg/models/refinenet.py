@@ -16,17 +16,15 @@ from flax.typing import Dtype, Initializer
 
 from flaxseg.backbones import MobileNetV2, check_call_option
 from flaxseg.layers import (
-    IMAGENET,
     AtrousConv,
     ChainedResidualPooling,
-    ImageNormalization,
     MultiResolutionFusion,
     ResidualConvUnit,
     classifier,
     classifier_init,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 # From coarse to fine, as they are fused.
 _LEVELS = ("c5", "c4", "c3", "c2")
@@ -113,7 +111,7 @@ class RefineNetBlock(nn.Module):
         return x
 
 
-class RefineNet(nn.Module):
+class RefineNet(SegmentationModel):
     """Fuses the features of a network without dilation from coarse to fine, by blocks of residual
     units (figures 2 and 3 of the paper).
 
@@ -125,10 +123,9 @@ class RefineNet(nn.Module):
     (refinenet-pytorch) runs the weights released for VOC: this form has public PyTorch weights and
     costs less. The authors' MatConvNet code enlarges every image first, `scales=(1.2,)`; its
     two-scale network has `scales=(1.2, 0.6)`. It resizes by bicubic interpolation; here it is
-    bilinear.
+    bilinear. Its models expect RGB - 128.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"c2"` to `"c5"`.
       cascades: blocks in a row (section 4.3, table 7 of the paper): 4, one for each level; 2, two
         levels each; 1, one block that fuses all four.
@@ -147,13 +144,8 @@ class RefineNet(nn.Module):
       align_corners: convention of the resizing between blocks, see `resize`; True as in the port.
       final_align_corners: that of the logits to the size of the image; the port's programs resize
         them with neither corner aligned.
-      normalization: what the backbone expects of its input. The released MatConvNet models have
-        RGB - 128.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     cascades: int = 4
     scales: Sequence[float] = (1.0,)
     features: int = 256
@@ -164,20 +156,10 @@ class RefineNet(nn.Module):
     dropout: float = 0.5
     align_corners: bool | str = True
     final_align_corners: bool | str = False
-    normalization: ImageNormalization = IMAGENET
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
-          train: whether the backbone's batch statistics and dropout are in use; needs the rng
-            `"dropout"`.
-
-        Returns:
-          A `Prediction` without auxiliary outputs.
+        """Segments images; see `SegmentationModel`.
 
         Raises:
           ValueError: an attribute has none of the values listed above.
@@ -273,7 +255,7 @@ _FORMS = {
 }
 
 
-class RefineNetLW(nn.Module):
+class RefineNetLW(SegmentationModel):
     """Fuses features as `RefineNet` does, without residual units and with 1x1 convolutions
     throughout, except for the classifier.
 
@@ -287,7 +269,6 @@ class RefineNetLW(nn.Module):
     the default has none either.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns features with `"c2"` to `"c5"`, or for the form
         `"mobilenet"` a MobileNetV2 or EfficientNet-Lite0.
       form: `"resnet"` or `"mobilenet"`; the latter on `MobileNetV2`, else the former, by default.
@@ -299,12 +280,8 @@ class RefineNetLW(nn.Module):
         training.
       kernel_init: initialiser of the head's kernels. PyTorch's own as in the authors' code by
         default; the paper has normal(0, 0.01).
-      normalization: what the backbone expects of its input.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     form: str | None = None
     features: int = 256
     pooling_blocks: int = 4
@@ -312,20 +289,10 @@ class RefineNetLW(nn.Module):
     align_corners: bool | str = True
     final_align_corners: bool | str = False
     kernel_init: Initializer = _torch_init
-    normalization: ImageNormalization = IMAGENET
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
-          train: whether the backbone's batch statistics and dropout are in use; needs the rng
-            `"dropout"`.
-
-        Returns:
-          A `Prediction` without auxiliary outputs.
+        """Segments images; see `SegmentationModel`.
 
         Raises:
           ValueError: there is no such form, or the backbone lacks the features that it reads.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
 
 from flaxseg.layers import (
     CAFFE,
@@ -19,10 +18,10 @@ from flaxseg.layers import (
     mirrored_features,
     resize,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 
-class SegNet(nn.Module):
+class SegNet(SegmentationModel):
     """Mirrors VGG16's convolutions in a decoder: each stage unpools its values to where the
     encoder's pool of that size found its maxima, and convolves them (figure 2 of the paper).
 
@@ -33,38 +32,25 @@ class SegNet(nn.Module):
     `"c4"` to `"c1"`, and the logits are at stride 2 and resized.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a module that returns what its pools read (`VGG`), or features `"c1"` to `"c5"`.
       convs: convolutions of each stage of the decoder before the classifier, from coarse to fine;
         with fewer stages, the last ones.
       kernel_size: of the decoder's convolutions.
       relu: whether a ReLU follows each BatchNorm of the decoder.
       classifier_kernel_size: of the classifier.
-      normalization: what the backbone expects of its input.
       norm: makes every normalisation of the decoder; called as `norm(name=...)`.
-      dtype: dtype of the decoder's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     convs: Sequence[int] = (3, 3, 3, 2, 1)
     kernel_size: int = 3
     relu: bool = True
     classifier_kernel_size: int = 3
     normalization: ImageNormalization = CAFFE
     norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, 3]`, any H and W from 1, normalised by `normalization`.
-          train: whether batch statistics are in use.
-
-        Returns:
-          A `Prediction` without auxiliary outputs.
+        """Segments images; see `SegmentationModel`.
 
         Raises:
           ValueError: the backbone lacks the features.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
 from flaxseg.backbones.unet_encoder import ConvPair, UNetEncoder, he_normal_fan_in
 from flaxseg.layers import (
@@ -20,7 +19,7 @@ from flaxseg.layers import (
     classifier,
     mirror_pad,
 )
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction, SegmentationModel
 
 MARGIN = 92
 """Pixels a side that the paper's convolutions without padding take off an image."""
@@ -29,7 +28,7 @@ MARGIN = 92
 _UNIT, _REST, _SMALLEST = 16, 12, 188
 
 
-class UNet(nn.Module):
+class UNet(SegmentationModel):
     """Contracts an image, and expands it again with the features of the contracting path at every
     size.
 
@@ -50,38 +49,25 @@ class UNet(nn.Module):
     checkpoints of that library fit.
 
     Attributes:
-      num_classes: channels of the logits.
       backbone: a `UNetEncoder`, or a module that returns features `"c1"` to `"c5"`.
       features: channels of the five stages of the decoder on other backbones; on its own encoder
         they are those of the encoder.
       mirror: whether the image is continued, see above; else logits are `2 * MARGIN` pixels
         smaller than the image, and its sides must be `16 k + 12`.
       dropout: rate of dropout at the end of the contracting path.
-      normalization: what the backbone expects of its input.
       norm: makes every normalisation of the head; called as `norm(name=...)`.
-      dtype: dtype of the head's computation; the logits are float32.
     """
 
-    num_classes: int
-    backbone: nn.Module
     features: Sequence[int] = (256, 128, 64, 32, 16)
     mirror: bool = True
     dropout: float = 0.5
     normalization: ImageNormalization = SYMMETRIC
     norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images.
-
-        Args:
-          image: `[N, H, W, C]`, any H and W from 1, but for tiles (`mirror=False`), normalised by
-            `normalization`; on its own encoder any number of channels.
-          train: whether dropout and batch statistics are in use; needs the rng `"dropout"`.
-
-        Returns:
-          A `Prediction` without auxiliary outputs.
+        """Segments images, on its own encoder with any number of channels; see
+        `SegmentationModel`.
 
         Raises:
           ValueError: a tile's size is none, or the backbone lacks the features.

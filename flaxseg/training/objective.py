@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.errors import near
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction
 from flaxseg.training import losses, parallel
 from flaxseg.training.losses import LossTerm, OutputLoss
 from flaxseg.training.settings import check_rules, one_of, raise_problems, share, within

@@ -17,7 +17,7 @@ import optax
 from flaxseg.errors import ConfigError
 from flaxseg.layers import normalize
 from flaxseg.layers.split_rows import everywhere
-from flaxseg.models.prediction import Prediction
+from flaxseg.models.segmentation_model import Prediction
 from flaxseg.training import losses, optimizer, parallel
 from flaxseg.training.objective import Objective, Scales, Targets
 from flaxseg.training.schedules import Schedule

@@ -94,6 +94,45 @@ FLAXSEG = _FlaxsegNames(
 )
 
 
+def module_names(rules: Mapping[str, str], **parts: Callable[[str], str]) -> Callable[[str], str]:
+    r"""Returns the function from our paths to their names that a table describes.
+
+    >>> names = module_names({r"aspp/aspp(\d)/conv": r"convs.\1.0"}, backbone="net.{}".format)
+    >>> names("aspp/aspp1/conv"), names("backbone/conv1")
+    ('convs.1.0', 'net.conv1')
+
+    Args:
+      rules: patterns of whole paths, each with a template as `re.Match.expand` takes it.
+      **parts: functions that name the modules of a submodule by the rest of their path.
+
+    Returns:
+      A function that raises KeyError for a path that the table does not know.
+    """
+
+    def module(path: str) -> str:
+        part, _, rest = path.partition("/")
+        if part in parts:
+            return parts[part](rest)
+        if path in rules:
+            return rules[path]
+        for pattern, name in rules.items():
+            if found := re.fullmatch(pattern, path):
+                return found.expand(name)
+        raise KeyError(path)
+
+    return module
+
+
+def conv_block(path: str, conv: str, bn: str) -> dict[str, str]:
+    """Returns the rules of `module_names` for a convolution and its BatchNorm."""
+    return {f"{path}/conv": conv, f"{path}/bn": bn}
+
+
+def behind(prefix: str, names: Callable[[str], str]) -> Callable[[str], str]:
+    """Returns the function that puts a prefix before names."""
+    return lambda path: f"{prefix}{names(path)}"
+
+
 def known_block(path: str) -> str:
     """Returns the path; KeyError unless it is that of a module inside a block."""
     if not re.fullmatch(r"(layer\d_\d+|block\d+)/\w+", path):

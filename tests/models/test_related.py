@@ -226,10 +226,10 @@ def test_vgg_gives_what_its_pools_read():
         ("dilatednet", {"output_stride": 16}, "the front end's margin is for 8"),
         ("parsenet", {"levels": ("c6", "fc7")}, "levels has c6; the backbone's features are"),
         ("unet", {"backbone": "alexnet"}, "U-Net needs c1 to c5"),
-        ("unet", {"output_stride": 16}, "output_stride is 16; U-Net's encoder has no dilation"),
+        ("unet", {"output_stride": 16}, "output_stride is 16; UNetEncoder has no dilated form"),
         ("segnet", {"backbone": "alexnet"}, "needs c1 to c5"),
         ("segnet", {"convs": (1, 1)}, "a decoder of 2 stages"),
-        ("segnet_basic", {"output_stride": 8}, "SegNet-Basic's encoder has no dilation"),
+        ("segnet_basic", {"output_stride": 8}, "SegNetBasicEncoder has no dilated form"),
     ],
 )
 def test_mistakes_are_named(name, options, message):

@@ -25,7 +25,7 @@ from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.backbone_names.resnet_names import CaffeResNetNames, caffe_resnet_module
 from flaxseg.weights.backbone_names.vgg_names import caffe_vgg_module
 from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
-from flaxseg.weights.name_map import NameMap
+from flaxseg.weights.name_map import NameMap, module_names
 
 MEAN = (122.675, 116.669, 104.008)
 
@@ -151,35 +151,27 @@ def deeplab_resnet_module(body: Callable[[str], str], head: str) -> Callable[[st
       body: names of the backbone's modules.
       head: of the classifiers, with `{}` for their number from 0.
     """
-
-    def module(path: str) -> str:
-        part, _, rest = path.partition("/")
-        if part == "backbone":
-            return body(rest)
-        branch = re.fullmatch(r"aspp/classifier_(\d)", path)
-        if branch is None:
-            raise KeyError(path)
-        return head.format(int(branch[1]) - 1)
-
-    return module
+    heads = {f"aspp/classifier_{branch + 1}": head.format(branch) for branch in range(9)}
+    return module_names(heads, backbone=body)
 
 
 def deeplab_vgg_module(word: str) -> Callable[[str], str]:
     """Returns Caffe's names for `DeepLabV1` and `DeepLabV2` on VGG16, with what stands for
     `voc12`."""
-
-    def module(path: str) -> str:
-        part, _, rest = path.partition("/")
-        if part == "backbone":
-            return caffe_vgg_module(rest)
-        if part == "aspp":
-            kind, branch = rest.rsplit("_", 1)
-            return f"{'fc8_' + word if kind == 'classifier' else kind}_{branch}"
-        if part.endswith("_mlp"):
-            return f"{_MSC_INPUTS[part.removesuffix('_mlp')]}_{_MSC_LAYERS[rest]}"
-        return {"fc6": "fc6", "fc7": "fc7", "classifier": f"fc8_{word}"}[path]
-
-    return module
+    return module_names(
+        {
+            "(fc6|fc7)": r"\1",
+            "classifier": f"fc8_{word}",
+            r"aspp/classifier_(\d)": rf"fc8_{word}_\1",
+            r"aspp/(fc\d_\d)": r"\1",
+            **{
+                f"{ours}_mlp/{part}": f"{theirs}_{name}"
+                for ours, theirs in _MSC_INPUTS.items()
+                for part, name in _MSC_LAYERS.items()
+            },
+        },
+        backbone=caffe_vgg_module,
+    )
 
 
 def kazuto_module(path: str) -> str:

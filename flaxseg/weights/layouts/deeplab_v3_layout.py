@@ -1,7 +1,6 @@
 """Reads DeepLabv3 of torchvision, and the MobileNetV2 DeepLab of TensorFlow Lite in float."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,52 +8,37 @@ import numpy as np
 from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
 from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
-from flaxseg.weights.name_map import NameMap
+from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
 # Of TensorFlow Lite's DeepLab models: to about [-1, 1].
 _TFLITE = ImageNormalization((128.0, 128.0, 128.0), (128.0, 128.0, 128.0))
 
 
-def torchvision_deeplabv3_module(path: str) -> str:
-    """Returns torchvision's name for a module of `DeepLabV3` with `head_conv` on a ResNet."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return f"backbone.{NAME_MAPS['resnet'][0].module(rest)}"
-    fixed = {
-        "aspp/image_pooling/block/conv": "classifier.0.convs.4.1",
-        "aspp/image_pooling/block/bn": "classifier.0.convs.4.2",
-        "aspp/project/conv": "classifier.0.project.0",
-        "aspp/project/bn": "classifier.0.project.1",
-        "head/conv": "classifier.1",
-        "head/bn": "classifier.2",
+torchvision_deeplabv3_module = module_names(
+    {
+        **conv_block(
+            "aspp/image_pooling/block", "classifier.0.convs.4.1", "classifier.0.convs.4.2"
+        ),
+        **conv_block(r"aspp/aspp(\d)", r"classifier.0.convs.\1.0", r"classifier.0.convs.\1.1"),
+        **conv_block("aspp/project", "classifier.0.project.0", "classifier.0.project.1"),
+        **conv_block("head", "classifier.1", "classifier.2"),
         "classifier": "classifier.4",
-        "auxiliary_head/block/conv": "aux_classifier.0",
-        "auxiliary_head/block/bn": "aux_classifier.1",
+        **conv_block("auxiliary_head/block", "aux_classifier.0", "aux_classifier.1"),
         "auxiliary_head/classifier": "aux_classifier.4",
-    }
-    if path in fixed:
-        return fixed[path]
-    branch = re.fullmatch(r"aspp/aspp(\d)/(conv|bn)", path)
-    if branch is None:
-        raise KeyError(path)
-    return f"classifier.0.convs.{branch[1]}.{0 if branch[2] == 'conv' else 1}"
+    },
+    backbone=behind("backbone.", NAME_MAPS["resnet"][0].module),
+)
+"""Names the modules of `DeepLabV3` with `head_conv` on a ResNet as torchvision does."""
 
-
-def mobile_deeplabv3_module(path: str) -> str:
-    """Returns the name, in `deeplabv3_mobilenet_v2_voc21`, of a module of `DeepLabV3` without
-    atrous branches on a MobileNetV2."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return f"backbone.{NAME_MAPS['mobilenet_v2'][0].module(rest)}"
-    return {
-        "aspp/aspp0/conv": "head.aspp0.0",
-        "aspp/aspp0/bn": "head.aspp0.1",
-        "aspp/image_pooling/block/conv": "head.image_pooling.1",
-        "aspp/image_pooling/block/bn": "head.image_pooling.2",
-        "aspp/project/conv": "head.project.0",
-        "aspp/project/bn": "head.project.1",
+_mobile_deeplabv3_module = module_names(
+    {
+        **conv_block("aspp/aspp0", "head.aspp0.0", "head.aspp0.1"),
+        **conv_block("aspp/image_pooling/block", "head.image_pooling.1", "head.image_pooling.2"),
+        **conv_block("aspp/project", "head.project.0", "head.project.1"),
         "classifier": "head.classifier",
-    }[path]
+    },
+    backbone=behind("backbone.", NAME_MAPS["mobilenet_v2"][0].module),
+)
 
 
 def read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Network:
@@ -89,7 +73,7 @@ def read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         pooling, branch = np.split(project, [project.shape[1] // 2], axis=1)
         tensors = {**tensors, "head.project.0.weight": np.concatenate([branch, pooling], 1)}
     num_classes = count_classes(tensors, "head.classifier.weight", source)
-    name_map = NameMap("deeplabv3_mobilenet_v2_voc21", mobile_deeplabv3_module)
+    name_map = NameMap("deeplabv3_mobilenet_v2_voc21", _mobile_deeplabv3_module)
     return Network("deeplabv3", num_classes, options, name_map, tensors)
 
 

@@ -1,7 +1,6 @@
 """Reads DFN of the first author's PyTorch code (TorchSeg)."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from flaxseg.layers.image_normalization import IMAGENET
 from flaxseg.weights.backbone_names.resnet_names import deep_stem_resnet_module
 from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
-from flaxseg.weights.name_map import NameMap
+from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
 _STEM = {
     "conv1_1": "conv1.0",
@@ -19,41 +18,35 @@ _STEM = {
     "conv1_3": "conv1.6",
     "bn1_3": "bn1",
 }
-_resnet = deep_stem_resnet_module(_STEM)
-_LEVELS = ("c2", "c3", "c4", "c5")
 _BLOCK = {"unify": "conv_1x1", "conv1": "cbr.conv", "bn": "cbr.bn", "conv2": "conv_refine"}
-_CONTEXT = {"conv": "conv", "bn": "bn"}
-_DENSE = {"dense1": "fc.0", "dense2": "fc.2"}
 
 IDLE = "border_aft_rrbs.0."
 """Beginning of the names of a block that the code builds and never runs."""
 
 
-def dfn_module(path: str) -> str:
-    """Returns TorchSeg's name for a module of `DFN` on a ResNet with a deep stem."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return f"backbone.{_resnet(rest)}"
-    if part == "global_context":
-        return f"global_context.1.{_CONTEXT[rest]}"
-    match = re.fullmatch(r"(smooth|border)_(c[2-5])_(before|attention|after|head|classifier)", part)
-    if match is None:
-        raise KeyError(path)
-    network, level, kind = match.groups()
-    number = _LEVELS.index(level)
-    if network == "smooth":
-        number = 3 - number
-    if kind == "attention":
-        return f"cabs.{number}.channel_attention.{_DENSE[rest]}"
-    if kind == "classifier":
-        return f"{network}_heads.{number}.conv"
-    if kind == "head":
-        return f"{network}_heads.{number}.rrb.{_BLOCK[rest]}"
-    side = {"before": "pre", "after": "aft"}[kind]
-    return f"{network}_{side}_rrbs.{number}.{_BLOCK[rest]}"
+def _rules() -> dict[str, str]:
+    rules = conv_block("global_context", "global_context.1.conv", "global_context.1.bn")
+    for place, level in enumerate(("c2", "c3", "c4", "c5")):
+        for network, number in (("smooth", 3 - place), ("border", place)):
+            for ours, theirs in _BLOCK.items():
+                for kind, name in (
+                    ("before", f"{network}_pre_rrbs.{number}"),
+                    ("after", f"{network}_aft_rrbs.{number}"),
+                    ("head", f"{network}_heads.{number}.rrb"),
+                ):
+                    rules[f"{network}_{level}_{kind}/{ours}"] = f"{name}.{theirs}"
+            rules[f"{network}_{level}_classifier"] = f"{network}_heads.{number}.conv"
+            for ours, theirs in (("dense1", "fc.0"), ("dense2", "fc.2")):
+                rules[f"{network}_{level}_attention/{ours}"] = (
+                    f"cabs.{number}.channel_attention.{theirs}"
+                )
+    return rules
 
 
-TORCHSEG_DFN = NameMap("TorchSeg dfn", dfn_module)
+TORCHSEG_DFN = NameMap(
+    "TorchSeg dfn",
+    module_names(_rules(), backbone=behind("backbone.", deep_stem_resnet_module(_STEM))),
+)
 
 
 def read_dfn(tensors: Mapping[str, np.ndarray], source: str) -> Network:

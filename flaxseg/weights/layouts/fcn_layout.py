@@ -18,7 +18,7 @@ from flaxseg.weights.backbone_names.vgg_names import (
     caffe_vgg_module,
 )
 from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
-from flaxseg.weights.name_map import NameMap
+from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
 # The last deconvolution is called by its factor where there are skips.
 _LAST = {
@@ -45,17 +45,10 @@ def caffe_fcn_map(model: str) -> NameMap:
         "upscore_c3": "upscore_pool4",
         "upscore": _LAST.get(model, "upscore"),
     }
-
-    def module(path: str) -> str:
-        part, _, rest = path.partition("/")
-        if part == "backbone":
-            return (caffe_alexnet_module if alexnet else caffe_vgg_module)(rest)
-        return heads[path]
-
     body = CAFFE_ALEXNET if alexnet else CAFFE_VGG16
     return NameMap(
         f"Caffe {model}",
-        module,
+        module_names(heads, backbone=caffe_alexnet_module if alexnet else caffe_vgg_module),
         grids={f"backbone/{path}": grid for path, grid in body.grids.items()},
         bgr=tuple(f"backbone/{path}" for path in body.bgr),
         transposed=("upscore", "upscore_c4", "upscore_c3"),
@@ -120,17 +113,15 @@ def _is_bilinear(kernel: np.ndarray) -> bool:
     return np.allclose(kernel, channels[:, :, None, None] * np.outer(line, line), atol=1e-5)
 
 
-_TORCHVISION_HEAD = {"block/conv": 0, "block/bn": 1, "classifier": 4}
-
-
-def _torchvision_fcn_module(path: str) -> str:
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return f"backbone.{NAME_MAPS['resnet'][0].module(rest)}"
-    theirs = {"head": "classifier", "auxiliary_head": "aux_classifier"}[part]
-    return f"{theirs}.{_TORCHVISION_HEAD[rest]}"
-
-
+_torchvision_fcn_module = module_names(
+    {
+        **conv_block("head/block", "classifier.0", "classifier.1"),
+        "head/classifier": "classifier.4",
+        **conv_block("auxiliary_head/block", "aux_classifier.0", "aux_classifier.1"),
+        "auxiliary_head/classifier": "aux_classifier.4",
+    },
+    backbone=behind("backbone.", NAME_MAPS["resnet"][0].module),
+)
 TORCHVISION_FCN = NameMap("torchvision fcn", _torchvision_fcn_module, normalization=IMAGENET)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from flaxseg.layers.image_normalization import IMAGENET
 from flaxseg.weights.backbone_names.resnet_names import deep_stem_resnet_module
 from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
-from flaxseg.weights.name_map import NameMap
+from flaxseg.weights.name_map import NameMap, module_names
 
 _LEVELS = ("c5", "c4", "c3", "c2", "s2", "s1")
 _LINES = {
@@ -26,23 +26,22 @@ _LINES = {
 _resnet = deep_stem_resnet_module({"conv1": "layer0.0", "bn1": "layer0.1"})
 
 
-def gcn_module(path: str) -> str:
-    """Returns the port's name for a module of `GCN` on a ResNet."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return re.sub(r"^layer1\.", "layer1.1.", _resnet(rest))
-    kind, _, level = part.rpartition("_")
-    number = _LEVELS.index(level) if level in _LEVELS else -1
-    if kind == "gcn" and 0 <= number < 4:
-        return f"gcm{number + 1}.{_LINES[rest]}"
-    if kind == "br" and 0 <= number < 4:
-        return f"brm{number + 1}.{rest}"
-    if kind == "refine" and number > 0:
-        return f"brm{number + 4}.{rest}"
-    if kind == "up" and number > 0:
-        return f"deconv{number}"
-    raise KeyError(path)
+def _rules() -> dict[str, str]:
+    rules = {}
+    for number, level in enumerate(_LEVELS):
+        if number < 4:
+            rules |= {f"gcn_{level}/{line}": f"gcm{number + 1}.{_LINES[line]}" for line in _LINES}
+            rules[f"br_{level}/(.+)"] = rf"brm{number + 1}.\1"
+        if number > 0:
+            rules[f"refine_{level}/(.+)"] = rf"brm{number + 4}.\1"
+            rules[f"up_{level}"] = f"deconv{number}"
+    return rules
 
+
+gcn_module = module_names(
+    _rules(), backbone=lambda path: re.sub(r"^layer1\.", "layer1.1.", _resnet(path))
+)
+"""Names the modules of `GCN` on a ResNet as the port does."""
 
 PORT_GCN = NameMap("gcn port", gcn_module, transposed=tuple(f"up_{level}" for level in _LEVELS[1:]))
 

@@ -10,7 +10,7 @@ import numpy as np
 from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
 from flaxseg.weights.backbone_names.resnet_names import DEEP_STEM, deep_stem_resnet_module
 from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
-from flaxseg.weights.name_map import NameMap
+from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
 # Of all published networks.
 _BINS = (1, 2, 3, 6)
@@ -18,58 +18,43 @@ _BINS = (1, 2, 3, 6)
 # nets' blue, green, red is undone in the first convolution.
 CAFFE_PSPNET_NORMALIZATION = ImageNormalization((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
 
-_semseg_backbone = deep_stem_resnet_module(
-    {part: f"layer0.{number}" for part, number in DEEP_STEM.items()}
-)
-_mmseg_backbone = deep_stem_resnet_module(
-    {part: f"stem.{number}" for part, number in DEEP_STEM.items()}
-)
+
+def _pools(conv: str, bn: str) -> dict[str, str]:
+    """Returns the rules for the pyramid, from templates with a level's `{index}` and `{bins}`."""
+    rules: dict[str, str] = {}
+    for index, bins in enumerate(_BINS):
+        names = (template.format(index=index, bins=bins) for template in (conv, bn))
+        rules |= conv_block(f"pyramid_pooling/pool{bins}", *names)
+    return rules
 
 
-def _pooled(path: str) -> tuple[int, str]:
-    """Returns bins and part of `"pyramid_pooling/pool2/conv"`; KeyError for any other path."""
-    match = re.fullmatch(r"pyramid_pooling/pool(\d+)/(conv|bn)", path)
-    if match is None or int(match[1]) not in _BINS:
-        raise KeyError(path)
-    return int(match[1]), match[2]
-
-
-def semseg_module(path: str) -> str:
-    """Returns semseg's name for a module of `PSPNet` on a ResNet."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return _semseg_backbone(rest)
-    fixed = {
-        "head/conv": "cls.0",
-        "head/bn": "cls.1",
+_semseg_module = module_names(
+    {
+        **conv_block("head", "cls.0", "cls.1"),
         "classifier": "cls.4",
-        "auxiliary_head/block/conv": "aux.0",
-        "auxiliary_head/block/bn": "aux.1",
+        **conv_block("auxiliary_head/block", "aux.0", "aux.1"),
         "auxiliary_head/classifier": "aux.4",
-    }
-    if path in fixed:
-        return fixed[path]
-    bins, part = _pooled(path)
-    return f"ppm.features.{_BINS.index(bins)}.{1 if part == 'conv' else 2}"
-
-
-def mmsegmentation_module(path: str) -> str:
-    """Returns mmsegmentation's name for a module of `PSPNet` on a ResNet."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return f"backbone.{_mmseg_backbone(rest)}"
-    fixed = {
-        "head/conv": "decode_head.bottleneck.conv",
-        "head/bn": "decode_head.bottleneck.bn",
+        **_pools("ppm.features.{index}.1", "ppm.features.{index}.2"),
+    },
+    backbone=deep_stem_resnet_module(
+        {part: f"layer0.{number}" for part, number in DEEP_STEM.items()}
+    ),
+)
+_mmsegmentation_module = module_names(
+    {
+        **conv_block("head", "decode_head.bottleneck.conv", "decode_head.bottleneck.bn"),
         "classifier": "decode_head.conv_seg",
-        "auxiliary_head/block/conv": "auxiliary_head.convs.0.conv",
-        "auxiliary_head/block/bn": "auxiliary_head.convs.0.bn",
+        **conv_block(
+            "auxiliary_head/block", "auxiliary_head.convs.0.conv", "auxiliary_head.convs.0.bn"
+        ),
         "auxiliary_head/classifier": "auxiliary_head.conv_seg",
-    }
-    if path in fixed:
-        return fixed[path]
-    bins, part = _pooled(path)
-    return f"decode_head.psp_modules.{_BINS.index(bins)}.1.{part}"
+        **_pools("decode_head.psp_modules.{index}.1.conv", "decode_head.psp_modules.{index}.1.bn"),
+    },
+    backbone=behind(
+        "backbone.",
+        deep_stem_resnet_module({part: f"stem.{number}" for part, number in DEEP_STEM.items()}),
+    ),
+)
 
 
 def caffe_resnet_module(path: str) -> str:
@@ -86,17 +71,15 @@ def caffe_resnet_module(path: str) -> str:
     return f"{layer}/bn" if part == "bn" else layer
 
 
-def caffe_module(path: str) -> str:
-    """Returns the layer of a module of `PSPNet` in the Caffe release; its auxiliary head was not
-    published."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return caffe_resnet_module(rest)
-    fixed = {"head/conv": "conv5_4", "head/bn": "conv5_4/bn", "classifier": "conv6"}
-    if path in fixed:
-        return fixed[path]
-    bins, part = _pooled(path)
-    return f"conv5_3_pool{bins}_conv" + ("/bn" if part == "bn" else "")
+# Its auxiliary head was not published.
+_caffe_module = module_names(
+    {
+        **conv_block("head", "conv5_4", "conv5_4/bn"),
+        "classifier": "conv6",
+        **_pools("conv5_3_pool{bins}_conv", "conv5_3_pool{bins}_conv/bn"),
+    },
+    backbone=caffe_resnet_module,
+)
 
 
 class CaffeNames(NameMap):
@@ -115,9 +98,9 @@ class CaffeNames(NameMap):
         return super().convert(path, tensor if path.endswith("/kernel") else tensor.reshape(-1))
 
 
-SEMSEG_PSPNET = NameMap("semseg pspnet", semseg_module)
-MMSEGMENTATION_PSPNET = NameMap("mmsegmentation pspnet", mmsegmentation_module)
-CAFFE_PSPNET = CaffeNames("Caffe pspnet", caffe_module, bgr=("backbone/conv1_1",))
+SEMSEG_PSPNET = NameMap("semseg pspnet", _semseg_module)
+MMSEGMENTATION_PSPNET = NameMap("mmsegmentation pspnet", _mmsegmentation_module)
+CAFFE_PSPNET = CaffeNames("Caffe pspnet", _caffe_module, bgr=("backbone/conv1_1",))
 
 
 def read_semseg(tensors: Mapping[str, np.ndarray], source: str) -> Network:

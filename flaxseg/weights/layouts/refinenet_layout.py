@@ -16,12 +16,7 @@ from flaxseg.weights.layouts.network import (
     bottleneck_resnet,
     count_classes,
 )
-from flaxseg.weights.name_map import NameMap
-
-# Our features by their path, which counts from coarse to fine.
-_PATHS = {"c5": 1, "c4": 2, "c3": 3, "c2": 4}
-_UNIT = {"1": "conv", "2": "conv_relu_varout_dimred"}
-_MOBILE_PARTS = {"expand": 0, "depthwise": 1, "project": 2}
+from flaxseg.weights.name_map import NameMap, module_names
 
 _ANCHORS = {
     "p_ims1d2_outl1_dimred.weight": "clf_conv.weight",
@@ -30,72 +25,49 @@ _ANCHORS = {
 """A tensor that tells each of the two layouts, and the kernel of its classifier."""
 
 
-def refinenet_module(path: str) -> str:
-    """Returns the checkpoints' name for a module of `RefineNet` with four blocks at one scale, or
-    of `RefineNetLW` in the form for a ResNet."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return NAME_MAPS["resnet"][0].module(rest)
-    if path == "classifier":
-        return "clf_conv"
-    if part.startswith("reduce_"):
-        return f"p_ims1d2_outl{_PATHS[part.removeprefix('reduce_')]}_dimred"
-    block = re.fullmatch(r"block([1-4])", part)
-    if block is None:
-        raise KeyError(path)
-    number = int(block[1])
-    if unit := re.fullmatch(r"(input1|output)_(\d)/conv([12])", rest):
-        chain = "adapt_stage" if unit[1] == "input1" else "mflow_conv_g"
-        return f"{chain}{number}_b.0.{unit[2]}_{_UNIT[unit[3]]}"
-    if link := re.fullmatch(r"pooling/conv(\d)", rest):
-        return f"mflow_conv_g{number}_pool.0.{link[1]}_outvar_dimred"
-    if rest == "fusion/conv1":
-        return f"adapt_stage{number}_b2_joint_varout_dimred"
-    if rest == "fusion/conv2":
-        return f"mflow_conv_g{number - 1}_b3_joint_varout_dimred"
-    raise KeyError(path)
+def _resnet_rules() -> dict[str, str]:
+    rules = {"classifier": "clf_conv"}
+    for n, level in enumerate(("c5", "c4", "c3", "c2"), 1):
+        rules[f"reduce_{level}"] = f"p_ims1d2_outl{n}_dimred"
+        for number, unit in (("1", "conv"), ("2", "conv_relu_varout_dimred")):
+            rules[rf"block{n}/input1_(\d)/conv{number}"] = rf"adapt_stage{n}_b.0.\1_{unit}"
+            rules[rf"block{n}/output_(\d)/conv{number}"] = rf"mflow_conv_g{n}_b.0.\1_{unit}"
+        rules[rf"block{n}/pooling/conv(\d)"] = rf"mflow_conv_g{n}_pool.0.\1_outvar_dimred"
+        rules[f"block{n}/fusion/conv1"] = f"adapt_stage{n}_b2_joint_varout_dimred"
+        rules[f"block{n}/fusion/conv2"] = f"mflow_conv_g{n - 1}_b3_joint_varout_dimred"
+    return rules
 
 
-def light_weight_mobilenet_module(path: str) -> str:
-    """Returns the checkpoint's name for a module of `RefineNetLW` in the form for a MobileNetV2."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return _mobilenet_v2_module(rest)
-    if path == "classifier":
-        return "segm"
-    if stage := re.fullmatch(r"reduce_stage([2-7])", part):
-        return f"conv{int(stage[1]) + 1}"
-    block = re.fullmatch(r"block([1-4])/(pooling|fusion)/conv(\d)", path)
-    if block is None:
-        raise KeyError(path)
-    number = int(block[1])
-    if block[2] == "pooling":
-        return f"crp{5 - number}.0.{block[3]}_outvar_dimred"
-    return f"conv_adapt{6 - number}"
+refinenet_module = module_names(_resnet_rules(), backbone=NAME_MAPS["resnet"][0].module)
+"""Names the modules of `RefineNet` with four blocks at one scale, or of `RefineNetLW` in the form
+for a ResNet, as the checkpoints do."""
 
 
-def _mobilenet_v2_module(path: str) -> str:
-    """Returns their name for a module of MobileNetV2: layer1 is the stem, layer2 the first
-    stage."""
-    if stem := re.fullmatch(r"stem_(conv|bn)", path):
-        return f"layer1.{0 if stem[1] == 'conv' else 1}"
-    match = re.fullmatch(r"block(\d+)/(expand|depthwise|project)_(conv|bn)", path)
-    if match is None:
-        raise KeyError(path)
-    stage, index = _MOBILE_PLACES[int(match[1]) - 1]
-    return f"layer{stage}.{index}.output.{_MOBILE_PARTS[match[2]]}.{0 if match[3] == 'conv' else 1}"
+def _mobilenet_rules() -> dict[str, str]:
+    rules = {"classifier": "segm"}
+    rules |= {f"reduce_stage{n}": f"conv{n + 1}" for n in range(2, 8)}
+    for n in range(1, 5):
+        rules[rf"block{n}/pooling/conv(\d)"] = rf"crp{5 - n}.0.\1_outvar_dimred"
+        rules[rf"block{n}/fusion/conv\d"] = f"conv_adapt{6 - n}"
+    # layer1 is the stem, layer2 the first stage.
+    rules |= {"backbone/stem_conv": "layer1.0", "backbone/stem_bn": "layer1.1"}
+    places = (
+        (number, index)
+        for number, stage in enumerate(MOBILENET_V2_STAGES, 2)
+        for index in range(stage.blocks)
+    )
+    for n, (stage, index) in enumerate(places, 1):
+        for number, part in enumerate(("expand", "depthwise", "project")):
+            name = f"layer{stage}.{index}.output.{number}"
+            rules[f"backbone/block{n}/{part}_conv"] = f"{name}.0"
+            rules[f"backbone/block{n}/{part}_bn"] = f"{name}.1"
+    return rules
 
-
-_MOBILE_PLACES = tuple(
-    (number, index)
-    for number, stage in enumerate(MOBILENET_V2_STAGES, 2)
-    for index in range(stage.blocks)
-)
 
 REFINENET = NameMap("DrSleep's refinenet-pytorch", refinenet_module, normalization=IMAGENET)
 REFINENET_LW = dataclasses.replace(REFINENET, name="light-weight-refinenet")
 REFINENET_LW_MOBILENET = NameMap(
-    "light-weight-refinenet mbv2", light_weight_mobilenet_module, normalization=IMAGENET
+    "light-weight-refinenet mbv2", module_names(_mobilenet_rules()), normalization=IMAGENET
 )
 
 

@@ -10,24 +10,24 @@ from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import IMAGENET
 from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.layouts.network import Layout, Network, count_classes
-from flaxseg.weights.name_map import NameMap
+from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
-
-def smp_unet_module(path: str) -> str:
-    """Returns the name of a module of `UNet` on a ResNet."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        return f"encoder.{NAME_MAPS['resnet'][0].module(rest)}"
-    if path == "classifier":
-        return "segmentation_head.0"
-    found = re.fullmatch(r"stage(\d)_(\d)/(conv|bn)", path)
-    if found is None:
-        raise KeyError(path)
-    stage, place, kind = found.groups()
-    return f"decoder.blocks.{int(stage) - 1}.conv{place}.{0 if kind == 'conv' else 1}"
-
-
-SMP_UNET = NameMap("segmentation_models.pytorch unet", smp_unet_module)
+_BLOCKS = {
+    rule: name
+    for stage in range(1, 6)
+    for rule, name in conv_block(
+        rf"stage{stage}_(\d)",
+        rf"decoder.blocks.{stage - 1}.conv\1.0",
+        rf"decoder.blocks.{stage - 1}.conv\1.1",
+    ).items()
+}
+SMP_UNET = NameMap(
+    "segmentation_models.pytorch unet",
+    module_names(
+        {**_BLOCKS, "classifier": "segmentation_head.0"},
+        backbone=behind("encoder.", NAME_MAPS["resnet"][0].module),
+    ),
+)
 
 
 def read_unet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
