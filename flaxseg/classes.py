@@ -1,6 +1,10 @@
 """Holds what every part of the library says about classes: the ignored label, VOC's names, and the
 palette of its label files."""
 
+from collections.abc import Sequence
+
+from flaxseg.errors import ConfigError, listed
+
 IGNORE_LABEL = 255  # of every loaded label: a pixel that is neither learned from nor counted
 
 VOC_CLASSES = (
@@ -26,6 +30,39 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
+
+
+def check_same_classes(
+    model_names: Sequence[str], data: str, data_names: Sequence[str], advice: str
+) -> None:
+    """Checks that a model and a data set mean the same by every class index.
+
+    Names such as "class 7", which a model has that was given none, fit any data set.
+
+    Args:
+      model_names: of the model's classes.
+      data: name of the data set.
+      data_names: of its classes.
+      advice: what to do, for the message.
+
+    Raises:
+      ConfigError: they do not.
+    """
+    names, wanted = list(model_names), list(data_names)
+    if len(names) != len(wanted):
+        raise ConfigError(
+            f"the model has {len(names)} classes and data set {data!r} has {len(wanted)}; {advice}"
+        )
+    different = [
+        f"{index} ({ours!r} in the model, {theirs!r} in the data)"
+        for index, (ours, theirs) in enumerate(zip(names, wanted, strict=True))
+        if ours != theirs
+    ]
+    if different and names != [f"class {index}" for index in range(len(names))]:
+        raise ConfigError(
+            f"the classes of the model and of data set {data!r} differ: class "
+            f"{listed(different, 4)}; {advice}"
+        )
 
 
 def voc_colors(number: int) -> tuple[tuple[int, int, int], ...]:

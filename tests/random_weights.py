@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxseg.variable_paths import flatten
 from flaxseg.weights.name_map import NameMap
-from flaxseg.weights.variable_paths import flatten
 
 
 def shapes_of(module, size: tuple[int, int] = (65, 65)):

@@ -26,10 +26,11 @@ from flaxseg.data.sets.catalog import dataset_info, full_name, list_datasets
 from flaxseg.data.sets.cityscapes import to_label_ids as cityscapes_label_ids
 from flaxseg.data.stream.augmentation import Augmentation, augment
 from flaxseg.data.stream.decoded_cache import CachedRecords
-from flaxseg.data.stream.pipeline import TrainBatches, train_batches
+from flaxseg.data.stream.pipeline import STREAM_RULES, TrainBatches, train_batches
 
 __all__ = [
     "IGNORE_LABEL",
+    "STREAM_RULES",
     "Augmentation",
     "CachedRecords",
     "DatasetInfo",

@@ -1,6 +1,7 @@
 """Draws label maps: palette masks, overlays, legends, and truth beside prediction and errors.
 
-Every function takes and returns uint8 NumPy arrays; colours are RGB triples 0..255, one per class.
+Images are uint8 NumPy arrays [H, W, 3]. Labels and predictions are integers [H, W], classes from 0
+or 255 for "ignore". There is one name and one colour, an RGB triple 0..255, per class.
 """
 
 import os
@@ -25,14 +26,7 @@ _MIN_SIDE = 360
 
 
 def colorize(pred: np.ndarray, colors: Colors) -> np.ndarray:
-    """Returns class indices as colours.
-
-    Args:
-      pred: integers [H, W], 0..len(colors)-1, or 255 for "ignore" (painted pale).
-      colors: one RGB triple per class.
-
-    Returns:
-      uint8 [H, W, 3].
+    """Returns class indices as colours, "ignore" as a pale one.
 
     Raises:
       ValueError: an index has no colour, or the arguments have other shapes.
@@ -45,14 +39,7 @@ def overlay(
 ) -> np.ndarray:
     """Returns the image tinted by class, with a light line where two classes meet.
 
-    Args:
-      image: uint8 [H, W, 3].
-      pred: integers [H, W], 0..len(colors)-1, or 255 for "ignore", which is left as it is.
-      colors: one RGB triple per class.
-      opacity: share of the class colour, 0..1.
-
-    Returns:
-      uint8 [H, W, 3].
+    Ignored pixels stay as they are; `opacity` is the share of the class colour, 0..1.
     """
     pred = _check_map(pred, colors)
     _check_image(image, pred)
@@ -67,16 +54,7 @@ def overlay(
 
 
 def error_image(image: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np.ndarray:
-    """Returns the image in pale grey with wrong pixels in red; ignored pixels are striped.
-
-    Args:
-      image: uint8 [H, W, 3].
-      label: integers [H, W]; 255 is "ignore".
-      pred: integers [H, W].
-
-    Returns:
-      uint8 [H, W, 3].
-    """
+    """Returns the image in pale grey with wrong pixels in red; ignored pixels are striped."""
     label, pred = np.asarray(label), np.asarray(pred)
     if label.shape != pred.shape:
         raise ValueError(
@@ -101,16 +79,8 @@ def with_legend(
 ) -> np.ndarray:
     """Returns the image with the colours and names of the classes that occur below it.
 
-    A small image is enlarged first.
-
-    Args:
-      image: uint8 [H, W, 3].
-      shown: a label map, or the class indices, to be named; 255 is called "ignored".
-      class_names: one name per class.
-      colors: one RGB triple per class.
-
-    Returns:
-      uint8 [H', W', 3], at least as large as the image.
+    A small image is enlarged first. `shown` is a label map, or the class indices to be named; 255
+    is called "ignored".
     """
     canvas = enlarge(image)
     return stack([canvas, _legend(canvas.shape[1], _present(shown), class_names, colors)])
@@ -123,18 +93,7 @@ def overlay_with_legend(
     colors: Colors,
     opacity: float = 0.5,
 ) -> np.ndarray:
-    """Does `overlay` and `with_legend` in one; a small image is enlarged before lines are drawn.
-
-    Args:
-      image: uint8 [H, W, 3].
-      pred: integers [H, W], 0..len(colors)-1, or 255 for "ignore".
-      class_names: one name per class.
-      colors: one RGB triple per class.
-      opacity: share of the class colour, 0..1.
-
-    Returns:
-      uint8 [H', W', 3], at least as large as the image.
-    """
+    """Does `overlay` and `with_legend` in one; a small image is enlarged before lines are drawn."""
     _check_image(image, np.asarray(pred))
     tinted = overlay(enlarge(image), enlarge(np.asarray(pred)), colors, opacity)
     return with_legend(tinted, np.asarray(pred), class_names, colors)
@@ -150,16 +109,7 @@ def side_by_side(
 ) -> np.ndarray:
     """Draws image, truth, prediction and errors, two by two or in a row, with titles and a legend.
 
-    Args:
-      image: uint8 [H, W, 3].
-      label: integers [H, W]; 255 is "ignore".
-      pred: integers [H, W].
-      class_names: one name per class.
-      colors: one RGB triple per class.
-      title: a line above the images.
-
-    Returns:
-      uint8 [H', W', 3].
+    `title` is a line above the images.
     """
     label, pred = _check_map(label, colors), _check_map(pred, colors)
     valid = label != IGNORE_LABEL
@@ -199,11 +149,6 @@ def save_palette_png(path: str | os.PathLike, pred: np.ndarray, colors: Colors) 
     """Writes class indices as a palette PNG (mode P): it stores the indices and shows the colours.
 
     The file appears whole or not at all.
-
-    Args:
-      path: the file to write.
-      pred: integers [H, W], 0..len(colors)-1, or 255 for "ignore".
-      colors: one RGB triple per class.
     """
     image = Image.fromarray(_check_map(pred, colors))
     image.putpalette(_palette(colors).tobytes())

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from flaxseg.errors import ConfigError
+from flaxseg.settings import check_rules, one_of
 
 SOFTMAX = ("window", "image", "end")
 FLIP_FUSIONS = ("probabilities", "logits", "logit_sum", "product")
@@ -84,28 +85,23 @@ class Protocol:
     fusion: str = "mean"
 
     def __post_init__(self):
-        if not self.scales or not all(_is_number(s) and s > 0 for s in self.scales):
-            raise ConfigError(
-                f"scales is {self.scales!r}; it must hold numbers above 0, such as (0.75, 1.0)."
-            )
-        for name, known in (
-            ("softmax", SOFTMAX),
-            ("flip_fusion", FLIP_FUSIONS),
-            ("fusion", FUSIONS),
-            ("window_weights", WEIGHTS),
-            ("pad_place", PLACES),
-            ("overlap", ("mean", "sum")),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}."
-                )
-        for name in ("window", "window_stride", "pad_to", "short_side"):
-            _check_pair(name, getattr(self, name), single=name.startswith("window"))
-        for name in ("long_side", "pad_multiple"):
-            value = getattr(self, name)
-            if value is not None and not (_is_whole(value) and value >= 1):
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        rules = {
+            "scales": _scales,
+            "softmax": one_of(*SOFTMAX),
+            "flip_fusion": one_of(*FLIP_FUSIONS),
+            "fusion": one_of(*FUSIONS),
+            "window_weights": one_of(*WEIGHTS),
+            "pad_place": one_of(*PLACES),
+            "overlap": one_of("mean", "sum"),
+            "window": _one_or_two,
+            "window_stride": _one_or_two,
+            "pad_to": _two,
+            "short_side": _two,
+            "long_side": _whole,
+            "pad_multiple": _whole,
+        }
+        given = {name: rule for name, rule in rules.items() if getattr(self, name) is not None}
+        check_rules(vars(self), given)
         if self.long_side is not None and self.short_side is not None:
             raise ConfigError("long_side and short_side cannot both be set.")
         if self.short_side is not None and self.short_side[0] > self.short_side[1]:
@@ -246,20 +242,25 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
+def _scales(value: object) -> str:
+    good = isinstance(value, tuple) and value and all(_is_number(s) and s > 0 for s in value)
+    return "" if good else "a tuple of numbers above 0, such as (0.75, 1.0)."
+
+
+def _whole(value: object) -> str:
+    good = isinstance(value, int) and _is_number(value) and value >= 1
+    return "" if good else "a whole number of at least 1."
+
+
+def _two(value: object) -> str:
+    good = isinstance(value, tuple) and len(value) == 2 and not any(map(_whole, value))
+    return "" if good else "a pair of whole numbers, each at least 1."
+
+
+def _one_or_two(value: object) -> str:
+    good = not (_whole(value) and _two(value))
+    return "" if good else "a whole number or a pair of them, each at least 1."
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_pair(name: str, value: object, *, single: bool) -> None:
-    """Raises unless a value is two whole numbers of at least 1 or, where `single`, one."""
-    if value is None or (single and _is_whole(value) and value >= 1):
-        return
-    if not (
-        isinstance(value, tuple) and len(value) == 2 and all(_is_whole(v) and v >= 1 for v in value)
-    ):
-        wanted = "a whole number or a pair of them" if single else "a pair of whole numbers"
-        raise ConfigError(f"{name} is {value!r}; it must be {wanted}, each at least 1.")

@@ -1,14 +1,16 @@
 """Defines the arguments that several commands share, and turns them into what they name."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import flaxseg
-from flaxseg.errors import ConfigError, DataError, listed
+from flaxseg.classes import check_same_classes
+from flaxseg.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     from flaxseg.crf import CrfPreset
@@ -136,6 +138,35 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return whole_number
 
 
+def count(
+    parser: argparse.ArgumentParser,
+    name: str,
+    metavar: str,
+    default: int | None,
+    text: str,
+    *,
+    least: int = 1,
+) -> None:
+    """Adds a flag for a whole number; a default is named in the help."""
+    if default is not None:
+        text = f"{text} (default: {default})"
+    flag(parser, name, type=at_least(least), default=default, metavar=metavar, help=text)
+
+
+@contextlib.contextmanager
+def writing_to(out: pathlib.Path) -> Iterator[None]:
+    """Raises DataError, with the name of the folder, where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"could not write to {out}: {error.strerror or error}.") from error
+
+
+def print_written(paths: Iterable[pathlib.Path]) -> None:
+    """Prints which files were written."""
+    print("\n".join(["written:", *(f"  {path}" for path in paths)]))
+
+
 def output_folder(path: str | os.PathLike) -> pathlib.Path:
     """Makes the folder if need be, and tries to write to it before any work is done.
 
@@ -199,28 +230,8 @@ def data_of(args: argparse.Namespace, card: dict) -> tuple[str, "DatasetInfo"]:
 
     name = data.full_name(args.data, args.manual_dir)
     info = data.dataset_info(name)
-    _check_same_classes(card, info, args.model)
+    advice = f"evaluate {args.model} on the data that it was trained on."
+    check_same_classes(card["class_names"], info.name, info.class_names, advice)
     if args.manual_dir:
         data.prepare(name, args.data_dir, args.manual_dir)
     return name, info
-
-
-def _check_same_classes(card: dict, info: "DatasetInfo", directory: str) -> None:
-    """Raises ConfigError unless model and data set mean the same by every class index."""
-    if card["num_classes"] != info.num_classes:
-        raise ConfigError(
-            f"the model in {directory} has {card['num_classes']} classes and data set "
-            f"{info.name!r} has {info.num_classes}; evaluate it on the data that it was trained on."
-        )
-    unnamed = [f"class {index}" for index in range(info.num_classes)]
-    names = list(card["class_names"])
-    different = [
-        f"{index} ({model_name!r} in the model, {data_name!r} in the data)"
-        for index, (model_name, data_name) in enumerate(zip(names, info.class_names, strict=True))
-        if model_name != data_name
-    ]
-    if different and names != unnamed:
-        raise ConfigError(
-            f"the classes of the model in {directory} and of data set {info.name!r} differ: class "
-            f"{listed(different)}; evaluate the model on the data that it was trained on."
-        )

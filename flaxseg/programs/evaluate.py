@@ -7,7 +7,6 @@ import pathlib
 import re
 from typing import TYPE_CHECKING
 
-from flaxseg.errors import DataError
 from flaxseg.programs import arguments, measurement
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
@@ -39,14 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.split(parser, "its evaluation split")
     measurement.add_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="folder for metrics.json and panels")
-    arguments.flag(
-        parser,
-        "--num_images",
-        type=arguments.at_least(0),
-        default=8,
-        metavar="N",
-        help="write panels of the first N and of the worst N images (default: 8)",
-    )
+    text = "write panels of the first N and of the worst N images"
+    arguments.count(parser, "--num_images", "N", 8, text, least=0)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         print("Give --out=DIR to keep metrics.json and panels of images.")
         return 0
     written = _write_results(out, _report(found, args.output_stride), found)
-    print("\n".join(["written:", *(f"  {path}" for path in written)]))
+    arguments.print_written(written)
     return 0
 
 
@@ -120,7 +113,7 @@ def _write_results(
     }
     for rank, seen in enumerate(found.records.worst):
         panels[f"worst_{rank:03d}_{_file_name(seen)}"] = seen
-    try:
+    with arguments.writing_to(out):
         # Panels of an earlier evaluation would be taken for those of this one.
         for old in [*out.glob("first_*.png"), *out.glob("worst_*.png")]:
             old.unlink()
@@ -140,8 +133,6 @@ def _write_results(
             )
             written.append(out / f"{name}.png")
             save_image(written[-1], panel)
-    except OSError as error:
-        raise DataError(f"could not write to {out}: {error.strerror or error}.") from error
     return written
 
 

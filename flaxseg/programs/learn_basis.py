@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flaxseg.errors import ConfigError, DataError
+from flaxseg.errors import ConfigError
 from flaxseg.files import whole_file, write_text
 from flaxseg.programs import arguments
 from flaxseg.progress import several
@@ -49,43 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     arguments.data_dir(parser)
     arguments.manual_dir(parser)
-    arguments.flag(
-        parser,
-        "--num_bases",
-        type=arguments.at_least(1),
-        default=10,
-        metavar="K",
-        help="number of bases per class (default: 10)",
-    )
-    arguments.flag(
-        parser,
-        "--patch_size",
-        type=arguments.at_least(4),
-        default=32,
-        metavar="P",
-        help="side of the patches in pixels (default: 32)",
-    )
-    arguments.flag(
-        parser,
-        "--num_patches",
-        type=arguments.at_least(2),
-        default=10_000,
-        metavar="N",
-        help="number of patches per class to learn from (default: 10000)",
-    )
+    count = functools.partial(arguments.count, parser)
+    count("--num_bases", "K", 10, "number of bases per class")
+    count("--patch_size", "P", 32, "side of the patches in pixels", least=4)
+    count("--num_patches", "N", 10_000, "number of patches per class to learn from", least=2)
     parser.add_argument(
         "--scale",
         choices=("released", "unit"),
         default="released",
         help="norm of the filters: that of the released ones, or 1 (default: released)",
     )
-    parser.add_argument(
-        "--seed",
-        type=arguments.at_least(0),
-        default=0,
-        metavar="N",
-        help="seed of the choice of patches (default: 0)",
-    )
+    count("--seed", "N", 0, "seed of the choice of patches", least=0)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
 
 
@@ -114,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     report = _report(args, info, bases, reconstruction)
     written = _write(out, bases, report)
     print(_text(report, bases, reconstruction))
-    print("\n".join(["written:", *(f"  {path}" for path in written)]))
+    arguments.print_written(written)
     return 0
 
 
@@ -202,11 +177,9 @@ def _write(out: pathlib.Path, bases: "LabelBases", report: dict) -> tuple[pathli
     }
     arrays["report"] = np.asarray(json.dumps(report))
     files = (out / "bases.npz", out / "bases.png", out / "report.json")
-    try:
+    with arguments.writing_to(out):
         with whole_file(files[0]) as file:
             np.savez_compressed(file, **arrays)
         save_image(files[1], draw_bases(bases))
         write_text(files[2], json.dumps(report, indent=2, allow_nan=False) + "\n")
-    except OSError as error:
-        raise DataError(f"could not write to {out}: {error.strerror or error}.") from error
     return files

@@ -59,14 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say how a model is measured."""
     arguments.data_dir(parser)
     arguments.manual_dir(parser)
-    arguments.flag(
-        parser,
-        "--batch_size",
-        type=arguments.at_least(1),
-        default=None,
-        metavar="N",
-        help="images per batch, over all devices (default: 1 per device on CPU, 8 on others)",
-    )
+    text = "images per batch, over all devices (default: 1 per device on CPU, 8 on others)"
+    arguments.count(parser, "--batch_size", "N", None, text)
     arguments.flag(
         parser,
         "--pad_to",

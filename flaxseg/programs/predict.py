@@ -62,13 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND,...",
         help="what to write: mask, overlay, probabilities (default: mask,overlay)",
     )
-    arguments.flag(
-        parser,
-        "--top_classes",
-        type=arguments.at_least(1),
-        metavar="K",
-        help="save only the probabilities of the K most likely classes of each pixel",
-    )
+    text = "save only the probabilities of the K most likely classes of each pixel"
+    arguments.count(parser, "--top_classes", "K", None, text)
     parser.add_argument(
         "--submission",
         choices=("cityscapes", "voc", "ade20k"),
@@ -78,16 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="redo images that have been done already"
     )
-    arguments.flag(
-        parser,
-        "--pad_multiple",
-        type=arguments.at_least(1),
-        default=1,
-        metavar="N",
-        help="pad images on the right and at the bottom to multiples of N with the model's mean "
-        "colour: fewer sizes to compile, but classes can change, mostly near that border; 513 is "
-        "DeepLab's canvas for images up to 513 x 513 (default: 1, off)",
+    text = (
+        "pad images on the right and at the bottom to multiples of N with the model's mean colour: "
+        "fewer sizes to compile, but classes can change, mostly near that border; 513 is DeepLab's "
+        "canvas for images up to 513 x 513"
     )
+    arguments.count(parser, "--pad_multiple", "N", 1, text)
     arguments.output_stride(parser)
     arguments.protocol(parser)
     arguments.crf(parser)

@@ -36,14 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     arguments.split(parser, "that of the training")
     measurement.add_arguments(parser)
-    arguments.flag(
-        parser,
-        "--num_images",
-        type=arguments.at_least(0),
-        default=8,
-        metavar="N",
-        help="show the worst N and the best N images (default: 8)",
-    )
+    text = "show the worst N and the best N images"
+    arguments.count(parser, "--num_images", "N", 8, text, least=0)
     parser.add_argument("--out", metavar="FILE", help="the page (default: MODEL/report.html)")
 
 
@@ -58,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
         _take_data_of_training(args, extra)
     found = measurement.measure(args, args.num_images)
     write_page(out, _page(found, pathlib.Path(args.model)))
-    print(f"{found.metrics.summary()}\nwritten:\n  {out}")
+    print(found.metrics.summary())
+    arguments.print_written([out])
     return 0
 
 

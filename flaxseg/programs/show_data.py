@@ -48,13 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flip", action=argparse.BooleanOptionalAction, default=None, help="mirror half of them"
     )
-    parser.add_argument(
-        "--seed", type=arguments.at_least(0), metavar="N", help="seed of the stream (default: 0)"
-    )
-    arguments.flag(
-        parser, "--num_examples", type=arguments.at_least(1), default=12, metavar="N",
-        help="number of examples (default: 12)",
-    )  # fmt: skip
+    arguments.count(parser, "--seed", "N", None, "seed of the stream (default: 0)", least=0)
+    arguments.count(parser, "--num_examples", "N", 12, "number of examples")
     parser.add_argument(
         "--out", default="data.png", metavar="FILE", help="the PNG to write (default: data.png)"
     )
@@ -75,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
         num_examples=args.num_examples,
         **{key: getattr(args, key) for key in given if getattr(args, key) is not None},
     )
-    print(f"{shown}\nwritten:\n  {out}")
+    print(shown)
+    arguments.print_written([out])
     return 0
 
 

@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -66,20 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="X",
             help=f"{what} (default: {' '.join(f'{v:g}' for v in values)})",
         )
-    parser.add_argument(
-        "--refinements",
-        type=arguments.at_least(0),
-        default=1,
-        metavar="N",
-        help="searches around the best point, each at half the distance (default: 1)",
-    )
-    parser.add_argument(
-        "--limit",
-        type=arguments.at_least(1),
-        default=100,
-        metavar="N",
-        help="number of images, spread over the split (default: 100)",
-    )
+    text = "searches around the best point, each at half the distance"
+    arguments.count(parser, "--refinements", "N", 1, text, least=0)
+    arguments.count(parser, "--limit", "N", 100, "number of images, spread over the split")
     arguments.crf(parser, default="deeplab_v2_vgg16")
     parser.add_argument("--out", metavar="DIR", help="folder for crf.json")
 
@@ -112,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
     print(tuned.table())
     print(f'\nbest: --crf="{format_crf(tuned.best)}"')
     if out is not None:
-        print(f"written:\n  {_write(out, tuned)}")
+        with arguments.writing_to(out):
+            write_text(out / "crf.json", json.dumps(tuned.to_dict(), indent=2) + "\n")
+        arguments.print_written([out / "crf.json"])
     return 0
 
 
@@ -294,13 +284,3 @@ def _around(point: Point, steps: Mapping[str, float]) -> list[Point]:
         for name, value in zip(SEARCHED, point, strict=True)
     ]
     return list(dict.fromkeys(itertools.product(*choices)))
-
-
-def _write(out: pathlib.Path, tuned: TunedCrf) -> pathlib.Path:
-    """Writes crf.json and returns its path."""
-    path = out / "crf.json"
-    try:
-        write_text(path, json.dumps(tuned.to_dict(), indent=2) + "\n")
-    except OSError as error:
-        raise DataError(f"could not write to {out}: {error.strerror or error}.") from error
-    return path

@@ -38,13 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print the report as JSON instead of text"
     )
-    arguments.flag(
-        parser,
-        "--num_threads",
-        type=arguments.at_least(1),
-        metavar="N",
-        help="number of decoding threads (default: one per core, at most 32)",
-    )
+    text = "number of decoding threads (default: one per core, at most 32)"
+    arguments.count(parser, "--num_threads", "N", None, text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     if out is not None:
         written = write_report(report, out)
         if not args.json:
-            print("\n".join(["", "written:", *(f"  {path}" for path in written)]))
+            print()
+            arguments.print_written(written)
     if not report.errors:
         return 0
     number = "1 problem" if len(report.errors) == 1 else f"{len(report.errors)} problems"
@@ -80,10 +76,8 @@ def write_report(report: "Report", out: pathlib.Path) -> list[pathlib.Path]:
     from flaxseg.drawing.images import save_image
 
     written = [out / "report.txt", out / "report.json", out / "report.png"]
-    try:
+    with arguments.writing_to(out):
         write_text(written[0], report.text() + "\n")
         write_text(written[1], json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
         save_image(written[2], draw_report(report))
-    except OSError as error:
-        raise DataError(f"could not write to {out}: {error.strerror or error}.") from error
     return written

@@ -37,9 +37,9 @@ from flaxseg.saved_model.tensors import (
     check_tensors,
     count_parameters,
     expected_tensors,
-    flatten,
     read_tensors,
 )
+from flaxseg.variable_paths import flatten
 
 # Options that describe how a program is run, not what the model is; they are not saved.
 _RUN_OPTIONS = ("batch_norm_axis",)

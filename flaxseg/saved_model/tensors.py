@@ -5,17 +5,15 @@ Each array of `variables` stands under its path, for example `params/backbone/st
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
-import flax.core
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 
 from flaxseg.errors import WeightsError, listed
+from flaxseg.variable_paths import flatten, unflatten
 
 Spec = tuple[tuple[int, ...], str]
 """Shape and dtype of a tensor."""
@@ -32,11 +30,6 @@ _DTYPES = {
     "I64": "int64",
     "I32": "int32",
 }
-
-
-def flatten(variables: Mapping) -> dict[str, Any]:
-    """Returns the arrays by path, such as "params/backbone/stem/conv/kernel"."""
-    return flax.traverse_util.flatten_dict(flax.core.unfreeze(dict(variables)), sep="/")
 
 
 def expected_tensors(model: nn.Module) -> dict[str, Spec]:
@@ -73,7 +66,7 @@ def read_tensors(
             flat = {key: jnp.asarray(file.get_tensor(key)) for key in keys}
     except safetensors.SafetensorError as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}.") from error
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+    return unflatten(flat)
 
 
 def check_tensors(

@@ -15,6 +15,14 @@ from flaxseg.call_text import check_name
 from flaxseg.errors import ConfigError, SettingsError, near
 from flaxseg.inference import Protocol, parse_protocol
 from flaxseg.models import MODELS
+from flaxseg.settings import (
+    Problems,
+    at_least,
+    check_rules,
+    image_size,
+    one_of,
+    raise_problems,
+)
 from flaxseg.training.config import DATA_FIELD, config_to_dict, flat_fields
 from flaxseg.training.field_texts import names_in, numbers_in
 from flaxseg.training.losses import OutputLoss, checked_weights
@@ -31,14 +39,6 @@ from flaxseg.training.run_settings import (
     StartSettings,
 )
 from flaxseg.training.schedules import Schedule, make_schedule
-from flaxseg.training.settings import (
-    Problems,
-    at_least,
-    check_rules,
-    image_size,
-    one_of,
-    raise_problems,
-)
 from flaxseg.training.step import StepSettings
 from flaxseg.training.timetable import Timetable
 

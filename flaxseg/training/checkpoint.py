@@ -425,11 +425,6 @@ def best_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None
     return min(scored, key=lambda entry: (-entry["miou"], entry["step"]), default=None)
 
 
-def state_digest(state: Any) -> str:
-    """Returns the SHA-256 over the names, types, shapes and bytes of all arrays of a tree."""
-    return _digest_json(_describe(_named_leaves(state)))
-
-
 def _is_score(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 

@@ -5,11 +5,11 @@ from typing import Any
 from ml_collections import config_dict
 
 from flaxseg.errors import near
+from flaxseg.settings import raise_listed
 from flaxseg.training.assemble import Settings, assemble
 from flaxseg.training.config import default_config, flat_fields, output_loss_section
 from flaxseg.training.losses import OutputLoss
 from flaxseg.training.network import Network, build_network
-from flaxseg.training.settings import raise_listed
 
 # Sections whose fields depend on the model.
 _FREE_SECTIONS = ("model.options.",)

@@ -12,9 +12,9 @@ import optax
 
 from flaxseg.errors import SettingsError
 from flaxseg.models import Prediction, create_model
+from flaxseg.settings import Problems
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.run_settings import ModelSettings, Settings
-from flaxseg.training.settings import Problems
 
 Made = TypeVar("Made")
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.errors import near
 from flaxseg.models.segmentation_model import Prediction
+from flaxseg.settings import check_rules, one_of, raise_problems, share, within
 from flaxseg.training import losses, parallel
 from flaxseg.training.losses import LossTerm, OutputLoss
-from flaxseg.training.settings import check_rules, one_of, raise_problems, share, within
 
 _OTHERS = "auxiliary"  # the entry of auxiliary outputs without one of their own
 _DEFAULT_OUTPUTS = MappingProxyType({"logits": OutputLoss(), _OTHERS: OutputLoss(weight=0.4)})

@@ -16,7 +16,7 @@ import optax
 from flax import traverse_util
 
 from flaxseg.errors import near
-from flaxseg.training.settings import (
+from flaxseg.settings import (
     above,
     at_least,
     broken_rules,

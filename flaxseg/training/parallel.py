@@ -29,7 +29,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flaxseg.errors import SettingsError, near
 from flaxseg.layers.split_rows import SPACE_AXIS
-from flaxseg.training.settings import check_rules, one_of
+from flaxseg.settings import check_rules, one_of
 
 KINDS = ("jit", "pmap")
 DATA_AXIS = "data"

@@ -84,18 +84,14 @@ def set_output_loss(config: config_dict.ConfigDict, *outputs: str, **fields: obj
 # not learned without them.
 _CAMVID_WEIGHTS = (0.9, 0.75, 3.6, 0.65, 1.7, 1.2, 3.3, 3.4, 1.5, 4.5, 6.7)
 
-# Each function below sets what a data set needs, whatever the system: its name and splits, the
-# usual crop, and the padding that gives all evaluation images one size.
+# Each function below changes a config to what a data set needs, whatever the system: its name and
+# splits, crops of `crop` x `crop` pixels, and a padding that gives evaluation images one size.
 
 
 def voc(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
     """Selects PASCAL VOC 2012 with the additional annotations.
 
     It has 10,582 training images of at most 500x500 pixels, with 21 classes.
-
-    Args:
-      config: changed in place.
-      crop: side of the crops, in pixels; the evaluation is on a canvas that holds all images.
     """
     config.data.name = "voc_segmentation"
     config.data.train_split = "train_aug"
@@ -104,12 +100,7 @@ def voc(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
 
 
 def cityscapes(config: config_dict.ConfigDict, *, crop: int = 769) -> None:
-    """Selects Cityscapes, fine annotations (2,975 training images of 1024x2048 pixels, 19 classes).
-
-    Args:
-      config: changed in place.
-      crop: side of the crops, in pixels; the evaluation is on whole images.
-    """
+    """Selects Cityscapes, fine annotations: 2,975 training images of 1024x2048, 19 classes."""
     config.data.name = "cityscapes"
     config.data.crop_size = (crop, crop)
     config.eval.batch_size = 1
@@ -119,10 +110,6 @@ def ade20k(config: config_dict.ConfigDict, *, crop: int = 513) -> None:
     """Selects ADE20K of the scene parsing challenge 2016.
 
     It has 20,210 training images of all sizes, with 150 classes.
-
-    Args:
-      config: changed in place.
-      crop: side of the crops, in pixels; the evaluation is on whole images.
     """
     config.data.name = "ade20k"
     config.data.crop_size = (crop, crop)
@@ -134,10 +121,6 @@ def camvid(config: config_dict.ConfigDict, *, crop: int = 256) -> None:
 
     Meant for a computer without an accelerator: 600 steps of 8 crops with SGD, at a learning rate
     of 0.01 (0.1 in the head), and a loss that gives rare classes more weight.
-
-    Args:
-      config: changed in place.
-      crop: side of the crops, in pixels; the evaluation is on whole images of the test split.
     """
     config.data.name = "camvid"
     config.data.eval_split = "test"
@@ -178,10 +161,6 @@ def shapes(config: config_dict.ConfigDict, *, crop: int = 97) -> None:
     """Selects the generated shapes and a ResNet with one block per stage.
 
     It trains from random weights in minutes on two cores.
-
-    Args:
-      config: changed in place.
-      crop: side of the crops, in pixels.
     """
     config.data.name = "shapes"
     config.data.crop_size = (crop, crop)

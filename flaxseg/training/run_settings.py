@@ -5,18 +5,17 @@ from typing import Any
 
 from flaxseg import data
 from flaxseg.inference import Protocol
+from flaxseg.settings import (
+    at_least,
+    broken_rules,
+    check_rules,
+    one_of,
+    raise_problems,
+)
 from flaxseg.training.objective import Objective
 from flaxseg.training.optimizer import OptimizerSettings
 from flaxseg.training.parallel import Layout
 from flaxseg.training.schedules import Schedule
-from flaxseg.training.settings import (
-    at_least,
-    broken_rules,
-    check_rules,
-    image_size,
-    one_of,
-    raise_problems,
-)
 from flaxseg.training.step import StepSettings
 from flaxseg.training.timetable import Timetable
 
@@ -112,13 +111,7 @@ class DataSettings:
     cache_dir: str
 
     def __post_init__(self):
-        rules = {
-            "crop_size": image_size(1),
-            "num_threads": at_least(-1),
-            "num_workers": at_least(0),
-            "skip_broken": at_least(0),
-        }
-        problems = broken_rules(vars(self), rules)
+        problems = broken_rules(vars(self), {**data.STREAM_RULES, "num_threads": at_least(-1)})
         for field in ("train_split", "eval_split"):
             names = dict.fromkeys(data.split_names(getattr(self, field)))
             rule = one_of(*self.info.splits)

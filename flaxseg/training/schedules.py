@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxseg.training.settings import Rule, above, at_least, check_rules, one_of
+from flaxseg.settings import Rule, above, at_least, check_rules, one_of
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 
 from flaxseg.errors import WeightsError
+from flaxseg.variable_paths import flatten
 
 
 @flax.struct.dataclass
@@ -105,8 +105,7 @@ def create_state(
 
 def _check_same_tree(given: Mapping, wanted: Mapping) -> None:
     """Raises WeightsError where two trees of arrays differ in names or shapes."""
-    given = {k: np.shape(v) for k, v in traverse_util.flatten_dict(given, sep="/").items()}
-    wanted = {k: np.shape(v) for k, v in traverse_util.flatten_dict(wanted, sep="/").items()}
+    given, wanted = ({k: np.shape(v) for k, v in flatten(t).items()} for t in (given, wanted))
     problems = [
         f"{k} is missing (the model has {wanted[k]})" for k in sorted(wanted.keys() - given)
     ]

@@ -18,10 +18,10 @@ from flaxseg.errors import ConfigError
 from flaxseg.layers import normalize
 from flaxseg.layers.split_rows import everywhere
 from flaxseg.models.segmentation_model import Prediction
+from flaxseg.settings import at_least, check_rules, within
 from flaxseg.training import losses, optimizer, parallel
 from flaxseg.training.objective import Objective, Scales, Targets
 from flaxseg.training.schedules import Schedule
-from flaxseg.training.settings import at_least, check_rules, within
 from flaxseg.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]

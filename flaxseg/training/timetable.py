@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flaxseg.training.settings import at_least, check_rules
+from flaxseg.settings import at_least, check_rules
 
 
 @dataclasses.dataclass(frozen=True)

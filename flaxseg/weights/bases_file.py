@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxseg.errors import WeightsError, listed
-from flaxseg.weights.variable_paths import flatten, unflatten
+from flaxseg.variable_paths import flatten, unflatten
 
 _WAY_OUT = "Learn them with: python -m flaxseg learn-basis NAME --out=DIR"
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxseg.errors import WeightsError
+from flaxseg.variable_paths import flatten, unflatten
 from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.load_report import LoadReport
 from flaxseg.weights.name_map import FLAXSEG, NameMap
-from flaxseg.weights.variable_paths import flatten, unflatten
 
 
 def load_fully_connected(

@@ -13,6 +13,7 @@ import numpy as np
 from flaxseg.errors import WeightsError, listed
 from flaxseg.layers.image_normalization import ImageNormalization
 from flaxseg.saved_model import load_model
+from flaxseg.variable_paths import flatten, unflatten
 from flaxseg.weights.caffe_tensors import caffe_tensors
 from flaxseg.weights.fc_subsampling import load_fully_connected
 from flaxseg.weights.load_report import LoadReport, describe_mismatch, item_lines
@@ -26,7 +27,6 @@ from flaxseg.weights.recognition import (
     recognise,
 )
 from flaxseg.weights.sources import Source, find_source
-from flaxseg.weights.variable_paths import flatten, unflatten
 
 # Means may differ by so much, in 0..255, and deviations by so large a share, before two
 # normalisations count as different: the (127, 128) and (127.5, 127.5) of EfficientNet-Lite do not.

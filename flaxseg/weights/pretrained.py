@@ -95,43 +95,8 @@ def import_model(source: str | os.PathLike, out_dir: str | os.PathLike) -> pathl
 def read_pretrained(source: str | os.PathLike) -> Pretrained:
     """Reads a whole network of another library, recognised by the names of its tensors.
 
-    Known are:
-
-    * `deeplabv3_resnet50` and `deeplabv3_resnet101` of torchvision (any number of classes, with or
-      without auxiliary classifier);
-    * `deeplabv3_mobilenet_v2_voc21`, the quantised MobileNetV2 DeepLab of TensorFlow Lite in float
-      (`backbone.features.*`, `head.*`);
-    * PSPNet on ResNet-50, 101 and 152 of semseg (`layer0.*`, `ppm.*`), of mmsegmentation
-      (`decode_head.psp_modules.*`; with `align_corners=False`, as trained on crops of 512: those
-      of its 769 configs want `load_pretrained(source, align_corners=True)`) and of Caffe
-      (`conv5_3_pool1_conv.weight`, `conv5_4/bn.slope`; see `CaffeNames`), with its mean as the
-      model's normalisation;
-    * the released ICNet with its Caffe names, with or without merged BatchNorm, those of its
-      TensorFlow port or of meetps' pytorch-semseg (see `icnet_tensors`), with its mean as the
-      model's normalisation. Tensors of other layers, which the released file has from training, are
-      left out and named in the report;
-    * GCN on a ResNet, of the widespread PyTorch port and its forks (`gcm1.conv_l1`, `brm9`), with
-      deconvolutions or with bilinear upsampling, whose corners are taken to be aligned;
-    * DFN on ResNet-50 or 101 of the first author's code, TorchSeg (`smooth_pre_rrbs.0.conv_1x1`);
-    * DeepLab v1 and v2 of Caffe and of two PyTorch ports (see `layouts.deeplab_v1_v2_layout`);
-    * `fcn_resnet50` and `fcn_resnet101` of torchvision;
-    * the released LRR networks on VGG16 with the names of their MatConvNet parameters (see
-      `layouts.lrr_layout`);
-    * the released FCNs with their Caffe names, from Caffe or from a port (see
-      `layouts.fcn_layout.read_caffe`);
-    * RefineNet of DrSleep's PyTorch port (`rf101_voc`), and Light-Weight RefineNet on ResNets and
-      MobileNetV2 (`rf_lw50_voc`, `rf_lwmbv2_voc`, ...), as released or as its training script saves
-      them;
-    * the released SegNet, SegNet-Basic and DeconvNet with their Caffe names (see
-      `layouts.unpooling_layout`) and Dilated-Nets (see `layouts.dilatednet_layout`);
-    * U-Net on a ResNet of segmentation_models.pytorch (`decoder.blocks.0.conv1.0.weight`), without
-      attention and with five stages of any width.
-
-    TensorFlow's DeepLab release (`xception_65/...`, `logits/semantic/weights`) is known too:
-    DeepLabv3 and v3+ on Xception, ResNet-v1 with either stem, and MobileNetV2, as arrays by the
-    names of the checkpoint's variables in an `.npz` or `.safetensors` file. An optimizer's
-    variables in the file are skipped. The files tell neither multi-grid nor the atrous rates; the
-    paper's at output stride 16 without multi-grid are assumed.
+    The modules of `flaxseg.weights.layouts` say which files are known, what is taken from them,
+    and what is assumed where a file does not tell; docs/models.md lists them.
 
     Args:
       source: a file, a folder with one, or `"hf:owner/repository[/file]"`; see `find_source`.
@@ -167,7 +132,8 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
 
 def _assemble(network: Network, source: str) -> Pretrained:
     """Returns the network with its tensors in the variables of our model."""
-    model = create_model(network.name, network.num_classes, **network.options)
+    options = {**network.options, "normalization": dataclasses.asdict(network.normalization)}
+    model = create_model(network.name, network.num_classes, **options)
     image = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     variables, report = load_weights(
@@ -179,6 +145,4 @@ def _assemble(network: Network, source: str) -> Pretrained:
             f"as {listed(report.unused)}; it is another network than its names suggest."
         )
     class_names = VOC_CLASSES if network.num_classes == len(VOC_CLASSES) else None
-    return Pretrained(
-        network.name, network.num_classes, network.options, variables, class_names, report
-    )
+    return Pretrained(network.name, network.num_classes, options, variables, class_names, report)

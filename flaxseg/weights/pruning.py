@@ -19,7 +19,7 @@ import numpy as np
 
 from flaxseg.errors import ConfigError, WeightsError
 from flaxseg.saved_model import from_json, load_model, read_model_card, save_model
-from flaxseg.weights.variable_paths import flatten, unflatten
+from flaxseg.variable_paths import flatten, unflatten
 
 # `keep` is taken as a fraction with at most this denominator, so that 0.6667 is two thirds.
 _LARGEST_DENOMINATOR = 64

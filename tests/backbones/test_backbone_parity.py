@@ -7,8 +7,8 @@ import pytest
 from random_weights import random_image, relative_difference, shapes_of, torch_tensors
 
 from flaxseg.backbones import EfficientNetLite0, MobileNetV2, ResNet, create_backbone
+from flaxseg.variable_paths import flatten
 from flaxseg.weights import NAME_MAPS, load_weights
-from flaxseg.weights.variable_paths import flatten
 
 pytestmark = pytest.mark.peer
 # Float32 sums in another order: 1e-6 a layer. A wrong rate, padding or order of layers gives 1e-1.

@@ -14,10 +14,10 @@ from random_weights import random_image, relative_difference, shapes_of, torch_t
 import flaxseg
 from flaxseg.backbones import ResNetBeta, Xception
 from flaxseg.errors import WeightsError
+from flaxseg.variable_paths import flatten, unflatten
 from flaxseg.weights import NAME_MAPS, import_model, load_backbone, load_pretrained, load_weights
 from flaxseg.weights.backbone_names.resnet_names import slim_resnet_module
 from flaxseg.weights.slim_names import SlimNames
-from flaxseg.weights.variable_paths import flatten, unflatten
 
 pytestmark = pytest.mark.peer
 # Float32 sums in another order: 1e-6 a layer. A wrong rate, padding or order of layers gives 1e-1.

@@ -24,10 +24,10 @@ from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.schedules import make_schedule
 from flaxseg.training.state import create_state
 from flaxseg.training.step import make_train_step
+from flaxseg.variable_paths import flatten
 from flaxseg.weights import NameMap, load_weights
 from flaxseg.weights.backbone_names.resnet_names import CaffeResNetNames, caffe_resnet_module
 from flaxseg.weights.layouts.deeplab_v1_v2_layout import deeplab_resnet_module, deeplab_vgg_module
-from flaxseg.weights.variable_paths import flatten
 
 TOLERANCE = 1e-4
 THREE = (1.0, 0.75, 0.5)

@@ -16,9 +16,9 @@ import flaxseg
 from flaxseg.backbones import ResNet
 from flaxseg.backbones.resnet import BasicBlock
 from flaxseg.layers import AuxiliaryHead
+from flaxseg.variable_paths import flatten, unflatten
 from flaxseg.weights import NAME_MAPS, NameMap, load_pretrained, load_weights
 from flaxseg.weights.layouts.deeplab_v3_layout import torchvision_deeplabv3_module
-from flaxseg.weights.variable_paths import flatten, unflatten
 
 pytestmark = pytest.mark.peer
 TOLERANCE = 1e-4

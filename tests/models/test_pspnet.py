@@ -23,6 +23,7 @@ from flaxseg.layers import AuxiliaryHead, normalize, resize
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.state import create_state
 from flaxseg.training.step import make_train_step
+from flaxseg.variable_paths import flatten
 from flaxseg.weights import (
     NAME_MAPS,
     import_model,
@@ -31,7 +32,6 @@ from flaxseg.weights import (
     load_weights,
 )
 from flaxseg.weights.layouts.pspnet_layout import SEMSEG_PSPNET
-from flaxseg.weights.variable_paths import flatten
 
 TOLERANCE = 1e-4
 

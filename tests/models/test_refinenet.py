@@ -21,6 +21,7 @@ from flaxseg.backbones import MobileNetV2, ResNet
 from flaxseg.errors import WeightsError
 from flaxseg.layers import IMAGENET, AtrousConv, normalize
 from flaxseg.training.optimizer import make_optimizer
+from flaxseg.variable_paths import flatten
 from flaxseg.weights import (
     NAME_MAPS,
     NameMap,
@@ -36,7 +37,6 @@ from flaxseg.weights.layouts.refinenet_layout import (
     REFINENET_LW,
     refinenet_module,
 )
-from flaxseg.weights.variable_paths import flatten
 
 TOLERANCE = 1e-4
 RELEASED_MOBILENET = {"padding": "torch", "expand_first": True}

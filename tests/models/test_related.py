@@ -11,7 +11,7 @@ from random_weights import random_image, relative_difference, shapes_of
 import flaxseg
 from flaxseg.backbones import UNetEncoder, create_backbone
 from flaxseg.models.unet import check_tile
-from flaxseg.weights.variable_paths import flatten
+from flaxseg.variable_paths import flatten
 
 KEY = jax.random.key(0)
 NARROW = {"features": (4, 4, 8, 8, 8)}

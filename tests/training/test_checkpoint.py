@@ -1,6 +1,5 @@
 """Checkpoints: bit-exact, verified, and never lost to an error."""
 
-import json
 import resource
 
 import jax
@@ -10,9 +9,16 @@ import optax
 import pytest
 
 from flaxseg.errors import CheckpointError, NonFiniteLossError
-from flaxseg.training.checkpoint import Checkpoints, Meta, best_entry, state_digest
+from flaxseg.training.checkpoint import Checkpoints, Meta, best_entry
 
 PARAMS = {"backbone": {"conv": {"kernel": (3, 3, 3, 8)}}, "classifier": {"bias": (5,)}}
+
+
+def content(state) -> list:
+    """Names, types, shapes and bytes of all arrays of a tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    arrays = [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves]
+    return [(name, str(a.dtype), a.shape, a.tobytes()) for name, a in arrays]
 
 
 def make_state(seed: int, params=None):
@@ -58,9 +64,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path):
     assert restored.step == 7
     assert restored.meta == checkpoints.restore(make_state(0)).meta
     assert restored.meta.iterator_state == '{"batches_taken": 3}'
-    assert (
-        state_digest(restored.state) == state_digest(make_state(7)) != state_digest(make_state(8))
-    )
+    assert content(restored.state) == content(make_state(7)) != content(make_state(8))
     assert jax.tree.structure(restored.state) == jax.tree.structure(make_state(7))
     assert restored.state["half"].dtype == jnp.bfloat16
 
@@ -105,7 +109,7 @@ def test_a_damaged_array_is_named_and_the_checkpoint_before_is_used(tmp_path, ca
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=9)
     restored = checkpoints.restore(make_state(0))
     assert restored.step == 2
-    assert state_digest(restored.state) == state_digest(make_state(2))
+    assert content(restored.state) == content(make_state(2))
     assert "checkpoint 3 is damaged" in caplog.text
     assert "params/backbone/conv/kernel" in caplog.text
     assert str(tmp_path / "checkpoints/3/state/params.backbone.conv.kernel") in caplog.text
@@ -250,7 +254,7 @@ def test_a_checkpoint_can_be_replaced_and_survives_a_kill_while_it_is(tmp_path):
     checkpoints = saved(tmp_path, (1, 2))
     checkpoints.save(2, make_state(5), meta())
     checkpoints.finish()
-    assert state_digest(checkpoints.restore(make_state(0)).state) == state_digest(make_state(5))
+    assert content(checkpoints.restore(make_state(0)).state) == content(make_state(5))
     folder = tmp_path / "checkpoints"
     (folder / "2").rename(folder / "2.replaced")  # where a kill would leave it
     again = Checkpoints(folder)
@@ -286,10 +290,3 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="file/checkpoints cannot be used"):
         Checkpoints(tmp_path / "file" / "checkpoints")
-
-
-def test_the_digest_depends_on_names_types_and_bytes():
-    a = {"x": np.zeros(2, np.float32)}
-    others = [{"y": a["x"]}, {"x": np.zeros(2, np.int32)}, {"x": np.zeros((2, 1), np.float32)}]
-    assert len({state_digest(tree) for tree in [a, *others]}) == 4
-    assert json.dumps(state_digest(a))

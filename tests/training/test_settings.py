@@ -6,8 +6,8 @@ import pytest
 
 from flaxseg import errors
 from flaxseg.errors import ConfigError, SettingsError
+from flaxseg.settings import Problems
 from flaxseg.training import default_config, field_texts, recipes, settings, validate_config
-from flaxseg.training.settings import Problems
 from flaxseg.training.timetable import Timetable
 
 

@@ -13,6 +13,7 @@ from random_weights import random_image, relative_difference, shapes_of, torch_t
 
 import flaxseg
 from flaxseg.errors import WeightsError
+from flaxseg.variable_paths import flatten
 from flaxseg.weights import NAME_MAPS, NameMap, load_backbone, load_pretrained, read_pretrained
 from flaxseg.weights.backbone_names.resnet_names import CaffeResNetNames, caffe_resnet_module
 from flaxseg.weights.caffe_tensors import caffe_tensors
@@ -22,7 +23,6 @@ from flaxseg.weights.layouts.deeplab_v1_v2_layout import (
     deeplab_vgg_module,
     kazuto_module,
 )
-from flaxseg.weights.variable_paths import flatten
 
 TOLERANCE = 1e-4
 BGR = ("backbone/conv1", "backbone/conv1_1", "image_mlp/conv1")

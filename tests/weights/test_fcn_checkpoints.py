@@ -16,6 +16,7 @@ from flaxseg.backbones import VGG, create_backbone
 from flaxseg.errors import WeightsError
 from flaxseg.layers import CAFFE, bilinear_kernel
 from flaxseg.saved_model import save_model
+from flaxseg.variable_paths import flatten
 from flaxseg.weights import (
     NAME_MAPS,
     import_model,
@@ -26,7 +27,6 @@ from flaxseg.weights import (
     read_pretrained,
 )
 from flaxseg.weights.layouts.fcn_layout import TORCHVISION_FCN, caffe_fcn_map
-from flaxseg.weights.variable_paths import flatten
 
 CLASSES, WIDTH = 4, 16
 

@@ -20,6 +20,7 @@ from flaxseg.backbones import MobileNetV2, ResNet, create_backbone
 from flaxseg.backbones.resnet import BasicBlock
 from flaxseg.errors import WeightsError
 from flaxseg.saved_model import save_model
+from flaxseg.variable_paths import flatten
 from flaxseg.weights import (
     HUB_WEIGHTS,
     NAME_MAPS,
@@ -30,7 +31,6 @@ from flaxseg.weights import (
     load_weights,
     read_tensors,
 )
-from flaxseg.weights.variable_paths import flatten
 
 RESNET = NAME_MAPS["resnet"][0]
 

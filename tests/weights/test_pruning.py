@@ -12,8 +12,8 @@ import flaxseg
 from flaxseg import cli
 from flaxseg.backbones import MobileNetV2
 from flaxseg.errors import ConfigError, WeightsError
+from flaxseg.variable_paths import flatten, unflatten
 from flaxseg.weights import icnet_channels, prune_channels, prune_model
-from flaxseg.weights.variable_paths import flatten, unflatten
 
 WIDTH = 0.125
 OPTIONS = {

@@ -24,8 +24,6 @@ class DatasetInfo:
       splits: names of the splits, the one to train on first.
       split_sizes: the number of images in each split of the published set.
       eval_split: the split whose score is reported.
-      eval_size: `(H, W)` of the largest image, a hint for padding; (0, 0) where sizes vary
-        widely.
       license, citation, homepage: terms of use, what to cite, and where it comes from.
       combined: splits that are not stored but are concatenations of others: name -> their names.
       repeated: splits that hold images of another split again: name -> the other's name.
@@ -42,7 +40,6 @@ class DatasetInfo:
     splits: tuple[str, ...]
     split_sizes: Mapping[str, int]
     eval_split: str
-    eval_size: tuple[int, int]
     license: str
     citation: str
     homepage: str
@@ -101,7 +98,6 @@ class DatasetInfo:
                 "class_colors": tuple(map(tuple, facts["class_colors"])),
                 "label_map": dict(facts["label_map"]),
                 "splits": tuple(facts["splits"]),
-                "eval_size": tuple(facts["eval_size"]),
                 "prepared": prepared,
             }
         )

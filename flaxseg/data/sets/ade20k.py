@@ -28,7 +28,6 @@ INFO = DatasetInfo(
     splits=("train", "val"),
     split_sizes={"train": 20210, "val": 2000},
     eval_split="val",
-    eval_size=(0, 0),
     license="Annotations: BSD 3-Clause. Images: for non-commercial research and education, under "
     "the terms of ADE20K (https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/).",
     citation="B. Zhou, H. Zhao, X. Puig, S. Fidler, A. Barriuso, A. Torralba. Scene Parsing "
@@ -42,18 +41,7 @@ _FOLDERS = {"train": "training", "val": "validation"}
 def find_pairs(
     folder: pathlib.Path, progress: bool = False
 ) -> tuple[dict[str, list[Pair]], list[str]]:
-    """Pairs images and labels by name.
-
-    Args:
-      folder: holds the archive or what it unpacks to.
-      progress: not used; the archive is read in place.
-
-    Returns:
-      The pairs of each split, and no problems; those of files show when they are read.
-
-    Raises:
-      DataError: the folder holds no ADE20K, or the archive is damaged or hostile.
-    """
+    """Pairs images and labels by name; see `Published.find_pairs`."""
     del progress
     tree = open_tree(
         folder,

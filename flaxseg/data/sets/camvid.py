@@ -63,7 +63,6 @@ INFO = DatasetInfo(
     splits=("train", "val", "test"),
     split_sizes={"train": 367, "val": 101, "test": 233},
     eval_split="test",
-    eval_size=(360, 480),
     license="CC BY-NC 4.0 as the SegNet tutorial states it (personal and research use); the terms "
     "of the underlying Cambridge-driving Labeled Video Database may be narrower.",
     citation="G. J. Brostow, J. Fauqueur, R. Cipolla. Semantic object classes in video: A "
@@ -78,18 +77,7 @@ INFO = DatasetInfo(
 def find_pairs(
     folder: pathlib.Path, progress: bool = False
 ) -> tuple[dict[str, list[Pair]], list[Problem | str]]:
-    """Reads the lists of the published layout.
-
-    Args:
-      folder: holds the lists and image folders, or the folder `CamVid` with them, or the archive.
-      progress: not used; nothing takes long.
-
-    Returns:
-      The pairs of each split, in the order of the lists, and what is wrong with the lists.
-
-    Raises:
-      DataError: the folder holds no CamVid, or the archive is damaged or hostile.
-    """
+    """Reads the lists of the published layout; see `Published.find_pairs`."""
     del progress
     tree = _open(folder)
     if tree is None:

@@ -92,7 +92,6 @@ INFO = DatasetInfo(
         "val_coarse": 500,
     },
     eval_split="val",
-    eval_size=(1024, 2048),
     license="Cityscapes' own terms: free for research, teaching and personal experiments, not for "
     "commercial use, and not to be handed on (https://www.cityscapes-dataset.com/license/).",
     citation="M. Cordts, M. Omran, S. Ramos, T. Rehfeld, M. Enzweiler, R. Benenson, U. Franke, S. "
@@ -121,18 +120,9 @@ _PARTS = {
 def find_pairs(
     folder: pathlib.Path, progress: bool = False
 ) -> tuple[dict[str, list[Pair]], list[str]]:
-    """Pairs images and labels by name.
+    """Pairs images and labels by name; see `Published.find_pairs`.
 
-    Args:
-      folder: holds the archives or what they unpack to.
-      progress: not used; the archives are read in place.
-
-    Returns:
-      The pairs of each split whose files are there, and no problems; those of files show when they
-      are read.
-
-    Raises:
-      DataError: the folder lacks `train` or `val`, or an archive is damaged or hostile.
+    Splits whose files are missing are left out, except for `train` and `val`.
     """
     del progress
     labels = {

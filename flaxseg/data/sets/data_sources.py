@@ -146,7 +146,10 @@ class Published:
 
     Attributes:
       info: its facts.
-      find_pairs: finds the pairs of each split in a folder, and what is wrong with its lists.
+      find_pairs: called with a folder that holds the published archives, or what they unpack to,
+        and whether to show the progress of reading them; returns the pairs of each split and what
+        is wrong with its lists. Problems of files show when they are read. Raises DataError where
+        the folder lacks a part, or an archive is damaged or hostile.
       downloads: the archives that may be downloaded.
       how_to_get: where there are none, how to get the files.
     """

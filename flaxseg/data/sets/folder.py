@@ -188,7 +188,6 @@ def _info(folder: FolderFile, splits: tuple[str, ...]) -> DatasetInfo:
         splits=splits,
         split_sizes={},
         eval_split=eval_split,
-        eval_size=(0, 0),
         license=folder.license,
         citation=folder.citation,
         homepage=folder.homepage,

@@ -42,67 +42,16 @@ HOW_TO_GET = (
 )
 
 # The 59 most frequent classes: their ids among the 459 published ones, and their names.
-_CLASSES = (
-    (2, "aeroplane"),
-    (9, "bag"),
-    (18, "bed"),
-    (19, "bedclothes"),
-    (22, "bench"),
-    (23, "bicycle"),
-    (25, "bird"),
-    (31, "boat"),
-    (33, "book"),
-    (34, "bottle"),
-    (44, "building"),
-    (45, "bus"),
-    (46, "cabinet"),
-    (59, "car"),
-    (65, "cat"),
-    (68, "ceiling"),
-    (72, "chair"),
-    (80, "cloth"),
-    (85, "computer"),
-    (98, "cow"),
-    (104, "cup"),
-    (105, "curtain"),
-    (113, "dog"),
-    (115, "door"),
-    (144, "fence"),
-    (158, "floor"),
-    (159, "flower"),
-    (162, "food"),
-    (187, "grass"),
-    (189, "ground"),
-    (207, "horse"),
-    (220, "keyboard"),
-    (232, "light"),
-    (258, "motorbike"),
-    (259, "mountain"),
-    (260, "mouse"),
-    (284, "person"),
-    (295, "plate"),
-    (296, "platform"),
-    (308, "pottedplant"),
-    (324, "road"),
-    (326, "rock"),
-    (347, "sheep"),
-    (349, "shelves"),
-    (354, "sidewalk"),
-    (355, "sign"),
-    (360, "sky"),
-    (366, "snow"),
-    (368, "sofa"),
-    (397, "table"),
-    (415, "track"),
-    (416, "train"),
-    (420, "tree"),
-    (424, "truck"),
-    (427, "tvmonitor"),
-    (440, "wall"),
-    (445, "water"),
-    (454, "window"),
-    (458, "wood"),
-)
+_NAMED = """
+2 aeroplane, 9 bag, 18 bed, 19 bedclothes, 22 bench, 23 bicycle, 25 bird, 31 boat, 33 book,
+34 bottle, 44 building, 45 bus, 46 cabinet, 59 car, 65 cat, 68 ceiling, 72 chair, 80 cloth,
+85 computer, 98 cow, 104 cup, 105 curtain, 113 dog, 115 door, 144 fence, 158 floor, 159 flower,
+162 food, 187 grass, 189 ground, 207 horse, 220 keyboard, 232 light, 258 motorbike, 259 mountain,
+260 mouse, 284 person, 295 plate, 296 platform, 308 pottedplant, 324 road, 326 rock, 347 sheep,
+349 shelves, 354 sidewalk, 355 sign, 360 sky, 366 snow, 368 sofa, 397 table, 415 track,
+416 train, 420 tree, 424 truck, 427 tvmonitor, 440 wall, 445 water, 454 window, 458 wood
+"""
+_CLASSES = tuple((int(raw), name) for raw, name in (entry.split() for entry in _NAMED.split(",")))
 
 # From published ids to ours.
 _TABLE = np.zeros(NUM_PUBLISHED_CLASSES + 1, np.uint8)
@@ -120,7 +69,6 @@ INFO = DatasetInfo(
     splits=("train", "val"),
     split_sizes={"train": 4998, "val": 5105},
     eval_split="val",
-    eval_size=(500, 500),
     license="Photographs from Flickr, under Flickr's terms of use and those of their owners; for "
     "research. The annotations come without a licence text.",
     citation="R. Mottaghi, X. Chen, X. Liu, N.-G. Cho, S.-W. Lee, S. Fidler, R. Urtasun, A. "
@@ -143,18 +91,9 @@ INFO_60 = dataclasses.replace(
 def find_pairs(
     folder: pathlib.Path, progress: bool = False
 ) -> tuple[dict[str, list[Pair]], list[str]]:
-    """Reads the lists of VOC 2010 and finds the labels in either form.
+    """Reads the lists of VOC 2010 and finds the labels in either form; see `Published.find_pairs`.
 
-    Args:
-      folder: holds the archives or what they unpack to.
-      progress: show the progress of reading an archive on stderr.
-
-    Returns:
-      The pairs of each split, and what is wrong with the lists. In either form, labels have ids 0
-      (none of the classes) to 59.
-
-    Raises:
-      DataError: a part is missing, or an archive is damaged or hostile.
+    In either form, labels have ids 0 (none of the classes) to 59.
     """
     voc = open_tree(
         folder,

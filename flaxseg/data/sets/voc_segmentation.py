@@ -52,7 +52,6 @@ INFO = DatasetInfo(
         "seg11valid": 736,
     },
     eval_split="val",
-    eval_size=(500, 500),
     license="Photographs from Flickr, under Flickr's terms of use and those of their owners; for "
     "research. The annotations of VOC and SBD come without a licence text.",
     citation="M. Everingham, L. Van Gool, C. K. I. Williams, J. Winn, A. Zisserman. The PASCAL "
@@ -69,18 +68,7 @@ INFO = DatasetInfo(
 def find_pairs(
     folder: pathlib.Path, progress: bool = False
 ) -> tuple[dict[str, list[Pair]], list[str]]:
-    """Reads the lists of VOC and SBD.
-
-    Args:
-      folder: holds the archives or what they unpack to.
-      progress: show the progress of reading an archive on stderr.
-
-    Returns:
-      The pairs of each stored split, and what is wrong with the lists.
-
-    Raises:
-      DataError: the folder holds no VOC 2012, or an archive is damaged or hostile.
-    """
+    """Reads the lists of VOC and SBD; see `Published.find_pairs`."""
     voc = open_tree(
         folder,
         roots=("", "VOC2012", "VOCdevkit/VOC2012", "TrainVal/VOCdevkit/VOC2012"),

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL
-from flaxseg.errors import SettingsError
+from flaxseg.settings import at_least, between, check_rules
 
 # Largest changes at photometric strength 1, as in SSD (Liu et al. 2016) and the trainers that
 # follow it.
@@ -58,23 +58,25 @@ class Augmentation:
     fill: tuple[int, int, int] = (124, 116, 104)
 
     def __post_init__(self):
-        wrong = []
-        if len(self.scale) != 2 or not 0.0 < self.scale[0] <= self.scale[1] < math.inf:
-            wrong.append(("scale", self.scale, "(least, greatest) with 0 < least <= greatest"))
-        if not 0.0 <= self.scale_step < math.inf:
-            wrong.append(("scale_step", self.scale_step, "0 or more"))
-        if not 0.0 <= self.rotate <= 180.0:
-            wrong.append(("rotate", self.rotate, "0..180 degrees"))
-        if not 0.0 <= self.blur <= 1.0:
-            wrong.append(("blur", self.blur, "a probability 0..1"))
-        if not 0.0 <= self.photometric <= 1.0:
-            wrong.append(("photometric", self.photometric, "a strength 0..1"))
-        if len(self.fill) != 3 or not all(0 <= c <= 255 for c in self.fill):
-            wrong.append(("fill", self.fill, "an RGB colour of three values 0..255"))
-        if wrong:
-            raise SettingsError(
-                (name, f"is {value}; it must be {wanted}") for name, value, wanted in wrong
-            )
+        rules = {
+            "scale": _scale_range,
+            "scale_step": at_least(0),
+            "rotate": between(0, 180),
+            "blur": between(0, 1),
+            "photometric": between(0, 1),
+            "fill": _rgb,
+        }
+        check_rules(vars(self), rules)
+
+
+def _scale_range(value: tuple[float, ...]) -> str:
+    good = len(value) == 2 and 0.0 < value[0] <= value[1] < math.inf
+    return "" if good else "(least, greatest) with 0 < least <= greatest"
+
+
+def _rgb(value: tuple[int, ...]) -> str:
+    good = len(value) == 3 and all(0 <= part <= 255 for part in value)
+    return "" if good else "an RGB colour of three values 0..255"
 
 
 def augment(

@@ -21,9 +21,17 @@ from absl import flags
 from flaxseg.data.prepared.records import Records, open_split
 from flaxseg.data.stream.augmentation import Augmentation, augment
 from flaxseg.data.stream.decoded_cache import CachedRecords
-from flaxseg.errors import CheckpointError, ConfigError, DataError
+from flaxseg.errors import CheckpointError, DataError
 from flaxseg.files import PathLike
 from flaxseg.host_memory import keep_freed_memory
+from flaxseg.settings import Rule, at_least, check_rules, image_size, within
+
+STREAM_RULES: dict[str, Rule] = {
+    "crop_size": image_size(1),
+    "num_workers": at_least(0),
+    "skip_broken": at_least(0),
+}
+"""The rules of those arguments of `train_batches` that a config sets as they are."""
 
 _MAX_THREADS = 16
 _PRACTICALLY_ENDLESS = 2**50  # records
@@ -73,20 +81,27 @@ def train_batches(
       [B]}` with `B = batch_size // process_count`.
 
     Raises:
-      ConfigError: a number is out of range, or the data set or split is unknown.
+      ConfigError: numbers are out of range, or the data set or split is unknown.
       DataError: the data set is not prepared. The iterator raises it for broken records, named with
         data set, split, id and file, and for workers that died.
     """
-    _check_numbers(
-        batch_size,
-        crop_size,
-        seed,
-        num_threads,
-        num_workers,
-        process_index,
-        process_count,
-        skip_broken,
-    )
+    numbers = {
+        "batch_size": batch_size,
+        "crop_size": crop_size,
+        "seed": seed,
+        "num_threads": num_threads or 0,
+        "num_workers": num_workers,
+        "process_index": process_index,
+        "skip_broken": skip_broken,
+    }
+    rules = {
+        **STREAM_RULES,
+        "batch_size": _multiple_of(process_count),
+        "seed": within(0, 2**32),
+        "num_threads": at_least(0),
+        "process_index": within(0, process_count),
+    }
+    check_rules(numbers, rules)
     records: Records | CachedRecords = open_split(name, split, data_dir)
     if cache_dir:
         records = CachedRecords(records, cache_dir)
@@ -306,30 +321,6 @@ def _use_one_cv2_thread() -> None:
     cv2.setNumThreads(0)
 
 
-def _check_numbers(
-    batch_size: int,
-    crop_size: tuple[int, int],
-    seed: int,
-    num_threads: int | None,
-    num_workers: int,
-    process_index: int,
-    process_count: int,
-    skip_broken: int,
-) -> None:
-    wrong = []
-    if not 0 <= process_index < process_count:
-        wrong.append(f"process_index {process_index} must be in 0..{process_count - 1}")
-    elif batch_size < 1 or batch_size % process_count:
-        wrong.append(
-            f"batch_size {batch_size} must be a positive multiple of the {process_count} processes"
-        )
-    if len(crop_size) != 2 or min(crop_size) < 1:
-        wrong.append(f"crop_size {crop_size} must be (height, width), both at least 1")
-    if not 0 <= seed < 2**32:
-        wrong.append(f"seed {seed} must be in 0..2**32 - 1")
-    if num_workers < 0 or (num_threads is not None and num_threads < 0):
-        wrong.append(f"num_threads {num_threads} and num_workers {num_workers} must be 0 or more")
-    if skip_broken < 0:
-        wrong.append(f"skip_broken {skip_broken} must be 0 or more")
-    if wrong:
-        raise ConfigError("training data: " + "; ".join(wrong))
+def _multiple_of(processes: int) -> Rule:
+    wanted = f"a positive multiple of the {processes} processes"
+    return lambda value: "" if value >= 1 and value % processes == 0 else wanted

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flaxseg import data
-from flaxseg.classes import voc_colors
+from flaxseg.classes import check_same_classes, voc_colors
 from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.drawing.images import save_grey_png, save_palette_png
-from flaxseg.errors import ConfigError, DataError, listed
+from flaxseg.errors import DataError, listed
 from flaxseg.inference.segmenter import Segmentation
 
 KIND = "submission"
@@ -55,26 +55,10 @@ class Submission:
     pack: str
 
     def check_classes(self, class_names: Sequence[str]) -> None:
-        """Raises ConfigError unless the names are the classes of the data set, in its order; names
-        such as "class 7" fit any data set."""
+        """Raises ConfigError unless the names are the classes of the data set, in its order."""
         wanted = data.dataset_info(self.data).class_names
-        unnamed = [f"class {index}" for index in range(len(wanted))]
-        if list(class_names) in (list(wanted), unnamed):
-            return
-        if len(class_names) != len(wanted):
-            raise ConfigError(
-                f"the model has {len(class_names)} classes and {self.data} {len(wanted)}; its "
-                "predictions cannot be submitted."
-            )
-        different = [
-            f"{index} is {ours!r}, not {theirs!r}"
-            for index, (ours, theirs) in enumerate(zip(class_names, wanted, strict=True))
-            if ours != theirs
-        ]
-        raise ConfigError(
-            f"the classes of the model are not those of {self.data}: class "
-            f"{listed(different, 4)}; its predictions cannot be submitted."
-        )
+        advice = "its predictions cannot be submitted."
+        check_same_classes(class_names, self.data, wanted, advice)
 
     def files(
         self, sources: Sequence[pathlib.Path], out: pathlib.Path

@@ -71,14 +71,10 @@ def boundary_loss(
     "U-Net", 2015, equation 2, have between touching cells.)
 
     Args:
-      logits: float ``[N, h, w, C]``, ``C >= 2``; any size. Computed with in float32.
-      label: integer ``[N, H, W]``.
+      logits, label, label_smoothing, class_weights, ignore_label, align_corners: see
+        `segmentation_loss`.
       factor: finite, above 0.
       radius: how near, in pixels, at least 1; see `border_target`.
-      label_smoothing: see `segmentation_loss`.
-      class_weights: the same.
-      ignore_label: the label of pixels that do not count.
-      align_corners: how logits of another size are resized; see `flaxseg.layers.resize`.
 
     Returns:
       ``(sum, weight)``, float32 scalars; ``weight`` is the sum of :math:`b\, w_y` over the valid
@@ -86,7 +82,7 @@ def boundary_loss(
 
     Raises:
       ConfigError: for an argument out of its range.
-      ValueError: when logits and label do not fit together.
+      ValueError: as `segmentation_loss`.
 
     Examples:
       >>> logits = jnp.array([[[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flaxseg.call_text import Call, check_arguments, check_name, parse_call, parse_sum
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.layers import ALIGN_CORNERS, resize
+from flaxseg.settings import at_least, check_rules, member_of
 from flaxseg.training.losses.border import border_target, boundary_loss
 from flaxseg.training.losses.cross_entropy import segmentation_loss
 from flaxseg.training.losses.dice import dice_loss
@@ -18,7 +19,6 @@ from flaxseg.training.losses.focal import focal_loss
 from flaxseg.training.losses.hard_pixels import ohem_loss, top_k_loss
 from flaxseg.training.losses.lovasz import lovasz_loss
 from flaxseg.training.losses.region_masks import dilated_masks, eroded_masks
-from flaxseg.training.settings import at_least, check_rules, member_of
 
 KINDS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     "cross_entropy": segmentation_loss,

@@ -31,18 +31,15 @@ def dice_loss(
     not be a sum over its parts.
 
     Args:
-      logits: float ``[N, h, w, C]``, ``C >= 2``; any size. Computed with in float32.
-      label: integer ``[N, H, W]``.
+      logits, label, ignore_label, align_corners: see `segmentation_loss`.
       squared: whether the denominator has squares, as in the paper; without, as in many ports,
         :math:`\sum p + \sum g`. The two are one for predictions of 0 and 1.
-      ignore_label: the label of pixels that do not count.
-      align_corners: how logits of another size are resized; see `flaxseg.layers.resize`.
 
     Returns:
       ``(sum over the images, number of images with a valid pixel)``, float32 scalars.
 
     Raises:
-      ValueError: when logits and label do not fit together.
+      ValueError: as `segmentation_loss`.
 
     Examples:
       >>> logits = jnp.array([[[[9.0, 0.0], [0.0, 9.0]]]])

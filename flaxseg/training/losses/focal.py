@@ -38,15 +38,12 @@ def focal_loss(
     :math:`p_1` is its sigmoid.
 
     Args:
+      label, class_weights, ignore_label, align_corners: see `segmentation_loss`.
       logits: float ``[N, h, w, C]``, any size and number of classes; ``C = 1`` is binary.
-      label: integer ``[N, H, W]``.
       gamma: finite, at least 0; the paper's best is 2.
       alpha: weight of class 1 in ``[0, 1]``, that of class 0 being ``1 - alpha``, for two classes;
         the paper has 0.25 beside ``gamma = 2``. Unlike class weights it scales the mean. None: 1
         for every class.
-      class_weights: one weight a class, see `segmentation_loss`.
-      ignore_label: the label of pixels that do not count.
-      align_corners: how logits of another size are resized; see `flaxseg.layers.resize`.
 
     Returns:
       ``(sum, weight)`` as `segmentation_loss` does.
@@ -54,7 +51,7 @@ def focal_loss(
     Raises:
       ConfigError: for a gamma, alpha or class weights out of their range, or alpha for more than
         two classes.
-      ValueError: when logits and label do not fit together.
+      ValueError: as `segmentation_loss`.
 
     Examples:
       >>> logits = jnp.array([[[[0.0, 0.0], [0.0, 5.0]]]])

@@ -32,20 +32,16 @@ def top_k_loss(
     entropies.
 
     Args:
-      logits: float ``[N, h, w, C]``, ``C >= 2``; any size. Computed with in float32.
-      label: integer ``[N, H, W]``.
+      logits, label, label_smoothing, class_weights, ignore_label, align_corners: see
+        `segmentation_loss`.
       fraction: in ``(0, 1]``.
-      label_smoothing: of the loss of what is kept; see `segmentation_loss`.
-      class_weights: the same.
-      ignore_label: the label of pixels that do not count.
-      align_corners: how logits of another size are resized; see `flaxseg.layers.resize`.
 
     Returns:
       ``(sum over the images, number of images with a valid pixel)``, float32 scalars.
 
     Raises:
       ConfigError: for an argument out of its range.
-      ValueError: when logits and label do not fit together.
+      ValueError: as `segmentation_loss`.
 
     Examples:
       >>> logits = jnp.array([[[[5.0, 0.0], [0.0, 0.0], [5.0, 0.0], [5.0, 0.0]]]])
@@ -87,22 +83,18 @@ def ohem_loss(
     pixels kept in a whole batch would not be a sum over its parts.
 
     Args:
-      logits: float ``[N, h, w, C]``, ``C >= 2``; any size. Computed with in float32.
-      label: integer ``[N, H, W]``.
+      logits, label, label_smoothing, class_weights, ignore_label, align_corners: see
+        `segmentation_loss`.
       threshold: in ``(0, 1]``.
       min_kept: pixels of an image, at least 1. Ports have 100,000 for the batch of a device, which
         is some 5 % of its pixels.
-      label_smoothing: of the loss of what is kept; see `segmentation_loss`.
-      class_weights: the same.
-      ignore_label: the label of pixels that do not count.
-      align_corners: how logits of another size are resized; see `flaxseg.layers.resize`.
 
     Returns:
       ``(sum over the images, number of images with a valid pixel)``, float32 scalars.
 
     Raises:
       ConfigError: for an argument out of its range.
-      ValueError: when logits and label do not fit together.
+      ValueError: as `segmentation_loss`.
 
     Examples:
       >>> logits = jnp.array([[[[5.0, 0.0], [0.0, 0.0], [5.0, 0.0], [5.0, 0.0]]]])

@@ -35,16 +35,13 @@ def lovasz_loss(
     PASCAL VOC, with batches on Cityscapes.
 
     Args:
-      logits: float ``[N, h, w, C]``, ``C >= 2``; any size. Computed with in float32.
-      label: integer ``[N, H, W]``.
-      ignore_label: the label of pixels that do not count.
-      align_corners: how logits of another size are resized; see `flaxseg.layers.resize`.
+      logits, label, ignore_label, align_corners: see `segmentation_loss`.
 
     Returns:
       ``(sum over the images, number of images with a valid pixel)``, float32 scalars.
 
     Raises:
-      ValueError: when logits and label do not fit together.
+      ValueError: as `segmentation_loss`.
 
     Examples:
       >>> logits = 20.0 * jax.nn.one_hot(jnp.array([[[0, 0, 1, 1]]]), 2)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from flaxseg.layers import largest_class, resize
 from flaxseg.layers.channels import along_channels
-from flaxseg.training.settings import check_rules, share
+from flaxseg.settings import check_rules, share
 
 
 def sample_pixels(

@@ -1,7 +1,6 @@
 """Reads TensorFlow's DeepLab release (TF-slim): DeepLabv3 and v3+ on Xception, ResNet-v1 with
 either stem, and MobileNetV2."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
 
@@ -116,7 +115,6 @@ def read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         "output_stride": 16,
         "separable": branches > 0 or "decoder/decoder_conv0_depthwise/depthwise_weights" in tensors,
         "image_pooling": "image_pooling/weights" in tensors,
-        "normalization": dataclasses.asdict(normalization),
     }
     if not branches and not dense_branches:
         options["rates"] = ()
@@ -124,7 +122,7 @@ def read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         options["decoder_convs"] = len(convs)
     name_map = SlimNames("TF-slim deeplab", slim_deeplab_module(family, known[0]))
     name = "deeplabv3plus" if convs else "deeplabv3"
-    return Network(name, kernel.shape[3], options, name_map, tensors)
+    return Network(name, kernel.shape[3], options, normalization, name_map, tensors)
 
 
 LAYOUTS = (Layout("TensorFlow's DeepLab", ("logits/semantic/weights",), read_slim),)

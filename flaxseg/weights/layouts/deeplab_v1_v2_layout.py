@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from flaxseg.errors import WeightsError
-from flaxseg.layers.image_normalization import CAFFE
+from flaxseg.layers.image_normalization import CAFFE, ImageNormalization
 from flaxseg.models.deeplab_v2 import RATES
 from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.backbone_names.resnet_names import CaffeResNetNames, caffe_resnet_module
@@ -117,8 +117,9 @@ def read_deeplab_v2(tensors: Mapping[str, np.ndarray], source: str) -> Network:
 
 
 def _network(name, options, kernel, name_map, tensors, source) -> Network:
-    options |= {"normalization": {"mean": MEAN, "std": (1.0, 1.0, 1.0)}}
-    return Network(name, count_classes(tensors, kernel, source), options, name_map, tensors)
+    num_classes = count_classes(tensors, kernel, source)
+    normalization = ImageNormalization(MEAN, (1.0, 1.0, 1.0))
+    return Network(name, num_classes, options, normalization, name_map, tensors)
 
 
 def _word(tensors: Mapping[str, np.ndarray], pattern: str) -> str:

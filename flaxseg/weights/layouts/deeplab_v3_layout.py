@@ -1,6 +1,5 @@
 """Reads DeepLabv3 of torchvision, and the MobileNetV2 DeepLab of TensorFlow Lite in float."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -51,11 +50,10 @@ def read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         "dropout": 0.5,
         "auxiliary": "aux_classifier.4.weight" in tensors,
         "align_corners": False,
-        "normalization": dataclasses.asdict(IMAGENET),
     }
     num_classes = count_classes(tensors, "classifier.4.weight", source)
     name_map = NameMap("torchvision deeplabv3", torchvision_deeplabv3_module)
-    return Network("deeplabv3", num_classes, options, name_map, tensors)
+    return Network("deeplabv3", num_classes, options, IMAGENET, name_map, tensors)
 
 
 def read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Network:
@@ -65,7 +63,6 @@ def read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         "output_stride": 16,
         "rates": (),
         "align_corners": True,
-        "normalization": dataclasses.asdict(_TFLITE),
     }
     project = tensors.get("head.project.0.weight")
     if project is not None and project.ndim == 4:
@@ -74,7 +71,7 @@ def read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         tensors = {**tensors, "head.project.0.weight": np.concatenate([branch, pooling], 1)}
     num_classes = count_classes(tensors, "head.classifier.weight", source)
     name_map = NameMap("deeplabv3_mobilenet_v2_voc21", _mobile_deeplabv3_module)
-    return Network("deeplabv3", num_classes, options, name_map, tensors)
+    return Network("deeplabv3", num_classes, options, _TFLITE, name_map, tensors)
 
 
 LAYOUTS = (

@@ -1,6 +1,5 @@
 """Reads DFN of the first author's PyTorch code (TorchSeg)."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -53,11 +52,10 @@ def read_dfn(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     """Reads DFN from the first author's code."""
     options = {
         "backbone": bottleneck_resnet(tensors, r"backbone\.layer3\.(\d+)\.", source),
-        "normalization": dataclasses.asdict(IMAGENET),
     }
     num_classes = count_classes(tensors, "smooth_heads.3.conv.weight", source)
     used = {name: value for name, value in tensors.items() if not name.startswith(IDLE)}
-    return Network("dfn", num_classes, options, TORCHSEG_DFN, used)
+    return Network("dfn", num_classes, options, IMAGENET, TORCHSEG_DFN, used)
 
 
 LAYOUTS = (Layout("TorchSeg's DFN", (r"smooth_pre_rrbs\.0\.conv_1x1\.weight",), read_dfn),)

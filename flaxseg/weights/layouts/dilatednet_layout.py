@@ -1,6 +1,5 @@
 """Reads the released Dilated-Nets by their Caffe names, which ports to other frameworks keep."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -86,7 +85,6 @@ def read_dilatednet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     mean, options = forms[len(kernels)]
     options = dict(options)
     name_map = dilatednet_map(len(kernels), prefix=prefix, final=final, mean=mean)
-    options["normalization"] = dataclasses.asdict(name_map.normalization)
     if kernels:
         large = (
             len(tensors[f"{prefix}conv1_1.weight"]) > tensors[f"{prefix}conv1_1.weight"].shape[1]
@@ -97,7 +95,7 @@ def read_dilatednet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         options["backbone_options"] = {"fc_features": fc}
     kept = {k: v for k, v in tensors.items() if not k.startswith("ctx_upsample")}
     num_classes = count_classes(tensors, f"{final}.weight", source)
-    return Network("dilatednet", num_classes, options, name_map, kept)
+    return Network("dilatednet", num_classes, options, name_map.normalization, name_map, kept)
 
 
 LAYOUTS = (

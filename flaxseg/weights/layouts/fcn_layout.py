@@ -1,7 +1,6 @@
 """Reads FCNs: the released ones by their Caffe names, which ports to other frameworks keep, and
 torchvision's."""
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -81,7 +80,7 @@ def read_caffe(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         name = "fcn8s_atonce" if scales[0] in tensors or "atonce" in base else "fcn8s"
     else:
         name = "fcn16s" if "score_pool4.weight" in tensors else "fcn32s"
-    options: dict[str, Any] = {"normalization": dataclasses.asdict(CAFFE)}
+    options: dict[str, Any] = {}
     channels = tuple(
         len(tensors[f"{fc}.weight"]) for fc in ("fc6", "fc7") if f"{fc}.weight" in tensors
     )
@@ -100,7 +99,7 @@ def read_caffe(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         if not learned or (up == last and last not in learned):
             del kept[f"{up}.weight"]
     num_classes = count_classes(tensors, "score_fr.weight", source)
-    return Network(name, num_classes, options, caffe_fcn_map(name), kept)
+    return Network(name, num_classes, options, CAFFE, caffe_fcn_map(name), kept)
 
 
 def _is_bilinear(kernel: np.ndarray) -> bool:
@@ -131,10 +130,9 @@ def read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         "backbone": bottleneck_resnet(tensors, r"backbone\.layer3\.(\d+)\.", source),
         "output_stride": 8,
         "auxiliary": "aux_classifier.4.weight" in tensors,
-        "normalization": dataclasses.asdict(IMAGENET),
     }
     num_classes = count_classes(tensors, "classifier.4.weight", source)
-    return Network("fcn", num_classes, options, TORCHVISION_FCN, tensors)
+    return Network("fcn", num_classes, options, IMAGENET, TORCHVISION_FCN, tensors)
 
 
 LAYOUTS = (

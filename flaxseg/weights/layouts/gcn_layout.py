@@ -5,7 +5,6 @@ The authors published none. The port and its forks have a torchvision ResNet in 
 that upsample by deconvolutions call them `deconv1` to `deconv5`.
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -56,9 +55,8 @@ def read_gcn(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         "backbone": bottleneck_resnet(tensors, r"layer3\.(\d+)\.", source),
         "kernel_size": tensors["gcm1.conv_l1.weight"].shape[2],
         "upsampling": "dense" if "deconv1.weight" in tensors else "resize",
-        "normalization": dataclasses.asdict(IMAGENET),
     }
-    return Network("gcn", num_classes, options, PORT_GCN, tensors)
+    return Network("gcn", num_classes, options, IMAGENET, PORT_GCN, tensors)
 
 
 LAYOUTS = (Layout("ports of GCN", (r"gcm1\.conv_l1\.weight",), read_gcn),)

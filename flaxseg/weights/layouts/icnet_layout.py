@@ -1,7 +1,6 @@
 """Reads the released ICNet: maps its layers in Caffe and in ports, and brings its tensors into one
 form."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -181,10 +180,17 @@ def read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         "backbone": "resnet50",
         "width": 0.5 if stem is None else len(stem) / 64,
         "auxiliary": "sub4_out.weight" in tensors,
-        "normalization": dataclasses.asdict(CAFFE_PSPNET_NORMALIZATION),
     }
     num_classes = count_classes(tensors, "conv6_cls.weight", source)
-    return Network("icnet", num_classes, options, CAFFE_ICNET, tensors, allow_unused=True)
+    return Network(
+        "icnet",
+        num_classes,
+        options,
+        CAFFE_PSPNET_NORMALIZATION,
+        CAFFE_ICNET,
+        tensors,
+        allow_unused=True,
+    )
 
 
 LAYOUTS = (

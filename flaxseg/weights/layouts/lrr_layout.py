@@ -6,7 +6,6 @@ blue; `bases_coef_32xf`, `bases_coef_32xb`, `deconv_32xf` and their like for the
 heads of dilation and erosion in several spellings.
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -109,9 +108,15 @@ def read_lrr(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         ),
         "mask_window": 17 if num_classes == 19 else 9,
         "dilation_erosion": "dil_seg32x_coeff" in tensors,
-        "normalization": dataclasses.asdict(ImageNormalization(mean, (1.0, 1.0, 1.0))),
     }
-    return Network("lrr", num_classes, options, MATCONVNET_LRR, kept)
+    return Network(
+        "lrr",
+        num_classes,
+        options,
+        ImageNormalization(mean, (1.0, 1.0, 1.0)),
+        MATCONVNET_LRR,
+        kept,
+    )
 
 
 def _is_bilinear(kernel: np.ndarray) -> bool:

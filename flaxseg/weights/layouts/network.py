@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flaxseg.errors import WeightsError
+from flaxseg.layers.image_normalization import ImageNormalization
 from flaxseg.weights.name_map import NameMap
 
 
@@ -18,7 +19,8 @@ class Network:
     Attributes:
       name: of the model, for `create_model`.
       num_classes: for `create_model`.
-      options: further arguments of `create_model`.
+      options: further arguments of `create_model`, apart from `normalization`.
+      normalization: of the images that it was trained on.
       name_map: where the model's variables are among the tensors.
       tensors: those to load, brought into the form that `name_map` knows.
       allow_unused: whether the file has tensors that are no part of the network.
@@ -27,6 +29,7 @@ class Network:
     name: str
     num_classes: int
     options: dict[str, Any]
+    normalization: ImageNormalization
     name_map: NameMap
     tensors: Mapping[str, np.ndarray]
     allow_unused: bool = False

@@ -1,7 +1,6 @@
 """Reads the three published PSPNets: the author's PyTorch code (semseg), mmsegmentation and the
 Caffe release."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -108,10 +107,9 @@ def read_semseg(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     options = {
         "backbone": bottleneck_resnet(tensors, r"layer3\.(\d+)\.", source),
         "auxiliary": "aux.4.weight" in tensors,
-        "normalization": dataclasses.asdict(IMAGENET),
     }
     num_classes = count_classes(tensors, "cls.4.weight", source)
-    return Network("pspnet", num_classes, options, SEMSEG_PSPNET, tensors)
+    return Network("pspnet", num_classes, options, IMAGENET, SEMSEG_PSPNET, tensors)
 
 
 def read_mmsegmentation(tensors: Mapping[str, np.ndarray], source: str) -> Network:
@@ -124,10 +122,9 @@ def read_mmsegmentation(tensors: Mapping[str, np.ndarray], source: str) -> Netwo
         "backbone_options": {"deep_stem": (32, 32, 64), "dilate_first_unit": False},
         "auxiliary": "auxiliary_head.conv_seg.weight" in tensors,
         "align_corners": False,
-        "normalization": dataclasses.asdict(IMAGENET),
     }
     num_classes = count_classes(tensors, "decode_head.conv_seg.weight", source)
-    return Network("pspnet", num_classes, options, MMSEGMENTATION_PSPNET, tensors)
+    return Network("pspnet", num_classes, options, IMAGENET, MMSEGMENTATION_PSPNET, tensors)
 
 
 def read_caffe(tensors: Mapping[str, np.ndarray], source: str) -> Network:
@@ -140,10 +137,11 @@ def read_caffe(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         "backbone_options": {"stride_on": "1x1" if backbone == "resnet50" else "3x3"},
         "bins": (6, 3, 2, 1),
         "channel_dropout": False,
-        "normalization": dataclasses.asdict(CAFFE_PSPNET_NORMALIZATION),
     }
     num_classes = count_classes(tensors, "conv6.weight", source)
-    return Network("pspnet", num_classes, options, CAFFE_PSPNET, tensors)
+    return Network(
+        "pspnet", num_classes, options, CAFFE_PSPNET_NORMALIZATION, CAFFE_PSPNET, tensors
+    )
 
 
 LAYOUTS = (

@@ -81,7 +81,7 @@ def read_refinenet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     Raises:
       WeightsError: the ResNet has another depth than 50, 101 or 152.
     """
-    options = {"normalization": dataclasses.asdict(IMAGENET)}
+    options = {}
     mobile, resnet = "conv_adapt4.weight", "p_ims1d2_outl1_dimred.weight"
     if resnet not in tensors:
         options |= {
@@ -90,15 +90,17 @@ def read_refinenet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
             "pooling_blocks": _count(r"crp4\.0\.(\d+)_", tensors),
         }
         num_classes = count_classes(tensors, _ANCHORS[mobile], source)
-        return Network("refinenet_lw", num_classes, options, REFINENET_LW_MOBILENET, tensors)
+        return Network(
+            "refinenet_lw", num_classes, options, IMAGENET, REFINENET_LW_MOBILENET, tensors
+        )
     options |= {
         "backbone": bottleneck_resnet(tensors, r"layer3\.(\d+)\.", source),
         "pooling_blocks": _count(r"mflow_conv_g1_pool\.0\.(\d+)_", tensors),
     }
     num_classes = count_classes(tensors, _ANCHORS[resnet], source)
     if "adapt_stage1_b.0.1_conv.weight" in tensors:
-        return Network("refinenet", num_classes, options, REFINENET, tensors)
-    return Network("refinenet_lw", num_classes, options, REFINENET_LW, tensors)
+        return Network("refinenet", num_classes, options, IMAGENET, REFINENET, tensors)
+    return Network("refinenet_lw", num_classes, options, IMAGENET, REFINENET_LW, tensors)
 
 
 def _count(pattern: str, tensors: Mapping[str, np.ndarray]) -> int:

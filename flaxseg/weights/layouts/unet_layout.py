@@ -1,6 +1,5 @@
 """Reads U-Net of segmentation_models.pytorch."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -46,10 +45,9 @@ def read_unet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         "backbone": f"resnet{depth}",
         "output_stride": 32,
         "features": tuple(len(tensors[name]) for name in blocks if name in tensors),
-        "normalization": dataclasses.asdict(IMAGENET),
     }
     num_classes = count_classes(tensors, "segmentation_head.0.weight", source)
-    return Network("unet", num_classes, options, SMP_UNET, tensors)
+    return Network("unet", num_classes, options, IMAGENET, SMP_UNET, tensors)
 
 
 LAYOUTS = (

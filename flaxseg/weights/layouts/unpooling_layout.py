@@ -1,6 +1,5 @@
 """Reads the released SegNets and DeconvNet by their Caffe names, which PyTorch ports keep."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -121,7 +120,7 @@ def read_unpooling_net(name: str, tensors: Mapping[str, np.ndarray], source: str
       WeightsError: a blob of a BN layer does not have one number per channel.
     """
     name_map = {"segnet": SEGNET, "segnet_basic": SEGNET_BASIC, "deconvnet": DECONVNET}[name]
-    options: dict[str, Any] = {"normalization": dataclasses.asdict(name_map.normalization)}
+    options: dict[str, Any] = {}
     if name == "deconvnet" and "fc6.weight" in tensors:
         options["fc_features"] = len(tensors["fc6.weight"])
     result = dict(tensors)
@@ -144,7 +143,7 @@ def read_unpooling_net(name: str, tensors: Mapping[str, np.ndarray], source: str
             result[f"{layer}.running_mean"] = np.zeros_like(scale)
             result[f"{layer}.running_var"] = np.full_like(scale, 1 - _EPSILON)
     num_classes = count_classes(tensors, f"{name_map.module('classifier')}.weight", source)
-    return Network(name, num_classes, options, name_map, result)
+    return Network(name, num_classes, options, name_map.normalization, name_map, result)
 
 
 LAYOUTS = tuple(

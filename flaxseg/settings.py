@@ -41,6 +41,11 @@ def within(low: float, high: float) -> Rule:
     return lambda value: "" if low <= value < high else f"at least {low} and less than {high}"
 
 
+def between(low: float, high: float) -> Rule:
+    """Returns the rule of a number in ``[low, high]``."""
+    return lambda value: "" if low <= value <= high else f"at least {low} and at most {high}"
+
+
 def share(value: float) -> str:
     """Returns the rule of a number in ``(0, 1]``."""
     return "" if 0 < value <= 1 else "more than 0 and at most 1"
