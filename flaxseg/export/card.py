@@ -4,18 +4,38 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
 import flaxseg
 from flaxseg.errors import DataError
-from flaxseg.export.program import OUTPUTS
 from flaxseg.files import whole_file
 from flaxseg.saved_model import check_classes
 
 FORMAT = "flaxseg-export"
 FORMAT_VERSION = 1
+
+
+class Output(NamedTuple):
+    """Describes what can come out of an exported file.
+
+    Attributes:
+      dtype: its name.
+      per_class: whether a pixel has a value for each class.
+      meaning: in words.
+    """
+
+    dtype: str
+    per_class: bool
+    meaning: str
+
+
+OUTPUTS = {
+    "classes": Output("uint8", False, "index of the most likely class"),
+    "probabilities": Output("float32", True, "probability of each class; they sum to 1"),
+    "logits": Output("float32", True, "score of each class before the softmax"),
+}
 
 
 def export_card(

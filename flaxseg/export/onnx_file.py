@@ -12,13 +12,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from jax import export
 
 from flaxseg.errors import DataError, ExportError
-from flaxseg.export.card import card_text, export_card, write_file
+from flaxseg.export.card import card_text, write_file
 from flaxseg.export.onnx_program import onnx_program
-from flaxseg.export.program import check_request, folded_variables, image_program
+from flaxseg.export.program import image_program, prepare
 from flaxseg.export.requirements import INSTALL_ONNX, require
 
 CARD_KEY = "model_card"
@@ -69,25 +67,14 @@ def export_onnx(
     """
     with _quiet():
         jax2onnx = require("jax2onnx", "ONNX", INSTALL_ONNX)
-    check_request(model, variables, size, batch, outputs)
-    card = export_card(
-        model,
-        size,
-        batch,
-        outputs,
-        class_names=class_names,
-        class_colors=class_colors,
-        extra=extra,
-    )
-    folded = folded_variables(model, variables, size)
+    named = {"class_names": class_names, "class_colors": class_colors, "extra": extra}
+    card, folded, image = prepare(model, variables, size, batch, outputs, **named)
     run = image_program(model, outputs, "native")
 
     def arrays(image: jax.Array) -> list[jax.Array]:
         values = run(folded, image)
         return [values[name] for name in outputs]
 
-    count = export.symbolic_shape("batch")[0] if batch is None else batch
-    image = jax.ShapeDtypeStruct((count, *size, 3), jnp.uint8)
     program = onnx_program(arrays, image)
     with _quiet():
         try:

@@ -1,40 +1,21 @@
 """Builds what is exported: a function from uint8 images to maps that needs nothing else."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import export
 
 from flaxseg.errors import ConfigError
 from flaxseg.export.batch_norm_folding import fold_batch_norm
+from flaxseg.export.card import OUTPUTS, export_card
 from flaxseg.inference.forward import MAX_CLASSES
 from flaxseg.layers import convolution_form, largest_class, normalize
 
 
-class Output(NamedTuple):
-    """Describes what can come out of an exported file.
-
-    Attributes:
-      dtype: its name.
-      per_class: whether a pixel has a value for each class.
-      meaning: in words.
-    """
-
-    dtype: str
-    per_class: bool
-    meaning: str
-
-
-OUTPUTS = {
-    "classes": Output("uint8", False, "index of the most likely class"),
-    "probabilities": Output("float32", True, "probability of each class; they sum to 1"),
-    "logits": Output("float32", True, "score of each class before the softmax"),
-}
-
-
-def check_request(
+def _check_request(
     model: nn.Module,
     variables: Mapping,
     size: Sequence[int],
@@ -63,11 +44,34 @@ def check_request(
         raise ConfigError(f"the model takes no images of {size[0]} x {size[1]}: {error}") from error
 
 
-def folded_variables(model: nn.Module, variables: Mapping, size: Sequence[int]) -> dict:
-    """Returns the model's variables with BatchNorm folded, and without those that have no part in
-    evaluation."""
-    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    return fold_batch_norm(model, variables, image)
+def prepare(
+    model: nn.Module,
+    variables: Mapping,
+    size: tuple[int, int],
+    batch: int | None,
+    outputs: Sequence[str],
+    **card: Any,
+) -> tuple[dict[str, Any], dict, jax.ShapeDtypeStruct]:
+    """Checks what is asked for, and returns what every format needs.
+
+    Args:
+      model, variables, size, batch, outputs: as of `export_stablehlo`.
+      **card: further arguments of `export_card`.
+
+    Returns:
+      The card; the variables with BatchNorm folded, and without those that have no part in
+      evaluation; and the shape of the images.
+
+    Raises:
+      ConfigError: the size, batch or outputs are impossible.
+      ValueError: names or colours do not fit the classes.
+    """
+    _check_request(model, variables, size, batch, outputs)
+    described = export_card(model, size, batch, outputs, **card)
+    one = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    count = export.symbolic_shape("batch")[0] if batch is None else batch
+    image = jax.ShapeDtypeStruct((count, *size, 3), jnp.uint8)
+    return described, fold_batch_norm(model, variables, one), image
 
 
 def image_program(

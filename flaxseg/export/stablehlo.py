@@ -12,12 +12,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax import export, lax
 
 from flaxseg.errors import DataError
-from flaxseg.export.card import FORMAT, card_text, export_card, write_file
-from flaxseg.export.program import check_request, folded_variables, image_program
+from flaxseg.export.card import FORMAT, card_text, write_file
+from flaxseg.export.program import image_program, prepare
 from flaxseg.export.requirements import require
 
 CARD_MARK = b"\nmodel card\n"
@@ -75,19 +74,10 @@ def export_stablehlo(
       ValueError: names or colours do not fit the classes.
     """
     require("flatbuffers", "StableHLO")
-    check_request(model, variables, size, batch, outputs)
-    card = export_card(
-        model,
-        size,
-        batch,
-        outputs,
-        class_names=class_names,
-        class_colors=class_colors,
-        extra=extra,
-    )
+    named = {"class_names": class_names, "class_colors": class_colors, "extra": extra}
+    card, folded, image = prepare(model, variables, size, batch, outputs, **named)
     card["platforms"] = list(platforms)
     card["jax_version"] = jax.__version__
-    folded = folded_variables(model, variables, size)
 
     def run(image: jax.Array) -> dict[str, jax.Array]:
         return lax.platform_dependent(
@@ -97,8 +87,6 @@ def export_stablehlo(
             default=image_program(model, outputs, "native"),
         )
 
-    count = export.symbolic_shape("batch")[0] if batch is None else batch
-    image = jax.ShapeDtypeStruct((count, *size, 3), jnp.uint8)
     program = export.export(jax.jit(run), platforms=tuple(platforms))(image)
     data = bytes(program.serialize()) + CARD_MARK + card_text(card).encode()
     return write_file(path, data)

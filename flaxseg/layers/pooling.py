@@ -26,9 +26,8 @@ def max_pool(
     """Takes the maximum over windows; padding never wins.
 
     The gradient goes to the first maximum of each window in row order, as in PyTorch and Caffe. It
-    is written as sums of shifted
-    images: XLA's own (select-and-scatter) is several times slower on CPU and missing from the
-      deterministic mode of its GPU back end.
+    is written as sums of shifted images: XLA's own (select-and-scatter) is several times slower on
+    CPU and missing from the deterministic mode of its GPU back end.
 
     Args:
       x: `[N, H, W, C]` floats.

@@ -9,7 +9,8 @@ Multi-grid is an option of the backbone, `backbone_options={"multi_grid": (1, 2,
 branches (`rates=()`) and decoder, `mobilenet_v2`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -39,23 +40,21 @@ def cascade_rates(output_stride: int) -> tuple[int, int, int]:
     return tuple(32 // output_stride * 2**block for block in (1, 2, 3))
 
 
-class DeepLabV3(SegmentationModel):
-    """Segments by ASPP on dilated features, a classifier and bilinear upsampling.
+class _OnASPP(SegmentationModel):
+    """Encodes images by ASPP on dilated features: what DeepLabv3 and v3+ share.
 
     Attributes:
-      backbone: a module that returns features with `"c5"` (and `"c4"` for the auxiliary head).
       rates: dilation of the ASPP's branches, see `aspp_rates`; may be empty (the released
         MobileNetV2 models).
       features: channels of the ASPP.
-      separable: whether the ASPP's branches are depthwise-separable.
-      image_pooling: whether the ASPP has an image-level branch.
-      head_conv: whether a 3x3 convolution block stands between ASPP and classifier, as in
-        torchvision. The paper and the TensorFlow release have none, which is the default.
+      separable: whether the branches of the ASPP are depthwise-separable.
+      image_pooling: whether the ASPP has an image-level branch. The paper's best v3+ for Cityscapes
+        has none (table 7).
       dropout: rate of dropout after the ASPP. 0.1 as in the TensorFlow release; torchvision has
         0.5.
       auxiliary: whether training also returns `auxiliary["c4"]`, the logits of an
         `AuxiliaryHead` on `"c4"` at the output stride, as in torchvision.
-      align_corners: convention of the upsampling, see `resize`: True as in the release, False as in
+      align_corners: convention of all upsampling, see `resize`: True as in the release, False as in
         torchvision. "cells", the default, equals the release for sides of `output_stride * k + 1`,
         which the paper chooses for this reason, and does not stretch the masks of images of other
         sizes.
@@ -66,32 +65,59 @@ class DeepLabV3(SegmentationModel):
     features: int = 256
     separable: bool = False
     image_pooling: bool = True
-    head_conv: bool = False
     dropout: float = 0.1
     auxiliary: bool = False
     align_corners: bool | str = "cells"
     norm: Callable[..., nn.Module] = BatchNorm
 
-    @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
-        """Segments images; see `SegmentationModel`."""
-        common = {"norm": self.norm, "dtype": self.dtype}
-        features = self.backbone(image, train=train)
-        x = ASPP(
+    @property
+    def _common(self) -> dict[str, Any]:
+        return {"norm": self.norm, "dtype": self.dtype}
+
+    def _encode(self, x: jax.Array, train: bool) -> jax.Array:
+        """Returns the output of the ASPP."""
+        aspp = ASPP(
             self.rates,
             self.features,
             self.separable,
             self.image_pooling,
             self.dropout,
-            **common,
+            **self._common,
             name="aspp",
-        )(features["c5"], train=train)
-        if self.head_conv:
-            x = ConvBlock(self.features, 3, **common, name="head")(x, train=train)
+        )
+        return aspp(x, train=train)
+
+    def _prediction(
+        self, x: jax.Array, features: Mapping[str, jax.Array], size: Sequence[int], train: bool
+    ) -> Prediction:
+        """Classifies, upsamples to the size of the image, and adds the auxiliary output."""
         logits = classifier(self.num_classes)(x)
-        auxiliary = self._auxiliary_c4(features, train, **common) if self.auxiliary else {}
-        logits = resize(logits, image.shape[1:3], align_corners=self.align_corners)
-        return Prediction(logits, auxiliary)
+        auxiliary = {}
+        if self.auxiliary:
+            auxiliary = self._auxiliary_c4(features, train, **self._common)
+        return Prediction(resize(logits, size, align_corners=self.align_corners), auxiliary)
+
+
+class DeepLabV3(_OnASPP):
+    """Segments by ASPP on dilated features, a classifier and bilinear upsampling.
+
+    The backbone returns `"c5"`, and `"c4"` for the auxiliary head.
+
+    Attributes:
+      head_conv: whether a 3x3 convolution block stands between ASPP and classifier, as in
+        torchvision. The paper and the TensorFlow release have none, which is the default.
+    """
+
+    head_conv: bool = False
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
+        """Segments images; see `SegmentationModel`."""
+        features = self.backbone(image, train=train)
+        x = self._encode(features["c5"], train)
+        if self.head_conv:
+            x = ConvBlock(self.features, 3, **self._common, name="head")(x, train=train)
+        return self._prediction(x, features, image.shape[1:3], train)
 
 
 class DeepLabV3Cascade(SegmentationModel):
@@ -138,19 +164,18 @@ class DeepLabV3Cascade(SegmentationModel):
         return Prediction(resize(logits, image.shape[1:3], align_corners=self.align_corners))
 
 
-class DeepLabV3Plus(SegmentationModel):
+class DeepLabV3Plus(_OnASPP):
     """Adds a decoder to DeepLabv3 that refines the encoder's features with those at stride 4.
 
     The paper's decoder (section 3.1) resizes the encoder's output to the low-level features,
     concatenates it with them after a 1x1 convolution to 48 channels, and applies two 3x3
     convolutions of 256. The attributes below are what tables 1 and 2 vary.
 
+    The backbone returns `"c5"` and the low levels, and `"c4"` for the auxiliary head. Of a ResNet,
+    `"c2"` is the output of its first stage, as in most ports; the release's is
+    `c2_before_addition` of the backbone, which `resnet101_beta` has.
+
     Attributes:
-      backbone: a module that returns features with `"c5"` and the low levels (and `"c4"` for the
-        auxiliary head). Of a ResNet, `"c2"` is the output of its first stage, as in most ports;
-        the release's is `c2_before_addition` of the backbone, which `resnet101_beta` has.
-      rates: dilation of the ASPP's branches, see `aspp_rates`.
-      features: channels of the ASPP, and of the decoder by default.
       low_levels: names of the low-level features, coarse to fine. With ("c3", "c2") the decoder
         runs for each in turn ("Conv2, Conv3" in the paper's table 2, which is no better).
       low_level_features: channels that low-level features are reduced to (the paper's table 1:
@@ -159,58 +184,32 @@ class DeepLabV3Plus(SegmentationModel):
       decoder_features: their channels; those of the ASPP by default.
       decoder_kernel_size: their size, 3 or 1 (the paper's table 2).
       separable: whether ASPP and decoder are depthwise-separable, the paper's final form.
-      image_pooling: whether the ASPP has an image-level branch; the paper's best network for
-        Cityscapes has none (table 7).
-      dropout: rate of dropout after the ASPP.
-      auxiliary: as for `DeepLabV3`.
-      align_corners: convention of both upsamplings, as for `DeepLabV3`.
-      norm: makes every normalisation of the head; called as `norm(name=...)`.
     """
 
-    rates: Sequence[int] = (6, 12, 18)
-    features: int = 256
+    separable: bool = True
     low_levels: Sequence[str] = ("c2",)
     low_level_features: int = 48
     decoder_convs: int = 2
     decoder_features: int | None = None
     decoder_kernel_size: int = 3
-    separable: bool = True
-    image_pooling: bool = True
-    dropout: float = 0.1
-    auxiliary: bool = False
-    align_corners: bool | str = "cells"
-    norm: Callable[..., nn.Module] = BatchNorm
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:
         """Segments images; see `SegmentationModel`."""
-        common = {"norm": self.norm, "dtype": self.dtype}
         features = self.backbone(image, train=train)
-        x = ASPP(
-            self.rates,
-            self.features,
-            self.separable,
-            self.image_pooling,
-            self.dropout,
-            **common,
-            name="aspp",
-        )(features["c5"], train=train)
+        x = self._encode(features["c5"], train)
         block = SeparableConv if self.separable else ConvBlock
         for level in self.low_levels:
             scope = "" if level == self.low_levels[-1] else f"{level}_"
-            low_level = ConvBlock(self.low_level_features, 1, **common, name=f"{scope}low_level")(
-                features[level], train=train
-            )
+            reduce = ConvBlock(self.low_level_features, 1, **self._common, name=f"{scope}low_level")
+            low_level = reduce(features[level], train=train)
             x = resize(x, low_level.shape[1:3], align_corners=self.align_corners)
             x = jnp.concatenate([x, low_level], -1)
             for index in range(self.decoder_convs):
                 x = block(
                     self.decoder_features or self.features,
                     self.decoder_kernel_size,
-                    **common,
+                    **self._common,
                     name=f"{scope}decoder{index}",
                 )(x, train=train)
-        logits = classifier(self.num_classes)(x)
-        auxiliary = self._auxiliary_c4(features, train, **common) if self.auxiliary else {}
-        logits = resize(logits, image.shape[1:3], align_corners=self.align_corners)
-        return Prediction(logits, auxiliary)
+        return self._prediction(x, features, image.shape[1:3], train)

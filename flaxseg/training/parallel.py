@@ -84,16 +84,8 @@ class Layout:
     def check_batch_size(
         self, batch_size: int, accumulate_steps: int = 1, name: str = "batch_size"
     ) -> None:
-        """Checks that a global batch can be shared evenly.
-
-        Args:
-          batch_size: images in the global batch.
-          accumulate_steps: micro-batches that each device's part is cut into.
-          name: of the setting, for the message.
-
-        Raises:
-          SettingsError: it cannot; the message names the nearest sizes that can.
-        """
+        """Raises SettingsError, naming the nearest sizes, unless a global batch can be shared
+        evenly; each device's part is cut into `accumulate_steps` micro-batches."""
         unit = self.data * accumulate_steps
         if batch_size >= 1 and batch_size % unit == 0:
             return
@@ -104,15 +96,8 @@ class Layout:
         raise SettingsError([(name, problem)])
 
     def check_height(self, height: int, name: str = "height") -> None:
-        """Checks that the rows of images, or of features, can be shared evenly.
-
-        Args:
-          height: rows of every image.
-          name: of the setting, for the message.
-
-        Raises:
-          SettingsError: they cannot; the message names the nearest heights that can.
-        """
+        """Raises SettingsError, naming the nearest heights, unless the rows of images, or of
+        features, can be shared evenly."""
         unit = height_unit(self.space)
         if height % unit:
             problem = (
@@ -157,7 +142,7 @@ class Parallel:
 
     @property
     def batch_norm_axis(self) -> str | None:
-        """Returns the ``batch_norm_axis`` to create the model with."""
+        """Returns that of the layout."""
         return self.layout.batch_norm_axis
 
     @property

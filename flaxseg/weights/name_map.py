@@ -131,10 +131,3 @@ def conv_block(path: str, conv: str, bn: str) -> dict[str, str]:
 def behind(prefix: str, names: Callable[[str], str]) -> Callable[[str], str]:
     """Returns the function that puts a prefix before names."""
     return lambda path: f"{prefix}{names(path)}"
-
-
-def known_block(path: str) -> str:
-    """Returns the path; KeyError unless it is that of a module inside a block."""
-    if not re.fullmatch(r"(layer\d_\d+|block\d+)/\w+", path):
-        raise KeyError(path)
-    return path

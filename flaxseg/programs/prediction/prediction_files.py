@@ -37,13 +37,8 @@ class ClassProbabilities:
 
 
 def check_probabilities(size: tuple[int, int], num_classes: int, top_classes: int | None) -> None:
-    """Raises DataError if the probabilities of an image of that size take more than `MAX_BYTES`.
-
-    Args:
-      size: (height, width).
-      num_classes: number of classes of the model.
-      top_classes: as for `predict_probabilities`.
-    """
+    """Raises DataError if the probabilities of an image of that (height, width) take more than
+    `MAX_BYTES`; `top_classes` as for `predict_probabilities`."""
     per_pixel = 2 * num_classes if top_classes is None else 3 * top_classes
     needed = size[0] * size[1] * per_pixel
     if needed > MAX_BYTES:
@@ -110,11 +105,6 @@ def save_probabilities(
 
         with np.load("street_probabilities.npz") as file:
             road = file["probabilities"][..., list(file["class_names"]).index("Road")]
-
-    Args:
-      path: the file to write.
-      probabilities: the probabilities of one image.
-      class_names: names of all classes of the model, in its order.
     """
     arrays = {"probabilities": probabilities.values, "class_names": np.array(class_names)}
     if probabilities.classes is not None:
@@ -157,12 +147,7 @@ class FileWriter:
     top_classes: int | None = None
 
     def write(self, files: Mapping[str, os.PathLike], result: Segmentation) -> np.ndarray:
-        """Writes the files of an image, and returns the classes.
-
-        Args:
-          files: the path of each kind; the folders must exist.
-          result: what the network says about the image.
-        """
+        """Writes the files of an image, by kind, into folders that exist; returns the classes."""
         if "probabilities" in files:
             pred, probabilities = predict_probabilities(result, self.top_classes)
             save_probabilities(files["probabilities"], probabilities, self.class_names)

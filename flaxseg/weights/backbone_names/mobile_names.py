@@ -4,71 +4,49 @@ import re
 from collections.abc import Callable, Iterable
 
 from flaxseg.backbones.mobile import EFFICIENTNET_LITE0_STAGES, MOBILENET_V2_STAGES, Stage
-from flaxseg.weights.name_map import FLAXSEG, NameMap, known_block
+from flaxseg.weights.name_map import FLAXSEG, NameMap, module_names
 from flaxseg.weights.slim_names import slim_names, slim_scope
 
-
-def _torchvision_mobilenet_v2_module(path: str) -> str:
-    fixed = {
+_torchvision_mobilenet_v2_module = module_names(
+    {
         "stem_conv": "features.0.0",
         "stem_bn": "features.0.1",
         "head_conv": "features.18.0",
         "head_bn": "features.18.1",
         "classifier": "classifier.1",
+        "block1/depthwise_conv": "features.1.conv.0.0",
+        "block1/depthwise_bn": "features.1.conv.0.1",
+        "block1/project_conv": "features.1.conv.1",
+        "block1/project_bn": "features.1.conv.2",
+        r"block(\d+)/expand_conv": r"features.\1.conv.0.0",
+        r"block(\d+)/expand_bn": r"features.\1.conv.0.1",
+        r"block(\d+)/depthwise_conv": r"features.\1.conv.1.0",
+        r"block(\d+)/depthwise_bn": r"features.\1.conv.1.1",
+        r"block(\d+)/project_conv": r"features.\1.conv.2",
+        r"block(\d+)/project_bn": r"features.\1.conv.3",
     }
-    if path in fixed:
-        return fixed[path]
-    number, part = re.fullmatch(r"block(\d+)/(\w+)", known_block(path)).groups()
-    first = {
-        "depthwise_conv": "0.0",
-        "depthwise_bn": "0.1",
-        "project_conv": "1",
-        "project_bn": "2",
-    }
-    others = {
-        "expand_conv": "0.0",
-        "expand_bn": "0.1",
-        "depthwise_conv": "1.0",
-        "depthwise_bn": "1.1",
-        "project_conv": "2",
-        "project_bn": "3",
-    }
-    return f"features.{number}.conv.{(first if number == '1' else others)[part]}"
+)
 
 
 def _timm_mobile_module(stages: Iterable[Stage]) -> Callable[[str], str]:
     """Returns timm's names for a network of inverted residuals, `blocks.<stage>.<index>`."""
-    places = [(s, i) for s, stage in enumerate(stages) for i in range(stage.blocks)]
-    fixed = {
+    rules = {
         "stem_conv": "conv_stem",
         "stem_bn": "bn1",
         "head_conv": "conv_head",
         "head_bn": "bn2",
         "classifier": "classifier",
     }
-    first = {
-        "depthwise_conv": "conv_dw",
-        "depthwise_bn": "bn1",
-        "project_conv": "conv_pw",
-        "project_bn": "bn2",
-    }
-    others = {
-        "expand_conv": "conv_pw",
-        "expand_bn": "bn1",
-        "depthwise_conv": "conv_dw",
-        "depthwise_bn": "bn2",
-        "project_conv": "conv_pwl",
-        "project_bn": "bn3",
-    }
-
-    def module(path: str) -> str:
-        if path in fixed:
-            return fixed[path]
-        number, part = re.fullmatch(r"block(\d+)/(\w+)", known_block(path)).groups()
-        stage, index = places[int(number) - 1]
-        return f"blocks.{stage}.{index}.{(others if stage else first)[part]}"
-
-    return module
+    places = [(s, i) for s, stage in enumerate(stages) for i in range(stage.blocks)]
+    for number, (stage, index) in enumerate(places, 1):
+        block = f"blocks.{stage}.{index}"
+        # The blocks of the first stage expand nothing.
+        first = [("depthwise", "dw"), ("project", "pw")]
+        parts = [("expand", "pw"), ("depthwise", "dw"), ("project", "pwl")] if stage else first
+        for place, (part, name) in enumerate(parts, 1):
+            rules[f"block{number}/{part}_conv"] = f"{block}.conv_{name}"
+            rules[f"block{number}/{part}_bn"] = f"{block}.bn{place}"
+    return module_names(rules)
 
 
 def slim_mobilenet_v2_module(path: str) -> str:

@@ -4,25 +4,25 @@ import re
 from collections.abc import Callable, Mapping
 
 from flaxseg.layers.image_normalization import CAFFE
-from flaxseg.weights.name_map import FLAXSEG, NameMap, known_block
+from flaxseg.weights.name_map import FLAXSEG, NameMap, module_names
 from flaxseg.weights.slim_names import slim_names, slim_scope
 
-
-def _resnet_module(path: str) -> str:
-    if path in ("conv1", "bn1"):
-        return path
-    if path == "classifier":
-        return "fc"
-    if stem := re.fullmatch(r"(conv|bn)1_(\d)", path):
+_resnet_module = module_names(
+    {
+        "(conv1|bn1)": r"\1",
+        "classifier": "fc",
         # timm's deep stem: three convolutions, and the last BatchNorm in its old place.
-        kind, number = stem[1], int(stem[2])
-        if kind == "bn" and number == 3:
-            return "bn1"
-        return f"conv1.{3 * (number - 1) + (kind == 'bn')}"
-    stage, index, part = re.fullmatch(r"layer(\d)_(\d+)/(\w+)", known_block(path)).groups()
-    part = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}.get(part, part)
-    return f"layer{stage}.{index}.{part}"
-
+        "conv1_1": "conv1.0",
+        "bn1_1": "conv1.1",
+        "conv1_2": "conv1.3",
+        "bn1_2": "conv1.4",
+        "conv1_3": "conv1.6",
+        "bn1_3": "bn1",
+        r"layer(\d)_(\d+)/downsample_conv": r"layer\1.\2.downsample.0",
+        r"layer(\d)_(\d+)/downsample_bn": r"layer\1.\2.downsample.1",
+        r"layer(\d)_(\d+)/(\w+)": r"layer\1.\2.\3",
+    }
+)
 
 # Where a deep stem of three convolutions stands in a PyTorch `Sequential`, after each of which come
 # its BatchNorm and a ReLU.

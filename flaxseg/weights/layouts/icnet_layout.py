@@ -9,7 +9,7 @@ import numpy as np
 from flaxseg.errors import WeightsError
 from flaxseg.weights.layouts.network import Layout, Network, count_classes
 from flaxseg.weights.layouts.pspnet_layout import CAFFE_PSPNET_NORMALIZATION, caffe_resnet_module
-from flaxseg.weights.name_map import NameMap
+from flaxseg.weights.name_map import NameMap, module_names
 
 # The modules of our head, and theirs: (path, Caffe, meetps' pytorch-semseg).
 _HEAD = (
@@ -50,21 +50,6 @@ _BN_ARRAYS = {
 _EPSILON = 1e-5
 
 
-def _caffe_module(path: str) -> str:
-    """Returns the released network's name for a module of `ICNet` on its ResNet-50."""
-    if path in _CLASSIFIERS:
-        return _CLASSIFIERS[path][0]
-    for pattern, name, _ in _HEAD:
-        if path == pattern.format("conv"):
-            return name
-        if path == pattern.format("bn"):
-            return f"{name}/bn"
-    part, _, rest = path.partition("/")
-    if part != "backbone":
-        raise KeyError(path)
-    return caffe_resnet_module(rest)
-
-
 def _meetps_conv(conv: str) -> str:
     """Returns meetps' prefix of a convolution and its BatchNorm, `.0` and `.1`, by the Caffe
     name."""
@@ -87,7 +72,10 @@ def _meetps_conv(conv: str) -> str:
     return f"{block}.layers.{index}.{inner}"
 
 
-CAFFE_ICNET = NameMap("Caffe icnet", _caffe_module)
+_RULES = {path: caffe for path, (caffe, _) in _CLASSIFIERS.items()}
+for _path, _caffe, _ in _HEAD:
+    _RULES |= {_path.format("conv"): _caffe, _path.format("bn"): f"{_caffe}/bn"}
+CAFFE_ICNET = NameMap("Caffe icnet", module_names(_RULES, backbone=caffe_resnet_module))
 
 
 def icnet_tensors(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
@@ -98,10 +86,6 @@ def icnet_tensors(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, n
     `[out, in, h, w]` or, as in the TensorFlow port, `[h, w, in, out]`; and the names of meetps'
     pytorch-semseg. Where BatchNorm was merged into the convolutions, it is made again from their
     biases as one that does nothing else.
-
-    Args:
-      tensors: the file's.
-      source: what to call it in messages.
 
     Returns:
       The names of `CAFFE_ICNET`, `[out, in, h, w]` kernels that read red, green and blue; names of

@@ -63,10 +63,6 @@ def read_lrr(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     its mean is known. Others have the 9 of the training code, and their mean, of the training
     images, must be among the tensors: `averageImage`, three values in red, green, blue.
 
-    Args:
-      tensors: by their names in the release.
-      source: what the file is called.
-
     Raises:
       WeightsError: a level is missing, the mean is, or the fixed upsampling is not bilinear.
     """

@@ -9,12 +9,11 @@ import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import ImageNormalization
-from flaxseg.weights.backbone_names.vgg_names import caffe_vgg_module
 from flaxseg.weights.layouts.network import Layout, Network, count_classes
-from flaxseg.weights.name_map import NameMap
+from flaxseg.weights.name_map import NameMap, module_names
 
 # Of VGG16, and so of the decoders' stages.
-_STAGES = {"1": 2, "2": 2, "3": 3, "4": 3, "5": 3}
+_STAGES = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}
 # That of our BatchNorm, to make one that only scales and shifts.
 _EPSILON = 1e-5
 # SegNet sees raw pixels.
@@ -22,58 +21,34 @@ _RAW = ImageNormalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 _DECONVNET_MEAN = ImageNormalization((122.675, 116.669, 104.008), (1.0, 1.0, 1.0))
 
 
-def segnet_module(path: str) -> str:
-    """Returns the layer of a module of `SegNet` on its VGG16."""
-    part, _, rest = path.partition("/")
-    if part == "backbone":
-        kind, place = _conv_or_bn(rest)
-        return f"conv{place}" + ("_bn" if kind == "bn" else "")
-    if path == "classifier":
-        return "conv1_1_D"
-    kind, place = _conv_or_bn(rest)
-    stage, number = place.split("_")
-    # They count a stage of the decoder backwards.
-    theirs = f"conv{stage}_{_STAGES[stage] + 1 - int(number)}_D"
-    return f"{theirs}_bn" if kind == "bn" else theirs
+def _segnet_rules() -> dict[str, str]:
+    rules = {"classifier": "conv1_1_D"}
+    for stage, size in _STAGES.items():
+        for number in range(1, size + 1):
+            ours, theirs = f"{stage}_{number}", f"conv{stage}_{number}"
+            rules |= {f"backbone/conv{ours}": theirs, f"backbone/bn{ours}": f"{theirs}_bn"}
+            # They count a stage of the decoder backwards.
+            theirs = f"conv{stage}_{size + 1 - number}_D"
+            rules |= {f"decoder/conv{ours}": theirs, f"decoder/bn{ours}": f"{theirs}_bn"}
+    return rules
 
 
-def segnet_basic_module(path: str) -> str:
-    """Returns the layer of a module of `SegNetBasic`."""
-    if path == "classifier":
-        return "conv_classifier"
-    found = re.fullmatch(r"(?:(backbone)|decoder)/(conv|bn)(\d)(?:_1)?", path)
-    if found is None:
-        raise KeyError(path)
-    layer = f"conv{'' if found[1] else '_decode'}{found[3]}"
-    return f"{layer}_bn" if found[2] == "bn" else layer
-
-
-def deconvnet_module(path: str) -> str:
-    """Returns the layer of a module of `DeconvNet` on its VGG16."""
-    fixed = {
-        "fc6": "fc6",
-        "fc6_bn": "bnfc6",
-        "fc7": "fc7",
-        "fc7_bn": "bnfc7",
-        "fc6_deconv": "fc6-deconv",
-        "fc6_deconv_bn": "fc6-deconv-bn",
-        "classifier": "seg-score-voc",
-    }
-    if path in fixed:
-        return fixed[path]
-    part, _, rest = path.partition("/")
-    kind, place = _conv_or_bn(rest)
-    if part == "backbone":
-        return f"{kind}{place}"
-    return f"de{kind}{place}"
-
-
-def _conv_or_bn(path: str) -> tuple[str, str]:
-    """Returns kind and place of `"conv5_3"` or `"bn5_3"`; KeyError for any other path."""
-    kind = "bn" if path.startswith("bn") else "conv"
-    place = path.removeprefix(kind)
-    caffe_vgg_module(f"conv{place}")
-    return kind, place
+_SEGNET_BASIC_RULES = {
+    "classifier": "conv_classifier",
+    r"backbone/conv(\d)": r"conv\1",
+    r"backbone/bn(\d)": r"conv\1_bn",
+    r"decoder/conv(\d)_1": r"conv_decode\1",
+    r"decoder/bn(\d)_1": r"conv_decode\1_bn",
+}
+_DECONVNET_RULES = {
+    "(fc6|fc7)": r"\1",
+    "(fc6|fc7)_bn": r"bn\1",
+    "fc6_deconv": "fc6-deconv",
+    "fc6_deconv_bn": "fc6-deconv-bn",
+    "classifier": "seg-score-voc",
+    r"backbone/((conv|bn)\d_\d)": r"\1",
+    r"decoder/((conv|bn)\d_\d)": r"de\1",
+}
 
 
 class DeconvNetNames(NameMap):
@@ -87,13 +62,18 @@ class DeconvNetNames(NameMap):
         return super().convert(path, tensor)
 
 
-SEGNET = NameMap("Caffe segnet", segnet_module, bgr=("backbone/conv1_1",), normalization=_RAW)
+SEGNET = NameMap(
+    "Caffe segnet", module_names(_segnet_rules()), bgr=("backbone/conv1_1",), normalization=_RAW
+)
 SEGNET_BASIC = NameMap(
-    "Caffe segnet_basic", segnet_basic_module, bgr=("backbone/conv1",), normalization=_RAW
+    "Caffe segnet_basic",
+    module_names(_SEGNET_BASIC_RULES),
+    bgr=("backbone/conv1",),
+    normalization=_RAW,
 )
 DECONVNET = DeconvNetNames(
     "Caffe deconvnet",
-    deconvnet_module,
+    module_names(_DECONVNET_RULES),
     grids={"fc6": (7, 7), "fc7": (1, 1)},
     bgr=("backbone/conv1_1",),
     transposed=("fc6_deconv",),
