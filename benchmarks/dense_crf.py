@@ -90,7 +90,7 @@ def ten_iterations(name: str) -> CrfPreset:
 
 
 def logits_of(model, variables) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from a image to the logits `[H, W, C]`."""
+    """A function from an image to the logits `[H, W, C]`."""
     apply = jax.jit(
         lambda image: model.apply(variables, normalize(image[None], model.normalization)).logits[0]
     )

@@ -46,7 +46,7 @@ _LISTS = {"val": 1, "test": 1, "train": 0}  # records; 0: all of them
 
 
 def draw_pair(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A image with detail of all sizes and sensor noise, and a label of 12 classes in blobs."""
+    """An image with detail of all sizes and sensor noise, and a label of 12 classes in blobs."""
     rng = np.random.default_rng(seed)
 
     def field(cells: int, channels: int) -> np.ndarray:

@@ -39,7 +39,7 @@ from flaxseg.layers import (
 )
 
 FORMS = ("native", "products")
-# Of a image [N, H, W, C] and, where the layer has one, its kernel.
+# Of an image [N, H, W, C] and, where the layer has one, its kernel.
 Form = Callable[..., jax.Array]
 
 

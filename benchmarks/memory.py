@@ -12,7 +12,7 @@ on so many images:
 * `evaluate` with two scales and mirror images;
 * `predict`, with masks, overlays and probabilities.
 
-Printed is the largest resident memory that the system saw of each process. A image with its label
+Printed is the largest resident memory that the system saw of each process. An image with its label
 and prediction is 0.1 MB, its probabilities are 0.9 MB before they are rounded: if one of them were
 kept for each image, 900 images more would take 86 or 790 MiB more.
 

@@ -68,7 +68,7 @@ def _class(kind: str, shape: tuple[int, ...], kernel_shapes: set[tuple[int, ...]
 
 
 def measure(args: argparse.Namespace, space: int) -> dict:
-    """Compiles the step with `space` devices to a image."""
+    """Compiles the step with `space` devices to an image."""
     import jax
     import jax.numpy as jnp
     import numpy as np

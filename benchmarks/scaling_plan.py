@@ -37,7 +37,7 @@ MACHINES = {
     "H100": Machine(989, 450, 50, 8),
 }
 CHIPS = (8, 16, 32, 64, 128, 256)
-CHIPS_OF_A_HOST = 8  # the most that can share a image
+CHIPS_OF_A_HOST = 8  # the most that can share an image
 
 
 def ring(size: float, chips: int, bandwidth: float) -> float:
@@ -60,7 +60,7 @@ def step_seconds(
     """Seconds of arithmetic and of each class of collectives in a step.
 
     Args:
-      counted: the entry of `mesh.py` for the number of chips to a image; of one image.
+      counted: the entry of `mesh.py` for the number of chips to an image; of one image.
       data: groups of chips, each with images of its own.
       images: per group.
     """
@@ -69,7 +69,7 @@ def step_seconds(
     kernels = counted["parameters"]
     chips = data * space
     gradients = all_reduce(kernels, chips, machine, args.reached)
-    if space > 1:  # XLA adds up over the chips of a image first, then over all
+    if space > 1:  # XLA adds up over the chips of an image first, then over all
         gradients += ring(kernels, space, near)
     return {
         "arithmetic": images * counted["tflop"] / (machine.tflops * args.share),

@@ -39,7 +39,7 @@ def image_of(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    """The bytes of a image file."""
+    """The bytes of an image file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
     return file.getvalue()

@@ -32,7 +32,7 @@ KERNELS = (GaussianKernel(1.5, 2.0), BilateralKernel(4.0, 30.0, 3.0))
 
 
 def scene(height=HEIGHT, width=WIDTH, classes=CLASSES, seed=0):
-    """A image of two noisy halves, and energies that hint at them."""
+    """An image of two noisy halves, and energies that hint at them."""
     rng = np.random.default_rng(seed)
     side = np.arange(width)[None] * 2 > width + np.arange(height)[:, None] % 3
     image = np.where(side[..., None], [180, 90, 60], [60, 120, 200]) + rng.normal(

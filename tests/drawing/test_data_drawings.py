@@ -28,7 +28,6 @@ INFO = DatasetInfo(
     splits=("train",),
     split_sizes={},
     eval_split="train",
-    eval_size=(0, 0),
     license="",
     citation="",
     homepage="",

@@ -54,7 +54,7 @@ def softmax(x):
 
 
 def reference(tiny, image, protocol):
-    """Fused values of a image by the text of `Protocol`: the whole canvas at once, in float64."""
+    """Fused values of an image by the text of `Protocol`: the whole canvas at once, in float64."""
     model, variables = tiny
     apply = jax.jit(lambda x: model.apply(variables, x).logits)
     fused = []
@@ -258,7 +258,7 @@ def test_named_protocols_are_valid_and_their_text_leads_back_to_them():
             "whole(scale=(1.0,))",
             "the protocol 'whole' has no argument 'scale'.*Did you mean 'scales'",
         ),
-        ("whole(scales=(0.0,))", r"scales is \(0.0,\); it must hold numbers above 0"),
+        ("whole(scales=(0.0,))", r"scales is \(0.0,\); it must be a tuple of numbers above 0"),
         ("whole(scales=())", r"scales is \(\)"),
         ("whole(flip_fusion='sum')", "flip_fusion is 'sum'; it must be one of probabilities"),
         ("whole(window=0)", "window is 0; it must be a whole number or a pair"),

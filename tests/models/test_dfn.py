@@ -166,7 +166,7 @@ def test_attention_chooses_between_high_and_the_sum():
     attention = 1 / (1 + np.exp(-(hidden @ second["kernel"] + second["bias"])))
     wanted = low * attention[:, None, None] + high
     np.testing.assert_allclose(apply(variables, low, high), wanted, atol=1e-6)
-    # A mean stands for a image that is that everywhere.
+    # A mean stands for an image that is that everywhere.
     mean = high.mean((1, 2), keepdims=True)
     np.testing.assert_allclose(
         apply(variables, low, mean),

@@ -258,7 +258,6 @@ def dataset(monkeypatch):
         splits=("train", "val"),
         split_sizes={},
         eval_split="val",
-        eval_size=(0, 0),
         license="",
         citation="",
         homepage="",

@@ -53,7 +53,6 @@ def model_dir(tmp_path, monkeypatch):
         splits=("train", "val"),
         split_sizes={},
         eval_split="val",
-        eval_size=(0, 0),
         license="",
         citation="",
         homepage="",

@@ -44,7 +44,6 @@ def info(monkeypatch):
         splits=("train", "val"),
         split_sizes={},
         eval_split="val",
-        eval_size=(0, 0),
         license="",
         citation="",
         homepage="",
@@ -65,7 +64,7 @@ def run(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def test_the_command_writes_bases_that_a_model_takes_and_a_image(info, tmp_path, capsys):
+def test_the_command_writes_bases_that_a_model_takes_and_an_image(info, tmp_path, capsys):
     out = tmp_path / "bases"
     code, stdout, stderr = run(
         capsys,

@@ -402,10 +402,10 @@ def test_submission_by_a_model_of_other_classes(tmp_path, predict):
     source = image_file(tmp_path / "2008_000006.jpg")
     code, _, stderr = predict(source, "--submission=voc")
     assert code == 2
-    assert "the model has 4 classes and voc_segmentation 21" in stderr
+    assert "the model has 4 classes and data set 'voc_segmentation' has 21" in stderr
     names = list(data.dataset_info("voc_segmentation").class_names)
     names[3], names[4] = names[4], names[3]
     swapped = save_tiny(tmp_path / "swapped", names)
     code, _, stderr = predict(source, "--submission=voc", model=swapped)
     assert code == 2
-    assert "class 3 is 'boat', not 'bird', 4 is 'bird', not 'boat'" in stderr
+    assert "class 3 ('boat' in the model, 'bird' in the data), 4 ('bird'" in stderr

@@ -1,6 +1,6 @@
 """The networks of TensorFlow's DeepLab release in PyTorch, written from the specification sheet.
 
-A network is a function of a image `[N, 3, H, W]` and of `Variables`, which makes every variable
+A network is a function of an image `[N, 3, H, W]` and of `Variables`, which makes every variable
 when it is first asked for, under the name, shape and layout that the release's checkpoints have. So
 one run gives both the synthetic checkpoint and what the network makes of it.
 """

@@ -1,5 +1,5 @@
 """Dilated-Net in PyTorch, after the layer tables of Yu and Koltun (2016) and of the release, with
-the names of its Caffe layers. It takes a image with its margin of 186 pixels."""
+the names of its Caffe layers. It takes an image with its margin of 186 pixels."""
 
 import torch
 from torch import nn

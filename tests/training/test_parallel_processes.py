@@ -18,7 +18,7 @@ KINDS = ("jit", "pmap", "split")
 
 
 def train(kind: str, rank: int, processes: int) -> dict:
-    """Metrics, and a digest of the parameters; "split" is jit with two devices to a image."""
+    """Metrics, and a digest of the parameters; "split" is jit with two devices to an image."""
     import jax
     from tiny_segmenter import TinySegmenter, new_run, tiny_batch
 

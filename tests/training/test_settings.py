@@ -4,10 +4,10 @@ import doctest
 
 import pytest
 
-from flaxseg import errors
+from flaxseg import errors, settings
 from flaxseg.errors import ConfigError, SettingsError
 from flaxseg.settings import Problems
-from flaxseg.training import default_config, field_texts, recipes, settings, validate_config
+from flaxseg.training import default_config, field_texts, recipes, validate_config
 from flaxseg.training.timetable import Timetable
 
 
