@@ -16,7 +16,7 @@ import pytest
 
 import flaxseg
 from flaxseg import errors
-from flaxseg.programs.recipes import recipe_names
+from flaxseg.programs.recipe_list import recipe_names
 
 _BUILD = """
 import sys

@@ -17,7 +17,7 @@ from flaxseg.data.prepared.manifest import (
     verify_prepared,
 )
 from flaxseg.data.prepared.preparation import prepare
-from flaxseg.data.prepared.records import Record, Records, open_split, split_names
+from flaxseg.data.prepared.records import Record, Records, check_split, open_split, split_names
 from flaxseg.data.prepared.set_check import verify_data
 from flaxseg.data.raw.dataset_info import DatasetInfo
 from flaxseg.data.raw.findings import Report, Statistics
@@ -42,6 +42,7 @@ __all__ = [
     "Statistics",
     "TrainBatches",
     "augment",
+    "check_split",
     "cityscapes_label_ids",
     "dataset_info",
     "default_data_dir",

@@ -1,7 +1,7 @@
 """Trained models as files that run without flaxseg: StableHLO and ONNX."""
 
 from flaxseg.export.batch_norm_folding import fold_batch_norm
-from flaxseg.export.card import OUTPUTS
+from flaxseg.export.file_card import OUTPUTS
 from flaxseg.export.onnx_file import export_onnx, read_onnx_card
 from flaxseg.export.stablehlo import PLATFORMS, export_stablehlo, read_stablehlo_card
 

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 
 from flaxseg.errors import DataError, ExportError
-from flaxseg.export.card import card_text, write_file
+from flaxseg.export.file_card import card_text, write_file
 from flaxseg.export.onnx_program import onnx_program
 from flaxseg.export.program import image_program, prepare
 from flaxseg.export.requirements import INSTALL_ONNX, require

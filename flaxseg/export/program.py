@@ -10,7 +10,7 @@ from jax import export
 
 from flaxseg.errors import ConfigError
 from flaxseg.export.batch_norm_folding import fold_batch_norm
-from flaxseg.export.card import OUTPUTS, export_card
+from flaxseg.export.file_card import OUTPUTS, export_card
 from flaxseg.inference.forward import MAX_CLASSES
 from flaxseg.layers import convolution_form, largest_class, normalize
 

@@ -15,7 +15,7 @@ import jax
 from jax import export, lax
 
 from flaxseg.errors import DataError
-from flaxseg.export.card import FORMAT, card_text, write_file
+from flaxseg.export.file_card import FORMAT, card_text, write_file
 from flaxseg.export.program import image_program, prepare
 from flaxseg.export.requirements import require
 

@@ -4,7 +4,6 @@ A command has `add_arguments` and `run`, or, where its flags are not argparse's,
 """
 
 from flaxseg.programs import (
-    config,
     evaluate,
     export,
     import_weights,
@@ -12,8 +11,9 @@ from flaxseg.programs import (
     models,
     predict,
     prepare_data,
+    print_config,
     prune,
-    recipes,
+    recipe_list,
     report,
     results,
     show_data,
@@ -24,8 +24,8 @@ from flaxseg.programs import (
 
 COMMANDS = (
     train,
-    recipes,
-    config,
+    recipe_list,
+    print_config,
     evaluate,
     report,
     results,

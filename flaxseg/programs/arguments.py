@@ -229,7 +229,7 @@ def data_of(args: argparse.Namespace, card: dict) -> tuple[str, "DatasetInfo"]:
     from flaxseg import data
 
     name = data.full_name(args.data, args.manual_dir)
-    info = data.dataset_info(name)
+    info = data.check_split(name, args.split) if args.split else data.dataset_info(name)
     advice = f"evaluate {args.model} on the data that it was trained on."
     check_same_classes(card["class_names"], info.name, info.class_names, advice)
     if args.manual_dir:

@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
             f"the bases would be learned from and measured on {args.split!r}; set --held_out to "
             f"another split or part of {', '.join(info.splits)}, such as 'train[80%:]'."
         )
+    for split in (args.split, args.held_out):
+        data.check_split(name, split)
     if args.num_bases > 64:
         raise ConfigError(f"num_bases is {args.num_bases}; filters of 8 x 8 have at most 64.")
     if args.manual_dir:

@@ -6,7 +6,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from flaxseg.programs import arguments
-from flaxseg.programs.recipes import load_recipe
+from flaxseg.programs.recipe_list import load_recipe
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     from flaxseg.data import Augmentation
@@ -115,6 +115,7 @@ def show_data(
     crop_size = tuple(chosen.pop("crop_size", (256, 256)))
     seed = chosen.pop("seed", 0)
     augmentation = data.Augmentation(**chosen)
+    data.check_split(name, split)
     data.prepare(name, data_dir, manual_dir, allow_problems=allow_problems)
     batches = data.train_batches(
         name,
@@ -137,10 +138,9 @@ def show_data(
 
 def _settings_of(config: str) -> dict[str, Any]:
     """Returns the settings of a recipe that `show_data` takes."""
-    recipe = load_recipe(config)
-    fields = ("crop_size", "scale", "scale_step", "flip", "rotate", "blur", "photometric")
-    settings = {field: getattr(recipe.data, field) for field in fields}
-    return {**settings, "split": recipe.data.train_split, "seed": recipe.seed}
+    from flaxseg.training.assemble import stream_settings
+
+    return stream_settings(load_recipe(config))
 
 
 def _words(crop_size: tuple[int, ...], augmentation: "Augmentation") -> str:

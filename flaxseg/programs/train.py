@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flaxseg.errors import ConfigError, near
-from flaxseg.programs.recipes import find_recipe, load_recipe, recipe_names, table
+from flaxseg.programs.recipe_list import find_recipe, load_recipe, recipe_names, table
 
 if TYPE_CHECKING:
     from absl import flags
@@ -93,10 +93,10 @@ def main(arguments: Sequence[str], command: str = "flaxseg train") -> int:
         _join_processes(given.coordinator, given.num_processes, given.process_id)
 
     from flaxseg.training import train_and_evaluate
+    from flaxseg.training.assemble import default_workdir
     from flaxseg.training.signals import EXIT_STOPPED
 
-    workdir = given.workdir or f"runs/{config.model.name}_{config.data.name}"
-    result = train_and_evaluate(config, workdir)
+    result = train_and_evaluate(config, given.workdir or default_workdir(config))
     return EXIT_STOPPED if result.stopped_by else 0
 
 

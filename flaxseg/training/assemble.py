@@ -42,6 +42,9 @@ from flaxseg.training.schedules import Schedule, make_schedule
 from flaxseg.training.step import StepSettings
 from flaxseg.training.timetable import Timetable
 
+_DRAWN = ("scale", "scale_step", "flip", "rotate", "blur", "photometric")
+"""The fields of `data` that are attributes of `data.Augmentation`."""
+
 
 def assemble(config: config_dict.ConfigDict, *, device_count: int = 1) -> Settings:
     """Returns the settings that a config describes.
@@ -99,6 +102,19 @@ def assemble(config: config_dict.ConfigDict, *, device_count: int = 1) -> Settin
     )
     problems.raise_all()
     return settings
+
+
+def default_workdir(config: config_dict.ConfigDict) -> str:
+    """Returns the folder of a run whose user names none."""
+    return f"runs/{config.model.name}_{config.data.name}"
+
+
+def stream_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """Returns what decides which crops a training sees: `"split"`, `"seed"`, `"crop_size"`, and the
+    attributes of `data.Augmentation`."""
+    section = config.data
+    settings = {"split": section.train_split, "seed": config.seed, "crop_size": section.crop_size}
+    return {**settings, **{field: section[field] for field in _DRAWN}}
 
 
 def _timetable(config: config_dict.ConfigDict, problems: Problems) -> Timetable | None:
@@ -191,16 +207,8 @@ def _data(
     """Returns the fields of `data`, and checks those of `loss` that depend on the classes."""
     section = config.data
     problems.make("data.allow_problems", data.problem_kinds, section.allow_problems)
-    augmentation = problems.make(
-        "data.",
-        data.Augmentation,
-        scale=tuple(section.scale),
-        scale_step=section.scale_step,
-        flip=section.flip,
-        rotate=section.rotate,
-        blur=section.blur,
-        photometric=section.photometric,
-    )
+    drawn = {field: section[field] for field in _DRAWN}
+    augmentation = problems.make("data.", data.Augmentation, **drawn)
     if name is None or info is None:
         return None
     weights = tuple(config.loss.class_weights)

@@ -14,7 +14,7 @@ from flaxseg.errors import WeightsError, listed
 from flaxseg.models import create_model
 from flaxseg.saved_model import CARD_FILE, load_model, save_model
 from flaxseg.weights.layouts import LAYOUTS
-from flaxseg.weights.layouts.network import Network
+from flaxseg.weights.layouts.layout import Network
 from flaxseg.weights.load import load_weights
 from flaxseg.weights.load_report import LoadReport
 from flaxseg.weights.recognition import read_network

@@ -10,7 +10,7 @@ from flaxseg.errors import WeightsError, listed
 from flaxseg.weights.backbone_names.families import NAME_MAPS, family_of
 from flaxseg.weights.caffe_tensors import caffe_tensors
 from flaxseg.weights.layouts import LAYOUTS
-from flaxseg.weights.layouts.network import Network
+from flaxseg.weights.layouts.layout import Network
 from flaxseg.weights.name_map import NameMap
 
 # A scheme fits if the file has at least this share of the names that it expects.

@@ -10,11 +10,11 @@ import pytest
 
 from flaxseg import cli
 from flaxseg.errors import ConfigError
-from flaxseg.programs import recipes, train
+from flaxseg.programs import recipe_list, train
 from flaxseg.training.assemble import assemble
 from flaxseg.training.config import default_config, field_names
 
-DECLARED = recipes.declared_recipes()
+DECLARED = recipe_list.declared_recipes()
 
 
 def run(capsys, *arguments):
@@ -28,7 +28,7 @@ def test_all_choices_have_valid_settings_and_every_score_is_of_one(recipe):
     keys = list(recipe.choices)
     for values in itertools.product(*recipe.choices.values()):
         choice = ",".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
-        config = recipes.load_recipe(f"{recipe.name}:{choice}")
+        config = recipe_list.load_recipe(f"{recipe.name}:{choice}")
         if config.data.name != "folder":  # whose classes are known where it lies
             assemble(config, device_count=1)
     for score in recipe.scores:
@@ -41,7 +41,7 @@ def test_all_choices_have_valid_settings_and_every_score_is_of_one(recipe):
 def test_every_recipe_but_the_default_declares_itself():
     names = [recipe.name for recipe in DECLARED]
 
-    assert sorted([*names, "default"]) == recipes.recipe_names()
+    assert sorted([*names, "default"]) == recipe_list.recipe_names()
 
 
 def test_recipes_lists_each_with_its_scores(capsys):
@@ -68,7 +68,7 @@ def test_config_prints_all_fields_as_they_would_be(capsys, repository):
     assert "steps = 7" in lines
     assert "data.crop_size = (65, 33)" in lines
     assert "data.name = 'camvid'" in lines
-    assert len(lines) == len(field_names(recipes.load_recipe(given[0])))
+    assert len(lines) == len(field_names(recipe_list.load_recipe(given[0])))
     path = repository / "configs" / "deeplab.py"
     same = run(capsys, "config", f"--config={path}:data=camvid", *given[1:])
     assert same[1] == stdout
@@ -88,7 +88,7 @@ def test_config_prints_all_fields_as_they_would_be(capsys, repository):
 def test_a_recipe_that_is_not_there(recipe, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as info:
-        recipes.find_recipe(recipe)
+        recipe_list.find_recipe(recipe)
     assert words in str(info.value)
 
 
@@ -104,7 +104,7 @@ def test_a_file_of_your_own(tmp_path, monkeypatch, capsys):
     assert "steps = 12\n" in run(capsys, "config", "mine.py:12")[1]
     pathlib.Path("empty.py").write_text("")
     with pytest.raises(ConfigError, match="no function get_config"):
-        recipes.load_recipe("empty.py")
+        recipe_list.load_recipe("empty.py")
 
 
 def test_the_fields_of_the_help_exist():

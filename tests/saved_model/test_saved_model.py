@@ -16,7 +16,7 @@ from tiny_model import create_tiny, init
 import flaxseg
 from flaxseg.errors import CheckpointError, WeightsError
 from flaxseg.layers import ImageNormalization
-from flaxseg.saved_model import folder
+from flaxseg.saved_model import model_folder
 
 KERNEL = "params/backbone/kernel"
 NAMES = ("sky", "road", "car")
@@ -349,7 +349,7 @@ def save_again(folder):
 def test_replaced_while_it_is_read(tmp_path, monkeypatch):
     """The weights are newer than the card that was read: the new model is loaded."""
     save(tmp_path / "a", seed=0)
-    original = folder._create
+    original = model_folder._create
     again = []
 
     def create_and_replace(*arguments):
@@ -359,6 +359,6 @@ def test_replaced_while_it_is_read(tmp_path, monkeypatch):
             save(tmp_path / "a", seed=1)
         return model
 
-    monkeypatch.setattr(folder, "_create", create_and_replace)
+    monkeypatch.setattr(model_folder, "_create", create_and_replace)
     _, loaded = flaxseg.load_model(tmp_path / "a")
     assert_same(loaded, init(create_tiny("tiny", 3, blur=True), 1))

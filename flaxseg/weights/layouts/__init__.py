@@ -18,7 +18,7 @@ from flaxseg.weights.layouts import (
     unet_layout,
     unpooling_layout,
 )
-from flaxseg.weights.layouts.network import Layout
+from flaxseg.weights.layouts.layout import Layout
 
 LAYOUTS: tuple[Layout, ...] = (
     *deeplab_v1_v2_layout.LAYOUTS,

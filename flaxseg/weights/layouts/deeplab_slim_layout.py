@@ -11,7 +11,7 @@ from flaxseg.layers.image_normalization import SYMMETRIC, ImageNormalization
 from flaxseg.weights.backbone_names.mobile_names import slim_mobilenet_v2_module
 from flaxseg.weights.backbone_names.resnet_names import slim_resnet_module
 from flaxseg.weights.backbone_names.xception_names import slim_xception_module
-from flaxseg.weights.layouts.network import Layout, Network
+from flaxseg.weights.layouts.layout import Layout, Network
 from flaxseg.weights.slim_names import SLIM_SLOTS, SlimNames, slim_scope
 
 # Of TF-slim's ResNets with a 7x7 convolution: the mean only.

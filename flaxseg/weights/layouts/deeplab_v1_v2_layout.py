@@ -24,7 +24,7 @@ from flaxseg.models.deeplab_v2 import RATES
 from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.backbone_names.resnet_names import CaffeResNetNames, caffe_resnet_module
 from flaxseg.weights.backbone_names.vgg_names import caffe_vgg_module
-from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
+from flaxseg.weights.layouts.layout import Layout, Network, bottleneck_resnet, count_classes
 from flaxseg.weights.name_map import NameMap, module_names
 
 MEAN = (122.675, 116.669, 104.008)

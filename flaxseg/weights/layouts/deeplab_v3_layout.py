@@ -6,7 +6,7 @@ import numpy as np
 
 from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
 from flaxseg.weights.backbone_names.families import NAME_MAPS
-from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
+from flaxseg.weights.layouts.layout import Layout, Network, bottleneck_resnet, count_classes
 from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
 # Of TensorFlow Lite's DeepLab models: to about [-1, 1].

@@ -6,7 +6,7 @@ import numpy as np
 
 from flaxseg.layers.image_normalization import IMAGENET
 from flaxseg.weights.backbone_names.resnet_names import deep_stem_resnet_module
-from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
+from flaxseg.weights.layouts.layout import Layout, Network, bottleneck_resnet, count_classes
 from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
 _STEM = {

@@ -8,7 +8,7 @@ from flaxseg.errors import WeightsError
 from flaxseg.layers.context_module import CONTEXT_RATES
 from flaxseg.layers.image_normalization import ImageNormalization
 from flaxseg.weights.backbone_names.vgg_names import CAFFE_VGG16, caffe_vgg_module
-from flaxseg.weights.layouts.network import Layout, Network, count_classes
+from flaxseg.weights.layouts.layout import Layout, Network, count_classes
 from flaxseg.weights.name_map import NameMap
 
 _DILATION7 = (1, 1, 2, 4, 8, 1)

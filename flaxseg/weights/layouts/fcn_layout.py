@@ -16,7 +16,7 @@ from flaxseg.weights.backbone_names.vgg_names import (
     caffe_alexnet_module,
     caffe_vgg_module,
 )
-from flaxseg.weights.layouts.network import Layout, Network, bottleneck_resnet, count_classes
+from flaxseg.weights.layouts.layout import Layout, Network, bottleneck_resnet, count_classes
 from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
 # The last deconvolution is called by its factor where there are skips.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from flaxseg.errors import WeightsError
-from flaxseg.weights.layouts.network import Layout, Network, count_classes
+from flaxseg.weights.layouts.layout import Layout, Network, count_classes
 from flaxseg.weights.layouts.pspnet_layout import CAFFE_PSPNET_NORMALIZATION, caffe_resnet_module
 from flaxseg.weights.name_map import NameMap, module_names
 

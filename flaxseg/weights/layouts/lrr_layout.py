@@ -15,7 +15,7 @@ from flaxseg.errors import WeightsError
 from flaxseg.layers.bilinear_deconv import bilinear_kernel
 from flaxseg.layers.image_normalization import ImageNormalization
 from flaxseg.weights.backbone_names.vgg_names import caffe_vgg_module
-from flaxseg.weights.layouts.network import Layout, Network
+from flaxseg.weights.layouts.layout import Layout, Network
 from flaxseg.weights.name_map import NameMap
 
 # The tensor that every network has.

@@ -10,7 +10,7 @@ import numpy as np
 from flaxseg.backbones.mobile import MOBILENET_V2_STAGES
 from flaxseg.layers.image_normalization import IMAGENET
 from flaxseg.weights.backbone_names.families import NAME_MAPS
-from flaxseg.weights.layouts.network import (
+from flaxseg.weights.layouts.layout import (
     Layout,
     Network,
     bottleneck_resnet,

@@ -8,7 +8,7 @@ import numpy as np
 from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import IMAGENET
 from flaxseg.weights.backbone_names.families import NAME_MAPS
-from flaxseg.weights.layouts.network import Layout, Network, count_classes
+from flaxseg.weights.layouts.layout import Layout, Network, count_classes
 from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
 _BLOCKS = {

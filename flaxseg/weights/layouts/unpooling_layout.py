@@ -9,7 +9,7 @@ import numpy as np
 
 from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import ImageNormalization
-from flaxseg.weights.layouts.network import Layout, Network, count_classes
+from flaxseg.weights.layouts.layout import Layout, Network, count_classes
 from flaxseg.weights.name_map import NameMap, module_names
 
 # Of VGG16, and so of the decoders' stages.
