@@ -229,7 +229,9 @@ def data_of(args: argparse.Namespace, card: dict) -> tuple[str, "DatasetInfo"]:
     from flaxseg import data
 
     name = data.full_name(args.data, args.manual_dir)
-    info = data.check_split(name, args.split) if args.split else data.dataset_info(name)
+    info = data.dataset_info(name)
+    if args.split:
+        data.check_split(info, args.split)
     advice = f"evaluate {args.model} on the data that it was trained on."
     check_same_classes(card["class_names"], info.name, info.class_names, advice)
     if args.manual_dir:

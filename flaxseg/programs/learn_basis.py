@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             f"another split or part of {', '.join(info.splits)}, such as 'train[80%:]'."
         )
     for split in (args.split, args.held_out):
-        data.check_split(name, split)
+        data.check_split(info, split)
     if args.num_bases > 64:
         raise ConfigError(f"num_bases is {args.num_bases}; filters of 8 x 8 have at most 64.")
     if args.manual_dir:

@@ -115,7 +115,7 @@ def show_data(
     crop_size = tuple(chosen.pop("crop_size", (256, 256)))
     seed = chosen.pop("seed", 0)
     augmentation = data.Augmentation(**chosen)
-    data.check_split(name, split)
+    data.check_split(info, split)
     data.prepare(name, data_dir, manual_dir, allow_problems=allow_problems)
     batches = data.train_batches(
         name,

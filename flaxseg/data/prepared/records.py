@@ -146,7 +146,8 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
       NotPreparedError: the data set is not prepared; the message says how to do that.
       DataError: files are damaged.
     """
-    info = check_split(name, split)
+    info = catalog.dataset_info(name)
+    check_split(info, split)
     manifest = read_manifest(name, data_dir)
     folder = prepared_dir(info, as_data_dir(data_dir)).resolve()
     for part in split_names(split):
@@ -163,20 +164,15 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
     return Records(info, split, folder, length, manifest.fingerprint, stored)
 
 
-def check_split(name: str, split: str) -> DatasetInfo:
-    """Returns the facts of a data set, prepared or not, if it has a split.
-
-    Raises:
-      ConfigError: the data set or a split in the spec is unknown.
-    """
-    info = catalog.dataset_info(name)
+def check_split(info: DatasetInfo, split: str) -> None:
+    """Raises ConfigError unless a data set has the splits of a spec, whether it is prepared or
+    not."""
     for part in split_names(split):
         if part not in info.splits:
             raise ConfigError(
-                f"data set {name!r} has no split {part!r}; its splits: {', '.join(info.splits)}."
-                + near(part, info.splits)
+                f"data set {info.name!r} has no split {part!r}; its splits: "
+                f"{', '.join(info.splits)}.{near(part, info.splits)}"
             )
-    return info
 
 
 def _stored_parts(info: DatasetInfo, split: str, sizes: Mapping[str, int]) -> str:
