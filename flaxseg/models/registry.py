@@ -232,29 +232,20 @@ def create_model(
         raise TypeError(
             f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(spec.options))}."
         )
-    backbone = spec.backbone if backbone is None else backbone
     output_stride = spec.output_stride if output_stride is None else output_stride
+    statistics = {
+        "batch_norm_momentum": batch_norm_momentum,
+        "batch_norm_axis": batch_norm_axis,
+        "frozen_batch_norm": frozen_batch_norm,
+    }
+    backbone = spec.backbone if backbone is None else backbone
     if isinstance(backbone, str):
+        form = {**spec.form_of(backbone, options), **(backbone_options or {})}
         backbone = create_backbone(
-            backbone,
-            output_stride=output_stride,
-            batch_norm_momentum=batch_norm_momentum,
-            batch_norm_axis=batch_norm_axis,
-            frozen_batch_norm=frozen_batch_norm,
-            remat=remat,
-            dtype=dtype,
-            **{**spec.form_of(backbone, options), **(backbone_options or {})},
+            backbone, output_stride=output_stride, remat=remat, dtype=dtype, **statistics, **form
         )
-    elif remat or backbone_options:
-        given = "remat" if remat else "backbone_options"
-        raise ConfigError(
-            f"{given} is for a backbone given by name; set it on your {type(backbone).__name__}."
-        )
-    elif getattr(backbone, "output_stride", output_stride) != output_stride:
-        raise ValueError(
-            f"the backbone's output_stride is {backbone.output_stride}, and create_model was given "
-            f"{output_stride}; pass output_stride={backbone.output_stride}."
-        )
+    else:
+        _check_own_backbone(backbone, output_stride, remat, backbone_options)
     if normalization is None:
         normalization = getattr(backbone, "normalization", spec.module.normalization)
     elif isinstance(normalization, dict):
@@ -279,6 +270,22 @@ def create_model(
         dtype=dtype,
         **options,
     )
+
+
+def _check_own_backbone(
+    backbone: nn.Module, output_stride: int, remat: bool, backbone_options: Mapping | None
+) -> None:
+    """Raises where something is asked of a module that only a backbone given by name can be."""
+    if remat or backbone_options:
+        given = "remat" if remat else "backbone_options"
+        raise ConfigError(
+            f"{given} is for a backbone given by name; set it on your {type(backbone).__name__}."
+        )
+    if getattr(backbone, "output_stride", output_stride) != output_stride:
+        raise ValueError(
+            f"the backbone's output_stride is {backbone.output_stride}, and create_model was given "
+            f"{output_stride}; pass output_stride={backbone.output_stride}."
+        )
 
 
 def _spec(name: str) -> ModelSpec:
