@@ -163,7 +163,7 @@ def test_files_that_are_no_such_network_are_refused(network):
     voc = {**tensors, "bases_coef_32xf": tensors["bases_coef_32xf"][..., :180]}
     found = read_lrr({**voc, "averageImage": np.float32([1, 2, 3])}, "x.npz")
     assert (found.num_classes, found.options["mask_window"]) == (18, 9)
-    assert found.options["normalization"]["mean"] == (1.0, 2.0, 3.0)
+    assert found.normalization.mean == (1.0, 2.0, 3.0)
     assert not any("bil" in name or "average" in name for name in found.tensors)
     with pytest.raises(WeightsError, match="not the fixed bilinear kernel"):
         read_lrr({**tensors, "dec_prediction_8x_bil_x2f": np.ones((4, 4, 1, 19))}, "x.npz")
