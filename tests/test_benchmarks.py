@@ -47,6 +47,7 @@ def test_a_system_beside_its_peer(run, tmp_path):
     assert f"{name}, infer" in (tmp_path / "speed.svg").read_text()
 
 
+@pytest.mark.slow
 def test_one_kind_of_a_system_alone(run, tmp_path):
     files = ["--json", tmp_path / "speed.json", "--chart", tmp_path / "speed.svg"]
     kind = ["--alone", "--kinds", "infer"]

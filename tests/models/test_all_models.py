@@ -90,7 +90,9 @@ CASES = [
     pytest.param(
         (name, backbone, options),
         id=f"{name}-{backbone}{''.join('-' + o for o in options)}",
-        marks=() if backbone == simplest(name) else pytest.mark.slow,
+        marks=pytest.mark.slow
+        if backbone != simplest(name) or options in OTHER_FORMS.get(name, ())
+        else (),
     )
     for name, backbone, options in (
         *(

@@ -102,7 +102,12 @@ def test_models_train_as_on_one_device(name, options):
     ("size", "space", "options"),
     [
         ((64, 11), 2, {"ema_decay": 0.9, "accumulate_steps": 2}),
-        ((128, 5), 4, {"sample_rate": 0.5, "reduction": "sum", "frozen": ("backbone/stem",)}),
+        pytest.param(
+            (128, 5),
+            4,
+            {"sample_rate": 0.5, "reduction": "sum", "frozen": ("backbone/stem",)},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_options_of_a_step_give_what_they_give_on_one_device(size, space, options):

@@ -117,7 +117,9 @@ def one_row(batch: dict, index: int) -> dict:
 
 
 @pytest.mark.usefixtures("no_leaked_tracers")
-@pytest.mark.parametrize("weights", [None, (0.5, 1.0, 2.0, 0.25)])
+@pytest.mark.parametrize(
+    "weights", [None, pytest.param((0.5, 1.0, 2.0, 0.25), marks=pytest.mark.slow)]
+)
 def test_first_step_equals_one_written_out_by_hand(weights):
     """Loss, metrics, SGD, multiplier and decay, with optax's loss and no code of the step."""
     model, batch = TinySegmenter(auxiliary=True), tiny_batch(3)
