@@ -45,7 +45,7 @@ class Backbone(nn.Module):
 
 
 class BatchNormBackbone(Backbone):
-    """Turns images into named features with the help of `BatchNorm`.
+    """Has the settings of its `BatchNorm` layers beside those of a `Backbone`.
 
     Attributes:
       batch_norm_epsilon: see `BatchNorm`.
