@@ -61,7 +61,11 @@ def _run(argv: Sequence[str]) -> int:
         words = program if program.endswith("train.py") else f"{program} {argv[0]}"
         keep_freed_memory()
         return own_flags[argv[0]].main(argv[1:], words)
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    if not argv:
+        print(parser.format_help(), flush=True)
+        raise ConfigError("no command is given; they are listed above")
+    args = parser.parse_args(argv)
     keep_freed_memory()
     return args.run(args)
 

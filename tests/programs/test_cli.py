@@ -19,6 +19,7 @@ from flaxseg.data import DatasetInfo
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.evaluation import BoundaryMetrics, ConfusionMatrix
 from flaxseg.inference import Segmenter, parse_protocol, predict, read_image
+from flaxseg.programs import COMMANDS
 
 NAMES = ("ground", "tree", "car")
 COLORS = ((10, 20, 30), (0, 200, 0), (200, 0, 200))
@@ -56,6 +57,13 @@ def indices(path):
     with Image.open(path) as mask:
         assert mask.mode == "P"
         return np.asarray(mask)
+
+
+def test_without_a_command_all_are_listed(capsys):
+    code, stdout, stderr = run(capsys)
+    assert code == 2
+    assert all(f"    {command.NAME} " in stdout for command in COMMANDS)
+    assert "no command is given" in stderr
 
 
 # predict
