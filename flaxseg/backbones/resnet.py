@@ -41,6 +41,7 @@ class ResidualUnit(nn.Module):
       stride_on: which convolution of a `Bottleneck` has the stride: `"3x3"` or the first `"1x1"`.
       with_branch: whether `(output, branch)` is returned, with what the convolutions gave before
         the shortcut was added.
+      expansion: of the class: channels of the output over `features`.
     """
 
     features: int
@@ -52,19 +53,22 @@ class ResidualUnit(nn.Module):
     stride_on: str = "3x3"
     with_branch: bool = False
 
+    expansion: ClassVar[int] = 4
+
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         conv = partial(AtrousConv, dtype=self.dtype)
-        branch = self._branch(x, conv, train)
-        if x.shape[-1] == branch.shape[-1]:
+        features = self.expansion * self.features
+        if x.shape[-1] == features:
             # A unit that only subsamples, as the last of a stage in TensorFlow's release, projects
             # nothing.
             shortcut = x[:, :: self.strides, :: self.strides]
         else:
-            x = conv(branch.shape[-1], 1, self.strides, name="downsample_conv")(x)
-            shortcut = self.norm(name="downsample_bn")(x, train=train)
+            shortcut = conv(features, 1, self.strides, name="downsample_conv")(x)
+            shortcut = self.norm(name="downsample_bn")(shortcut, train=train)
+        branch = self._branch(x, conv, train)
         output = nn.relu(branch + shortcut)
         return (output, branch) if self.with_branch else output
 
@@ -75,6 +79,8 @@ class BasicBlock(ResidualUnit):
     The stride, or what stands for it, lies between the two, so the second has the rate of the
     units after it.
     """
+
+    expansion: ClassVar[int] = 1
 
     def _branch(self, x: jax.Array, conv: Callable[..., nn.Module], train: bool) -> jax.Array:
         y = conv(self.features, 3, self.strides, self.rate, name="conv1")(x)
