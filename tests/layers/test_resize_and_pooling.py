@@ -112,6 +112,15 @@ def test_aligned_corners_keep_a_ramp_and_the_corners():
     np.testing.assert_allclose(up[:, ::16, ::16], x, atol=1e-6)
 
 
+def test_borders_meet_at_half_a_pixel_by_hand():
+    row = np.array([0.0, 4.0], np.float32)[None, None, :, None]
+    y = resize(row, (1, 4), align_corners=False)
+    np.testing.assert_allclose(y[0, 0, :, 0], [0, 1, 3, 4], atol=1e-6)
+    x = random(1, 6, 10, 2)
+    halved = resize(x, (3, 5), align_corners=False)
+    np.testing.assert_allclose(halved, x.reshape(1, 3, 2, 5, 2, 2).mean((2, 4)), atol=1e-6)
+
+
 def test_nearest_keeps_labels_of_any_integer_type():
     label = np.random.default_rng(0).integers(0, 256, (1, 7, 5, 1)).astype(np.uint8)
     for align_corners in (True, False):
