@@ -52,6 +52,13 @@ class CheckpointError(FlaxsegError):
     """A checkpoint is missing, damaged, or does not fit the run; or it could not be written."""
 
 
+class WriteError(FlaxsegError, OSError):
+    """A file or folder cannot be written: the disk is full, read-only, or a permission is missing.
+
+    It is an `OSError` with the `errno` of its cause, and its message names what was to be written.
+    """
+
+
 class WeightsError(FlaxsegError):
     """Weights that were asked for could not be found, read, or fitted to the model."""
 

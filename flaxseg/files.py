@@ -7,7 +7,26 @@ import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from flaxseg.errors import WriteError
+
 PathLike = str | os.PathLike
+
+
+@contextlib.contextmanager
+def writing(target: PathLike) -> Iterator[None]:
+    """Raises WriteError, with the name of what is written, where the system refuses to write.
+
+    Args:
+      target: the file or folder to name; a WriteError from within keeps the name that it has.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        wrapped = WriteError(f"cannot write {target}: {error.strerror or error}.")
+        wrapped.errno = error.errno
+        raise wrapped from error
 
 
 @contextlib.contextmanager
@@ -20,27 +39,30 @@ def whole_file(path: PathLike) -> Iterator[BinaryIO]:
       path: the file; its folder must exist.
 
     Raises:
-      OSError: it cannot be written.
+      WriteError: it cannot be written.
     """
     path = pathlib.Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:100]}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            sync_file(file)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with writing(path):
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem[:100]}.", suffix=".part", dir=path.parent
+        )
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                sync_file(file)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            pathlib.Path(name).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 def write_text(path: PathLike, text: str) -> None:
     """Replaces a file by one that holds `text` in UTF-8, as a whole.
 
     Raises:
-      OSError: it cannot be written.
+      WriteError: it cannot be written.
     """
     with whole_file(path) as file:
         file.write(text.encode())
