@@ -48,6 +48,19 @@ def pytest_configure(config):
             raise pytest.UsageError(f"these peers are not installed: {', '.join(missing)}")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Fails a test that is skipped for want of a package and is not marked `peer`.
+
+    Neither `make test` nor `make test-rest` would ever run it.
+    """
+    report = yield
+    missing = report.skipped and "could not import" in str(report.longrepr)
+    if missing and item.get_closest_marker("peer") is None:
+        report.outcome, report.longrepr = "failed", f"{item.nodeid} needs pytest.mark.peer"
+    return report
+
+
 def pytest_deselected(items):
     """Counts the tests that a `-m` expression leaves out, by the reason for it."""
     left_out = items[0].config.stash[LEFT_OUT]

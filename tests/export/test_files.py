@@ -139,7 +139,7 @@ def test_onnx_is_read_by_its_runtime(tmp_path, tiny, images):
     assert runtime.InferenceSession(str(fixed)).get_inputs()[0].shape == [1, 8, 9, 3]
 
 
-@pytest.mark.parametrize("suffix", [".stablehlo", ".onnx"])
+@pytest.mark.parametrize("suffix", [".stablehlo", pytest.param(".onnx", marks=pytest.mark.peer)])
 def test_agreement_sees_another_model(tmp_path, tiny, suffix):
     if suffix == ".onnx":
         import_onnx()

@@ -47,7 +47,7 @@ def run(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("suffix", [".stablehlo", ".onnx"])
+@pytest.mark.parametrize("suffix", [".stablehlo", pytest.param(".onnx", marks=pytest.mark.peer)])
 def test_a_saved_model_is_exported_and_checked(tmp_path, model_dir, image_file, capsys, suffix):
     if suffix == ".onnx":
         import_onnx()
@@ -96,7 +96,7 @@ def test_wrong_flags(model_dir, capsys, flags, words):
     assert words in stderr
 
 
-@pytest.mark.parametrize("suffix", [".stablehlo", ".onnx"])
+@pytest.mark.parametrize("suffix", [".stablehlo", pytest.param(".onnx", marks=pytest.mark.peer)])
 def test_the_documented_lines_read_the_file_without_flaxseg(
     tmp_path, model_dir, image_file, capsys, repository, suffix
 ):
