@@ -49,7 +49,7 @@ class NotPreparedError(DataError):
 
 
 class CheckpointError(FlaxsegError):
-    """A checkpoint is missing, damaged, or does not fit the run; or it could not be written."""
+    """A checkpoint is missing or damaged, or does not fit the run; or its folder cannot be used."""
 
 
 class WriteError(FlaxsegError, OSError):

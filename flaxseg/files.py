@@ -1,8 +1,10 @@
 """Writes files and folders that appear whole or not at all, and survive a power cut."""
 
 import contextlib
+import glob
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -13,18 +15,20 @@ PathLike = str | os.PathLike
 
 
 @contextlib.contextmanager
-def writing(target: PathLike) -> Iterator[None]:
+def writing(target: PathLike, advice: str = "") -> Iterator[None]:
     """Raises WriteError, with the name of what is written, where the system refuses to write.
 
     Args:
       target: the file or folder to name; a WriteError from within keeps the name that it has.
+      advice: what to do then, to end the message with.
     """
     try:
         yield
     except WriteError:
         raise
     except OSError as error:
-        wrapped = WriteError(f"cannot write {target}: {error.strerror or error}.")
+        reason = f"{error.strerror or error}."
+        wrapped = WriteError(f"cannot write {target}: {reason} {advice}".rstrip())
         wrapped.errno = error.errno
         raise wrapped from error
 
@@ -68,6 +72,77 @@ def write_text(path: PathLike, text: str) -> None:
         file.write(text.encode())
 
 
+def make_folder(folder: PathLike) -> None:
+    """Creates a folder and its missing parents, and waits until their names are on the disk.
+
+    Raises:
+      WriteError: it cannot be created.
+    """
+    folder = pathlib.Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            sync_folder(path.parent)
+
+
+def replace_folder(staged: PathLike, target: PathLike) -> None:
+    """Gives a finished folder its final name; a folder that has this name is deleted.
+
+    At every moment, and after a power cut, there is a whole folder at `target` or, between two
+    renames, at `previous_of(target)`; see `take_back`.
+
+    Args:
+      staged: the folder, beside `target`, that nothing writes to any more.
+      target: its final place.
+
+    Raises:
+      OSError: it cannot be written; the old folder is in its place.
+    """
+    staged, target = pathlib.Path(staged), pathlib.Path(target)
+    previous = previous_of(target)
+    sync_tree(staged)
+    if target.exists():
+        _discard(previous)
+        target.rename(previous)
+        sync_folder(target.parent)
+    try:
+        staged.rename(target)
+    except BaseException:
+        take_back(target)
+        raise
+    sync_folder(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def previous_of(target: PathLike) -> pathlib.Path:
+    """Returns where `replace_folder` keeps the old folder until the new one has its name."""
+    target = pathlib.Path(target)
+    return target.with_name(f".{target.name}.previous")
+
+
+def take_back(target: PathLike) -> None:
+    """Gives the old folder its name back where `replace_folder` was interrupted."""
+    target, previous = pathlib.Path(target), previous_of(target)
+    if previous.exists() and not target.exists():
+        previous.rename(target)
+
+
+def sync_tree(folder: PathLike) -> None:
+    """Waits until a folder and all files and folders below it are on the disk."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, _, names in os.walk(folder, topdown=False, onerror=fail):
+        for name in names:
+            # Windows refuses to sync what is not open for writing.
+            mode = "r+b" if os.name == "nt" else "rb"
+            with open(os.path.join(parent, name), mode) as file:
+                os.fsync(file.fileno())
+        sync_folder(parent)
+
+
 def sync_file(file: BinaryIO) -> None:
     """Waits until everything written to an open file is on the disk."""
     file.flush()
@@ -83,6 +158,15 @@ def sync_folder(folder: PathLike) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _discard(folder: pathlib.Path) -> None:
+    """Deletes a folder, or renames what cannot be deleted, such as files that NFS keeps for a
+    process that has them open."""
+    for path in [folder, *folder.parent.glob(f"{glob.escape(folder.name)}.left-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+    if folder.exists():
+        folder.rename(tempfile.mkdtemp(prefix=f"{folder.name}.left-", dir=folder.parent))
 
 
 def _umask() -> int:

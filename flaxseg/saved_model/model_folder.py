@@ -4,9 +4,11 @@ Loading runs no code from the folder. A save is written beside the folder and th
 place; whenever it is interrupted, the folder can be loaded and is either the old or the new model.
 """
 
+import glob
 import hashlib
 import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +19,8 @@ import jax.numpy as jnp
 import safetensors.numpy
 
 from flaxseg import models
-from flaxseg.errors import CheckpointError, FlaxsegError, WeightsError
-from flaxseg.files import PathLike, sync_file, sync_folder
+from flaxseg.errors import FlaxsegError, WeightsError
+from flaxseg.files import PathLike, make_folder, previous_of, replace_folder, take_back, writing
 from flaxseg.saved_model.card import (
     CARD_FILE,
     FORMAT,
@@ -43,6 +45,10 @@ from flaxseg.variable_paths import flatten
 
 # Options that describe how a program is run, not what the model is; they are not saved.
 _RUN_OPTIONS = ("batch_norm_axis",)
+
+# What file browsers and network file systems leave in a folder; nobody's work.
+_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir")
+_LITTER_PREFIXES = ("._", ".nfs")
 
 
 def save_model(
@@ -76,8 +82,8 @@ def save_model(
       WeightsError: `variables` are not those of this model, or hold a value that is not finite;
         nothing is written.
       ValueError: names or colours do not fit num_classes, or an option cannot be written as JSON.
-      CheckpointError: the folder could not be written (permissions, disk full); an existing model
-        stays as it was.
+      WriteError: the folder could not be written (permissions, disk full, other files in it); an
+        existing model stays as it was.
     """
     directory = pathlib.Path(os.path.abspath(directory))
     options = {k: v for k, v in (options or {}).items() if k not in _RUN_OPTIONS}
@@ -106,15 +112,12 @@ def save_model(
         extra=extra or {},
     )
     files = {WEIGHTS_FILE: weights, CARD_FILE: card_text(card).encode()}
-    try:
+    advice = (
+        f"It needs {len(weights) / 1e6:.1f} MB; free some space or choose a folder that can be "
+        "written. A model saved there before is unchanged."
+    )
+    with writing(directory, advice):
         _write_folder(directory, files)
-    except OSError as error:
-        raise CheckpointError(
-            f"could not write the model to {directory}: {error.strerror or error}. It needs "
-            f"{len(weights) / 1e6:.1f} MB; "
-            "free some space or choose a folder that can be written. A model saved there before "
-            "is unchanged."
-        ) from error
     return directory
 
 
@@ -247,42 +250,35 @@ def _write_folder(directory: pathlib.Path, files: Mapping[str, bytes]) -> None:
     """Writes all files beside the folder, then puts them in its place; at every moment one whole
     version exists.
 
-    A rename cannot replace a folder that is not empty, so the old one is moved aside first;
-    `_find_folder` and the next save take it back if the process dies between the two renames.
+    `_find_folder` and the next save take back the old one if the process dies in between.
     """
-    saving, previous = _sibling(directory, "saving"), _sibling(directory, "previous")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    if previous.exists():
-        if directory.exists():
-            shutil.rmtree(previous)
-        else:
-            previous.rename(directory)
-    shutil.rmtree(saving, ignore_errors=True)
+    make_folder(directory.parent)
+    for left in directory.parent.glob(f".{glob.escape(directory.name)}.saving-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    take_back(directory)
+    _refuse_foreign(directory)
+    staged = directory.with_name(f".{directory.name}.saving-{secrets.token_hex(4)}")
     try:
-        saving.mkdir()
+        staged.mkdir()
         for name, data in files.items():
-            with open(saving / name, "wb") as file:
-                file.write(data)
-                sync_file(file)
-        sync_folder(saving)
-        if directory.exists():
-            _refuse_foreign(directory)
-            directory.rename(previous)
-        saving.rename(directory)
-    except BaseException:
-        shutil.rmtree(saving, ignore_errors=True)
-        if previous.exists() and not directory.exists():
-            previous.rename(directory)
-        raise
-    sync_folder(directory.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+            (staged / name).write_bytes(data)
+        replace_folder(staged, directory)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _refuse_foreign(directory: pathlib.Path) -> None:
     """Raises if replacing the folder would delete anything but a saved model."""
+    if not directory.exists():
+        return
     if not directory.is_dir():
         raise NotADirectoryError(20, "a file of that name is in the way", str(directory))
-    foreign = sorted(p.name for p in directory.iterdir() if p.name not in (CARD_FILE, WEIGHTS_FILE))
+    ours = (CARD_FILE, WEIGHTS_FILE, *_LITTER)
+    foreign = sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.name not in ours and not path.name.startswith(_LITTER_PREFIXES)
+    )
     if foreign:
         raise FileExistsError(
             17,
@@ -296,7 +292,7 @@ def _find_folder(directory: PathLike) -> pathlib.Path:
     either."""
     directory = pathlib.Path(os.path.abspath(directory))
     for candidate in (directory, directory / "model"):
-        for folder in (candidate, _sibling(candidate, "previous")):
+        for folder in (candidate, previous_of(candidate)):
             if (folder / WEIGHTS_FILE).is_file() or is_card(folder / CARD_FILE):
                 return folder
     if not directory.exists():
@@ -314,7 +310,3 @@ def _find_folder(directory: PathLike) -> pathlib.Path:
         f"{directory} holds no saved model: neither {CARD_FILE} with {WEIGHTS_FILE} nor a folder "
         "'model' with them."
     )
-
-
-def _sibling(directory: pathlib.Path, what: str) -> pathlib.Path:
-    return directory.with_name(f".{directory.name}.{what}")

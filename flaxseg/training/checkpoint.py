@@ -1,12 +1,17 @@
 """Saves and restores checkpoints, with all that a bit-exact continuation needs, verified.
 
-Orbax writes a checkpoint beside its place and renames it when it is complete, so a folder with the
-name of a step is whole. But it keeps no digests, and restores a flipped bit silently. Therefore
-each checkpoint holds the SHA-256 of every array and of its own description; one that does not match
-is set aside in favour of the one before.
+Orbax writes a checkpoint beside its place. It does not wait for all of its files to reach the
+disk, so a folder that Orbax has renamed may have empty files after a power cut. Here every file and
+folder is synced before the checkpoint gets its name, and older checkpoints are deleted only when
+that name is on the disk too: a folder with the name of a step is whole.
+
+Orbax keeps no digests either, and restores a flipped bit silently. Therefore each checkpoint holds
+the SHA-256 of every array and of its own description; one that does not match is set aside in
+favour of the one before.
 
     checkpoints/<step>/state/<path>/    one array each, its path joined by dots
     checkpoints/<step>/meta/metadata    JSON: digests, config, iterator, history
+    checkpoints/<step>.saving*          a checkpoint that is being written
 """
 
 import concurrent.futures
@@ -25,7 +30,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flaxseg.errors import CheckpointError, NonFiniteLossError
+from flaxseg.errors import CheckpointError, NonFiniteLossError, WriteError
+from flaxseg.files import make_folder, previous_of, replace_folder, take_back
 
 FORMAT_VERSION = 1
 
@@ -46,12 +52,14 @@ class Meta:
         processes have taken as many batches.
       history: one dict per evaluation so far, with "step" and "miou".
       environment: what the results may depend on in addition to the config: versions and devices.
+      window: what the next report needs of the steps since the last one, see `Window.state`.
     """
 
     config: dict[str, Any]
     iterator_state: str
     history: list[dict[str, Any]]
     environment: dict[str, Any]
+    window: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +81,26 @@ class _DamagedError(Exception):
     """Says that a checkpoint is not what was written."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Save:
+    """Holds a save under way.
+
+    Attributes:
+      step: steps done.
+      size: of the arrays, in bytes.
+      written: done once the checkpoint is on the disk.
+    """
+
+    step: int
+    size: int
+    written: concurrent.futures.Future[None]
+
+
 class Checkpoints:
     """Keeps the checkpoints of one run.
 
-    Saves are asynchronous. An error of one is raised by the next `poll`, `save`, `finish` or
-    `close`, whichever comes first.
+    A thread writes them, one at a time. An error of a save is raised by the next `poll`, `save`,
+    `finish` or `close`, whichever comes first. Of several processes, the first one writes.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep_last: int = 2, keep_best: int = 1):
@@ -94,27 +117,26 @@ class Checkpoints:
             raise ValueError(f"keep_last is {keep_last}; it must be at least 1.")
         self.directory = pathlib.Path(directory).absolute()
         self._keep_last, self._keep_best = keep_last, keep_best
-        self._pending: tuple[int, int] | None = None  # step and bytes of the save under way
-        self._history: Sequence[Mapping[str, Any]] = ()
+        self._saving: _Save | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+        self._orbax = _open_orbax()
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_folder(self.directory)
             if jax.process_index() == 0:
                 self._clean_up()
-            self._manager = self._open()
         except OSError as error:
             raise CheckpointError(
                 f"the checkpoint folder {self.directory} cannot be used: "
-                f"{error.strerror or error}. Mend its permissions, or give another --workdir."
+                f"{_first_line(error)}. Mend its permissions, or give another --workdir."
             ) from error
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints on disk, rising."""
-        self._manager.reload()
-        pending = self._pending[0] if self._pending else None
-        return sorted(step for step in self._manager.all_steps() if step != pending)
+        names = [path.name for path in self.directory.iterdir() if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
-        """Begins to write a checkpoint; returns as soon as the arrays may change.
+        """Begins to write a checkpoint, and returns.
 
         Args:
           step: steps done. An existing checkpoint of this step is replaced.
@@ -123,70 +145,67 @@ class Checkpoints:
 
         Raises:
           NonFiniteLossError: an array holds a value that is not finite; nothing is written.
-          CheckpointError: it cannot be written, or the save before this one failed.
+          WriteError: it cannot be written, or the save before this one failed.
         """
         self.finish()
         leaves = _named_leaves(state)
         _check_finite(leaves, step)
-        content = {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "leaves": _describe(leaves),
-            **dataclasses.asdict(meta),
-        }
+        if jax.process_index() != 0:
+            return
         size = sum(leaf.nbytes for leaf in leaves.values())
         self._check_room(step, size)
-        if step in self.steps():
-            self._move(step, "replaced")
-            self._manager.reload()
-        try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(_nest(leaves)),
-                    meta=ocp.args.JsonSave({"sha256": _digest_json(content), "content": content}),
-                ),
-                force=True,
-            )
-        except Exception as error:
-            raise self._save_failed(step, size, error) from error
-        self._pending = (step, size)
-        self._history = meta.history
+        written = self._thread.submit(self._write, step, leaves, meta)
+        self._saving = _Save(step, size, written)
 
     def poll(self) -> None:
         """Notes a save that is done; never waits.
 
         Raises:
-          CheckpointError: it failed.
+          WriteError: it failed.
         """
-        if self._pending and not self._manager.is_saving_in_progress():
+        if self._saving and self._saving.written.done():
             self.finish()
 
     def finish(self) -> None:
-        """Waits for the save under way, then deletes the checkpoints that need not be kept.
+        """Waits for the save under way.
 
         Raises:
-          CheckpointError: the save failed; the checkpoints before it are still there.
+          WriteError: the save failed; the checkpoints before it are still there.
         """
-        if not self._pending:
+        if not self._saving:
             return
-        (step, size), self._pending = self._pending, None
+        save, self._saving = self._saving, None
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            save.written.result()
         except Exception as error:
-            raise self._save_failed(step, size, error) from error
-        if step not in self.steps():
-            raise self._save_failed(step, size, OSError("it is not on the disk"))
-        if jax.process_index() == 0:
-            self._prune()
+            raise self._save_failed(save.step, save.size, error) from error
+
+    def last(self) -> int | None:
+        """Finishes the save under way and returns the newest step, None without any.
+
+        An error of the save is only reported: this is for where another error ends the run.
+        """
+        try:
+            self.finish()
+        except WriteError as error:
+            _log.error("%s", error)
+        return max(self.steps(), default=None)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        if kind is not None:
+            self.last()
+        self.close()
 
     def close(self) -> None:
-        """Waits for the save under way and frees the threads."""
+        """Waits for the save under way and frees the thread."""
         try:
             self.finish()
         finally:
-            self._manager.close()
+            self._thread.shutdown()
+            self._orbax.close()
 
     def restore(self, like: Tree, step: int | None = None) -> Restored | None:
         """Reads the newest good checkpoint.
@@ -224,7 +243,6 @@ class Checkpoints:
                 _log.warning("%s It is set aside, and the one before it is used.", error)
                 continue
             self._set_aside(candidate, steps, "damaged" if step is None else "set_aside")
-            self._history = restored.meta.history
             return restored
         if damages:
             raise CheckpointError(
@@ -235,6 +253,15 @@ class Checkpoints:
             )
         return None
 
+    def read(self, step: int, like: Tree) -> Restored | None:
+        """Returns one checkpoint, None if it is missing or damaged; nothing is set aside."""
+        self.last()
+        try:
+            return self._read(step, like) if step in self.steps() else None
+        except _DamagedError as error:
+            _log.warning("%s", error)
+            return None
+
     # Reading
 
     def _read(self, step: int, like: Tree) -> Restored:
@@ -244,9 +271,9 @@ class Checkpoints:
         self._check_fit(step, content["leaves"], expected)
         template = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in content["leaves"]}
         try:
-            nested = self._manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=_nest(template))),
+            nested = self._orbax.restore(
+                self.directory / str(step),
+                ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=_nest(template))),
             ).state
             leaves = {name: np.asarray(_find(nested, name)) for name in content["leaves"]}
         except Exception as error:
@@ -261,14 +288,14 @@ class Checkpoints:
                 )
         ordered = [leaves[name] for name in expected]
         state = jax.tree.unflatten(jax.tree.structure(like), ordered)
-        names = [field.name for field in dataclasses.fields(Meta)]
+        names = [field.name for field in dataclasses.fields(Meta) if field.name in content]
         return Restored(step, state, Meta(**{name: content[name] for name in names}))
 
     def _read_meta(self, step: int) -> dict[str, Any]:
         path = self.directory / str(step) / "meta"
         try:
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            meta = self._manager.restore(step, args=args).meta
+            meta = self._orbax.restore(path.parent, args).meta
             content = meta["content"]
             good = meta["sha256"] == _digest_json(content)
         except Exception as error:
@@ -338,16 +365,25 @@ class Checkpoints:
 
     # Writing and deleting
 
-    def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(
-            self.directory,
-            # One folder per array, so that damage has a name.
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(enable_async_checkpointing=True),
+    def _write(self, step: int, leaves: Mapping[str, np.ndarray], meta: Meta) -> None:
+        """Writes a checkpoint, gives it its name once it is on the disk, then deletes others."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "leaves": _describe(leaves),
+            **dataclasses.asdict(meta),
+        }
+        staged = self.directory / f"{step}.saving"
+        self._orbax.save(
+            staged,
+            ocp.args.Composite(
+                state=ocp.args.PyTreeSave(_nest(leaves)),
+                meta=ocp.args.JsonSave({"sha256": _digest_json(content), "content": content}),
+            ),
+            force=True,
         )
+        replace_folder(staged, self.directory / str(step))
+        self._prune(meta.history)
 
     def _check_room(self, step: int, size: int) -> None:
         """Raises CheckpointError where the disk has too little room, before anything is written."""
@@ -355,28 +391,24 @@ class Checkpoints:
         if free < size:
             raise self._save_failed(step, size, OSError("the disk is full"))
 
-    def _save_failed(self, step: int, size: int, error: BaseException) -> CheckpointError:
-        """Returns the error to raise; reopens the manager, so that it knows what is on the disk."""
-        try:
-            self._manager.close()
-        except Exception as close_error:
-            _log.debug("closing after a failed save: %s", close_error)
-        if jax.process_index() == 0:
-            self._clean_up()
-        self._manager = self._open()
+    def _save_failed(self, step: int, size: int, error: BaseException) -> WriteError:
+        """Returns the error to raise; deletes what was written of the checkpoint."""
+        self._clean_up()
         have = self.steps()
         kept = f"checkpoint {have[-1]} is kept" if have else "there is no checkpoint before it"
-        return CheckpointError(
+        failed = WriteError(
             f"checkpoint {step} could not be written to {self.directory / str(step)}: "
             f"{_first_line(error)}. It needs {_megabytes(size)}, and "
             f"{_megabytes(shutil.disk_usage(self.directory).free)} are free; {kept}. "
             "Free some room or mend the permissions, then give the same command again."
         )
+        failed.errno = getattr(error, "errno", None)
+        return failed
 
-    def _prune(self) -> None:
+    def _prune(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Deletes all but the last and the best checkpoints; a failure is only reported."""
         steps = self.steps()
-        scores = {entry["step"]: entry["miou"] for entry in self._history}
+        scores = {entry["step"]: entry["miou"] for entry in history}
         ranked = sorted(
             (s for s in steps if _is_score(scores.get(s))), key=lambda s: (-scores[s], s)
         )
@@ -384,7 +416,7 @@ class Checkpoints:
         for step in steps:
             if step not in keep:
                 self._move(step, "deleted")
-        for path in [*self.directory.glob("*.deleted"), *self.directory.glob("*.replaced")]:
+        for path in self.directory.glob("*.deleted"):
             shutil.rmtree(path, onerror=_report_failed_delete)
 
     def _move(self, step: int, suffix: str) -> None:
@@ -408,15 +440,27 @@ class Checkpoints:
 
     def _clean_up(self) -> None:
         """Takes back a checkpoint whose replacement was never completed; drops other leftovers."""
-        for path in self.directory.glob("*.replaced"):
-            original = path.with_suffix("")
-            if not original.exists():
-                path.rename(original)
+        for step in [path.name.split(".")[1] for path in self.directory.glob(".*.previous")]:
+            take_back(self.directory / step)
+            shutil.rmtree(previous_of(self.directory / step), ignore_errors=True)
         # Some files of a failed save may still be in the making: what cannot be deleted now is not
         # a checkpoint, and is deleted the next time.
-        for suffix in ("replaced", "deleted", "orbax-checkpoint-tmp"):
+        for suffix in ("deleted", "saving", "orbax-checkpoint-tmp"):
             for path in self.directory.glob(f"*.{suffix}"):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _open_orbax() -> ocp.Checkpointer:
+    """Returns what writes and reads the files of a checkpoint, in this process alone."""
+    here = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options),
+        # One folder per array, so that damage has a name.
+        state=ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=options),
+        meta=ocp.JsonCheckpointHandler(multiprocessing_options=options),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def best_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

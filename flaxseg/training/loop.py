@@ -31,7 +31,12 @@ from flaxseg.training.prefetch import (
 from flaxseg.training.resume import Position, save, start_or_resume
 from flaxseg.training.run import Run, open_batches, open_run
 from flaxseg.training.run_directory import RunDirectory
-from flaxseg.training.run_evaluation import StoppedError, evaluate_run, is_evaluation_missing
+from flaxseg.training.run_evaluation import (
+    StoppedError,
+    evaluate_run,
+    export_best,
+    is_evaluation_missing,
+)
 from flaxseg.training.run_log import RunLog
 from flaxseg.training.signals import StopRequest, stop_on_signals
 from flaxseg.training.state import TrainState
@@ -77,7 +82,8 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
       ConfigError: a setting is wrong, or differs from those the run was started with.
       DataError: the data set is missing or damaged.
       WeightsError: the weights to start from could not be loaded.
-      CheckpointError: the workdir cannot be used, or a checkpoint cannot be read or written.
+      CheckpointError: the workdir cannot be used, or a checkpoint cannot be read.
+      WriteError: a checkpoint or the config cannot be written.
       NonFiniteLossError: the loss became infinite or not a number.
     """
     is_first = jax.process_index() == 0
@@ -94,9 +100,10 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
     with contextlib.ExitStack() as stack:
         if is_first:
             stack.enter_context(directory.lock())
+            directory.check_checkpoints()
         run = open_run(settings, network, directory)
         stack.callback(run.progress.close)
-        stack.callback(run.checkpoints.close)
+        stack.enter_context(run.checkpoints)
         position = start_or_resume(run)
         if is_first:
             directory.write_config(settings.fields)
@@ -105,6 +112,9 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
         stop = stack.enter_context(stop_on_signals())
         _train(run, position, log, stop)
         run.checkpoints.finish()
+        export_best(run, position)
+        if jax.process_count() > 1:  # the first one writes; the others must not end before it
+            multihost_utils.sync_global_devices("the run is saved")
         left = position.step < settings.timetable.steps or is_evaluation_missing(run, position)
         stopped_by = stop.signal_name if left else ""
         log.last_words(position, stopped_by)
@@ -122,7 +132,8 @@ def _train(run: Run, position: Position, log: RunLog, stop: StopRequest) -> None
     if is_evaluation_missing(run, position):
         with contextlib.suppress(StoppedError):
             _evaluate(run, position, log, stop)
-            save(run, position)
+            _save(run, position, log)
+    export_best(run, position)
     if position.step >= run.settings.timetable.steps or stop:
         return
     with contextlib.ExitStack() as stack:
@@ -154,12 +165,12 @@ def _run_steps(
     """
     timetable = run.settings.timetable
     train_step = run.parallel.compile_train_step(run.step)
-    window = Window(run.settings.batch_size)
+    window = Window(run.settings.batch_size, position.window)
     running = None  # an output of the step under way
     for step in range(position.step + 1, timetable.steps + 1):
         batch = _next_batch(batches, running, stop)
         if batch is None:
-            save(run, position)
+            _save(run, position, log, window)
             return
         began, compiled = time.perf_counter(), watch.count
         position.state, metrics = train_step(position.state, batch.arrays)
@@ -191,10 +202,19 @@ def _run_steps(
         except StoppedError:
             stopped = True
         if saves or stopped:
-            save(run, position)
+            _save(run, position, log, window)
+            export_best(run, position)
         if stopped:
             return
         window.resume()
+
+
+def _save(run: Run, position: Position, log: RunLog, window: Window | None = None) -> None:
+    """Begins a checkpoint of this moment; the logs of the steps before it are on the disk first."""
+    if window is not None:
+        position.window = window.state()
+    log.sync()
+    save(run, position)
 
 
 def _evaluate(run: Run, position: Position, log: RunLog, stop: StopRequest) -> None:
@@ -237,8 +257,8 @@ def _check_finite(state: TrainState, window: Window, run: Run) -> None:
         f"{name} {metrics[name]:.4g}" for name in ("loss", "grad_norm", "learning_rate") if metrics
     )
     ids = ", ".join(window.ids(step)) or "not known any more"
-    saved = run.checkpoints.steps()
-    kept = f"checkpoint {saved[-1]} is the last" if saved else "there is none yet"
+    last = run.checkpoints.last()
+    kept = "there is none yet" if last is None else f"checkpoint {last} is the last"
     raise NonFiniteLossError(
         f"the loss or its gradient is not finite in step {step} ({numbers}).\n"
         f"  Records of its batch: {ids}.\n"

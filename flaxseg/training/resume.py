@@ -46,12 +46,14 @@ class Position:
       iterator_state: JSON of the data iterator's state after the last batch that was used; "" at
         the beginning.
       history: one dict per evaluation.
+      window: what the next report needs of the steps since the last one, see `Window.state`.
     """
 
     step: int
     state: TrainState
     iterator_state: str
     history: list[dict[str, Any]]
+    window: dict[str, list[float]]
 
 
 def start_or_resume(run: Run) -> Position:
@@ -74,12 +76,13 @@ def start_or_resume(run: Run) -> Position:
             run.parallel.put_state(restored.state),
             restored.meta.iterator_state,
             list(restored.meta.history),
+            restored.meta.window,
         )
     start = settings.start
     if start.backbone or start.model or start.bases:
         state = _fresh_state(run, _load_weights(run, state.variables()))
     run.progress.say(f"a new run in {run.directory.path}: {_describe(run, state)}")
-    return Position(0, run.parallel.put_state(state), "", [])
+    return Position(0, run.parallel.put_state(state), "", [], {})
 
 
 def save(run: Run, position: Position) -> None:
@@ -89,6 +92,7 @@ def save(run: Run, position: Position) -> None:
         iterator_state=position.iterator_state,
         history=[dict(entry) for entry in position.history],
         environment=environment(run.parallel),
+        window=position.window,
     )
     run.checkpoints.save(position.step, run.parallel.get_state(position.state), meta)
 

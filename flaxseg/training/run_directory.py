@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flaxseg.errors import CheckpointError
+from flaxseg.errors import CheckpointError, listed
 from flaxseg.files import write_text
 
 # A lock that another host wrote is taken over when its owner has not renewed it for this long.
@@ -65,19 +65,35 @@ class RunDirectory:
                 "Give a --workdir that you may write to, on a disk with room."
             ) from error
 
+    def check_checkpoints(self) -> None:
+        """Checks that what an earlier run left here has its checkpoints.
+
+        Without them the run would begin anew, and write over the log and the model. A run that was
+        killed early has a folder of checkpoints without any in it, but then no model either.
+
+        Raises:
+          CheckpointError: they are missing.
+        """
+        found = [path for path in (self.metrics_file, self.model) if path.exists()]
+        folder = self.checkpoints
+        if folder.is_dir() and (
+            self.model not in found or any(path.name.isdecimal() for path in folder.iterdir())
+        ):
+            return
+        if found:
+            raise CheckpointError(
+                f"{self.path} holds {listed(path.name for path in found)} of an earlier run, but "
+                f"its checkpoints are not in {folder}. Put them back to go on with that run. To "
+                "begin anew, give another --workdir, or delete this one."
+            )
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes `config.json`, whole or not at all.
 
         Raises:
-          CheckpointError: it cannot be written.
+          WriteError: it cannot be written.
         """
-        try:
-            write_text(self.config_file, json.dumps(config, indent=2) + "\n")
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.config_file} cannot be written: {error.strerror or error}. "
-                "Free some room, or give another --workdir."
-            ) from error
+        write_text(self.config_file, json.dumps(config, indent=2) + "\n")
 
     def image_folder(self, step: int) -> pathlib.Path:
         """Returns where the images of an evaluation belong."""

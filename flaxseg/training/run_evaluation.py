@@ -1,5 +1,6 @@
 """Evaluates a run: scores, drawn predictions, the history, and the best model for everybody."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,12 +10,16 @@ import numpy as np
 
 from flaxseg import data
 from flaxseg.drawing import side_by_side
+from flaxseg.errors import WriteError
 from flaxseg.evaluation import SegmentationMetrics, evaluate
 from flaxseg.saved_model import save_model
+from flaxseg.saved_model.card import WEIGHTS_FILE, read_card_or_none
 from flaxseg.training.checkpoint import best_entry
 from flaxseg.training.resume import Position
 from flaxseg.training.run import Run
 from flaxseg.training.signals import StopRequest
+
+_log = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
@@ -42,7 +47,7 @@ def is_evaluation_missing(run: Run, position: Position) -> bool:
 
 
 def evaluate_run(run: Run, position: Position, stop: StopRequest) -> Evaluation:
-    """Evaluates the model, notes the result in the history, and exports a model that is the best.
+    """Evaluates the model and notes the result in the history.
 
     Raises:
       StoppedError: a stop was requested; nothing is noted.
@@ -65,8 +70,6 @@ def evaluate_run(run: Run, position: Position, stop: StopRequest) -> Evaluation:
     )
     _remember(position, metrics)
     seconds = time.perf_counter() - began
-    if best_entry(position.history) is position.history[-1] and jax.process_index() == 0:
-        _export(run, position, variables)
     return Evaluation(metrics, [images[index] for index in sorted(images)], seconds)
 
 
@@ -134,9 +137,43 @@ def _remember(position: Position, metrics: SegmentationMetrics) -> None:
             old.pop("matrix", None)
 
 
-def _export(run: Run, position: Position, variables: Mapping[str, Any]) -> None:
-    """Writes the model with the scores of the last evaluation."""
-    entry, own = position.history[-1], run.settings
+def export_best(run: Run, position: Position) -> None:
+    """Writes the best model to `model/` unless it is there; a failure is only reported.
+
+    This comes after the checkpoint of the same step: a model without any checkpoint belongs to a
+    run that has lost them. Where an earlier attempt failed or was cut short by a kill, the
+    parameters come from the best checkpoint.
+    """
+    best = best_entry(position.history)
+    if best is None or jax.process_index() != 0 or is_exported(run, best):
+        return
+    if not run.checkpoints.steps():
+        run.checkpoints.finish()
+    if best["step"] == position.step:
+        variables = run.parallel.get_state(position.state.eval_variables())
+    else:
+        restored = run.checkpoints.read(best["step"], position.state)
+        if restored is None:
+            _log.warning("the model of step %d has no checkpoint to be made from", best["step"])
+            return
+        variables = restored.state.eval_variables()
+    try:
+        _export(run, best, variables)
+    except WriteError as error:
+        _log.warning("%s The run goes on; the next evaluation tries again.", error)
+
+
+def is_exported(run: Run, best: Mapping[str, Any]) -> bool:
+    """Returns whether `model/` is the model of an evaluation."""
+    folder = run.directory.model
+    card = read_card_or_none(folder) if (folder / WEIGHTS_FILE).is_file() else None
+    extra = card.get("extra", {}) if card else {}
+    return (extra.get("step"), extra.get("miou")) == (best["step"], best["miou"])
+
+
+def _export(run: Run, entry: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
+    """Writes a model with the scores of its evaluation."""
+    own = run.settings
     save_model(
         run.directory.model,
         variables,
@@ -146,7 +183,7 @@ def _export(run: Run, position: Position, variables: Mapping[str, Any]) -> None:
         class_names=own.data.info.class_names,
         class_colors=own.data.info.class_colors,
         extra={
-            "step": position.step,
+            "step": entry["step"],
             "miou": entry["miou"],
             "pixel_accuracy": entry["pixel_accuracy"],
             "data": f"{own.data.info.name}/{own.data.eval_split}",

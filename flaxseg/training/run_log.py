@@ -1,30 +1,38 @@
 """Writes what a run reports: lines on the terminal, JSON lines, TensorBoard events, images."""
 
 import json
+import logging
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import socket
+import struct
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from flaxseg.drawing import save_image
-from flaxseg.errors import CheckpointError
+from flaxseg.errors import WriteError
 from flaxseg.evaluation import SegmentationMetrics
-from flaxseg.files import write_text
+from flaxseg.files import write_text, writing
+from flaxseg.json_lines import read_json_lines
 from flaxseg.training.checkpoint import best_entry
+from flaxseg.training.log_file import LogFile
 from flaxseg.training.resume import Position
 from flaxseg.training.run import Run
-from flaxseg.training.run_evaluation import Evaluation
+from flaxseg.training.run_evaluation import Evaluation, is_exported
 from flaxseg.training.run_progress import format_seconds
+
+_log = logging.getLogger(__name__)
 
 
 class RunLog:
     """Writes the numbers and images of a run to all places where they go.
 
-    Only the first process writes.
+    Only the first process writes. Where a disk is full, a warning says so and the run goes on.
 
     Args:
       run: the run.
@@ -59,15 +67,18 @@ class RunLog:
         scalars = {name: value for name, value in numbers.items() if isinstance(value, float)}
         if self._metrics:
             self._metrics.write("eval", step, {**scalars, "iou": iou, "seconds": seconds})
-            folder = self._run.directory.image_folder(step)
-            folder.mkdir(parents=True, exist_ok=True)
-            for number, image in enumerate(found.images):
-                save_image(folder / f"{number:03d}.png", image)
+            _save_images(self._run.directory.image_folder(step), found.images)
         if self._board:
             self._board.scalars("eval", step, scalars)
             self._board.scalars("iou", step, iou)
             for number, image in enumerate(found.images):
                 self._board.image(f"images/{number:03d}", step, image)
+
+    def sync(self) -> None:
+        """Waits until everything is on the disk that could be written."""
+        for log in (self._metrics, self._board):
+            if log:
+                log.sync()
 
     def last_words(self, position: Position, stopped_by: str) -> None:
         """Says how the run ended: the table of the best evaluation, and where things are."""
@@ -88,7 +99,8 @@ class RunLog:
                 metrics.table(data.info.class_names),
                 f"best mIoU at step {best['step']} of {position.step}, on {data.info.name}/"
                 f"{data.eval_split}",
-                f"model: {run.directory.model}",
+                f"model: {run.directory.model}"
+                + ("" if is_exported(run, best) else " is not this model; see the warning above"),
                 *(["images:", *(f"  {path}" for path in images)] if images else []),
             ]
             run.progress.say("\n".join(lines))
@@ -115,38 +127,35 @@ class MetricsFile:
           from_step: steps done; lines of later steps, and half a last line, are dropped.
 
         Raises:
-          CheckpointError: the file cannot be written.
+          WriteError: the file cannot be written or read.
         """
-        self._path = pathlib.Path(path)
-        try:
-            old = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-            kept = [line for line in old if _step_of(line) is not None]
-            kept = [line for line in kept if _step_of(line) <= from_step and from_step > 0]
-            write_text(self._path, "".join(f"{line}\n" for line in kept))
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            raise _write_error(self._path, error) from error
+        path = pathlib.Path(path)
+        with writing(path):
+            old = read_json_lines(path, _as_line) if path.exists() else []
+        kept = [line for line in old if line["step"] <= from_step and from_step > 0]
+        write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
+        self._file = LogFile(path)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one line; numbers that are not finite become null.
-
-        Raises:
-          CheckpointError: the disk is full, or the file is gone.
-        """
+        """Appends one line; numbers that are not finite become null."""
         line = json.dumps({"kind": kind, "step": step, **_jsonable(values)}, allow_nan=False)
-        try:
-            self._file.write(line + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise _write_error(self._path, error) from error
+        self._file.append(f"{line}\n".encode())
+
+    def sync(self) -> None:
+        """Waits until everything is on the disk that could be written."""
+        self._file.sync()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Writes what is left."""
         self._file.close()
 
 
 class TensorBoard:
-    """Writes scalars and images as TensorBoard event files, without TensorFlow."""
+    """Writes scalars and images as a TensorBoard event file, without TensorFlow.
+
+    Each event is written at once. The writers of tensorboardX hand events to a thread; when the
+    disk is full that thread dies, and the next events wait for it for ever.
+    """
 
     def __init__(self, directory: str | os.PathLike, *, from_step: int = 0):
         """
@@ -154,31 +163,60 @@ class TensorBoard:
           directory: of the event files.
           from_step: steps done; TensorBoard then leaves out what an earlier start wrote after it.
         """
-        from tensorboardX import SummaryWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-        self._writer = SummaryWriter(str(directory), purge_step=from_step + 1, flush_secs=10)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = LogFile(pathlib.Path(directory) / name)
+        self._write(0, file_version="brain.Event:2")
+        self._write(from_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, prefix: str, step: int, values: Mapping[str, Any]) -> None:
         """Writes the finite numbers of `values`; others are left out."""
+        from tensorboardX import summary
+
         for name, value in values.items():
             if isinstance(value, (int, float)) and math.isfinite(value):
-                self._writer.add_scalar(f"{prefix}/{name}", value, step)
+                self._write(step, summary=summary.scalar(f"{prefix}/{name}", value))
 
     def image(self, name: str, step: int, image: np.ndarray) -> None:
         """Writes an image, uint8 [H, W, 3]."""
-        self._writer.add_image(name, image, step, dataformats="HWC")
+        from tensorboardX import summary
+
+        self._write(step, summary=summary.image(name, image, dataformats="HWC"))
+
+    def sync(self) -> None:
+        """Waits until everything is on the disk that could be written."""
+        self._file.sync()
 
     def close(self) -> None:
-        """Writes what is left and closes the files."""
-        self._writer.close()
+        """Writes what is left."""
+        self._file.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        """Appends an event as a TFRecord: its length and its bytes, each with a checksum."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        event = Event(wall_time=time.time(), step=step, **content).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
+        self._file.append(length + sums[0] + event + sums[1])
 
 
-def _step_of(line: str) -> int | None:
-    """Returns the step of a line; None for a line that is not one of ours."""
+def _save_images(folder: pathlib.Path, images: Sequence[np.ndarray]) -> None:
+    """Writes the images of an evaluation; a failure is only reported."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, image in enumerate(images):
+                save_image(folder / f"{number:03d}.png", image)
+    except WriteError as error:
+        _log.warning("%s The run goes on without these images.", error)
+
+
+def _as_line(entry: dict[str, Any]) -> dict[str, Any]:
+    """Returns a line of the log; raises an error unless it is one."""
+    return {"kind": str(entry["kind"]), "step": int(entry["step"]), **entry}
 
 
 def _jsonable(value: Any) -> Any:
@@ -192,10 +230,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _write_error(path: pathlib.Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"{path} cannot be written: {error.strerror or error}. The last checkpoint is kept; free "
-        "some room and give the same command again."
-    )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -14,12 +14,14 @@ _LATEST = ("learning_rate", "grad_norm")
 class Window:
     """Gathers metrics without waiting for the device; they are fetched by `report`."""
 
-    def __init__(self, batch_size: int):
+    def __init__(self, batch_size: int, earlier: Mapping[str, Sequence[float]] | None = None):
         """
         Args:
           batch_size: images per step over all devices.
+          earlier: of an interrupted run, `state` at the step that it goes on from.
         """
         self._batch_size = batch_size
+        self._earlier = {name: list((earlier or {}).get(name, ())) for name in _MEANS}
         self._metrics: list[dict[str, jax.Array]] = []
         self._ids: dict[int, Sequence[str]] = {}
         self._timed_steps = 0
@@ -45,6 +47,11 @@ class Window:
             return {}
         return {name: float(value) for name, value in self._metrics[place].items()}
 
+    def state(self) -> dict[str, list[float]]:
+        """Fetches what the next report needs of the steps so far; waits for those under way."""
+        host = jax.device_get(self._metrics) if self._metrics else []
+        return {name: self._earlier[name] + [float(m[name]) for m in host] for name in _MEANS}
+
     def pause(self) -> None:
         """Stops the clock, for what is not training: compilation, evaluation, saving."""
         if self._since is not None:
@@ -69,13 +76,14 @@ class Window:
 
         Returns:
           Means of loss, accuracy and valid_fraction; the last learning_rate and grad_norm;
-          images_per_second and data_wait, a share of the time.
+          images_per_second and data_wait, a share of the time since this start of the program.
         """
         host = jax.device_get(self._metrics)
         running = self._since is not None
         self.pause()
         values = {
-            name: float(np.mean([m[name] for m in host], dtype=np.float64)) for name in _MEANS
+            name: float(np.mean([*self._earlier[name], *(m[name] for m in host)], dtype=np.float64))
+            for name in _MEANS
         }
         values |= {name: float(host[-1][name]) for name in _LATEST}
         seconds, images = self._seconds, self._timed_steps * self._batch_size
@@ -83,6 +91,7 @@ class Window:
         waited, self._waited = seconds_waited - self._waited, seconds_waited
         values["data_wait"] = min(waited / seconds, 1.0) if seconds else math.nan
         self._metrics, self._ids, self._timed_steps, self._seconds = [], {}, 0, 0.0
+        self._earlier = {name: [] for name in _MEANS}
         if running:
             self.resume()
         return values

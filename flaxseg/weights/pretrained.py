@@ -78,7 +78,7 @@ def import_model(source: str | os.PathLike, out_dir: str | os.PathLike) -> pathl
 
     Raises:
       WeightsError: as `read_pretrained`.
-      CheckpointError: the folder cannot be written.
+      WriteError: the folder cannot be written.
     """
     pretrained = read_pretrained(source)
     return save_model(

@@ -197,7 +197,7 @@ def prune_model(
     Raises:
       WeightsError: there is no sound saved model, or it is not an ICNet on a ResNet given by name.
       ConfigError: keep is impossible.
-      CheckpointError: the folder cannot be written.
+      WriteError: the folder cannot be written.
     """
     card = read_model_card(directory)
     if card["model"] != "icnet":

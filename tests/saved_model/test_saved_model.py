@@ -14,7 +14,7 @@ import safetensors.numpy
 from tiny_model import create_tiny, init
 
 import flaxseg
-from flaxseg.errors import CheckpointError, WeightsError
+from flaxseg.errors import WeightsError, WriteError
 from flaxseg.layers import ImageNormalization
 from flaxseg.saved_model import model_folder
 
@@ -272,12 +272,12 @@ def test_a_model_is_replaced_as_a_whole(tmp_path):
 def test_a_folder_with_other_files_is_not_deleted(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").write_text("years of work")
-    with pytest.raises(CheckpointError, match=r"thesis\.tex"):
+    with pytest.raises(WriteError, match=r"thesis\.tex"):
         save(tmp_path / "a")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a" / "thesis.tex").read_text() == "years of work"
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="in the way"):
+    with pytest.raises(WriteError, match="in the way"):
         save(tmp_path / "file")
 
 
@@ -289,7 +289,7 @@ def test_disk_full_keeps_the_old_model(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(CheckpointError, match=r"No space left.* needs .* MB"):
+        with pytest.raises(WriteError, match=r"No space left.* needs .* MB"):
             save(tmp_path / "a", seed=1)
     assert_same(flaxseg.load_model(tmp_path / "a")[1], first)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -1,5 +1,7 @@
 """Checkpoints: bit-exact, verified, and never lost to an error."""
 
+import concurrent.futures
+import pathlib
 import resource
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from flaxseg.errors import CheckpointError, NonFiniteLossError
+from flaxseg.errors import CheckpointError, NonFiniteLossError, WriteError
 from flaxseg.training.checkpoint import Checkpoints, Meta, best_entry
 
 PARAMS = {"backbone": {"conv": {"kernel": (3, 3, 3, 8)}}, "classifier": {"bias": (5,)}}
@@ -206,7 +208,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # no file may be larger
     try:
         checkpoints.save(2, state, meta())
-        with pytest.raises(CheckpointError) as info:
+        with pytest.raises(WriteError) as info:
             checkpoints.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -225,28 +227,29 @@ def test_no_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     checkpoints = saved(tmp_path, (1,))
     usage = type("Usage", (), {"free": 100})()
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(CheckpointError, match="the disk is full"):
+    with pytest.raises(WriteError, match="the disk is full"):
         checkpoints.save(2, make_state(2), meta())
     assert checkpoints.steps() == [1]
 
 
-@pytest.mark.parametrize("when", ["poll", "save", "finish", "close"])
+@pytest.mark.parametrize("when", ["poll", "save", "finish", "close", "leave"])
 def test_the_error_of_an_asynchronous_save_is_not_lost(tmp_path, monkeypatch, when):
     checkpoints = saved(tmp_path, (1,))
-    checkpoints.save(2, make_state(2), meta())
 
-    def fail():
+    def fail(*arguments, **options):
         raise OSError("I/O error")
 
-    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
-    monkeypatch.setattr(checkpoints._manager, "is_saving_in_progress", lambda: False)
+    monkeypatch.setattr(checkpoints._orbax, "save", fail)
+    checkpoints.save(2, make_state(2), meta())
+    concurrent.futures.wait([checkpoints._saving.written])
     actions = {
         "poll": checkpoints.poll,
         "save": lambda: checkpoints.save(3, make_state(3), meta()),
         "finish": checkpoints.finish,
         "close": checkpoints.close,
+        "leave": lambda: checkpoints.__exit__(None, None, None),
     }
-    with pytest.raises(CheckpointError, match="I/O error"):
+    with pytest.raises(WriteError, match="I/O error"):
         actions[when]()
 
 
@@ -256,16 +259,17 @@ def test_a_checkpoint_can_be_replaced_and_survives_a_kill_while_it_is(tmp_path):
     checkpoints.finish()
     assert content(checkpoints.restore(make_state(0)).state) == content(make_state(5))
     folder = tmp_path / "checkpoints"
-    (folder / "2").rename(folder / "2.replaced")  # where a kill would leave it
+    (folder / "2").rename(folder / ".2.previous")  # where a kill would leave it
     again = Checkpoints(folder)
     assert again.steps() == [1, 2]
-    assert not (folder / "2.replaced").exists()
+    assert not (folder / ".2.previous").exists()
 
 
 def test_leftovers_of_a_killed_save_and_delete_are_no_checkpoints(tmp_path):
     saved(tmp_path, (1,)).close()
     folder = tmp_path / "checkpoints"
-    (folder / "2.orbax-checkpoint-tmp").mkdir()
+    (folder / "2.saving.orbax-checkpoint-tmp").mkdir()
+    (folder / "3.saving").mkdir()
     (folder / "0.deleted").mkdir()
     checkpoints = Checkpoints(folder)
     assert checkpoints.steps() == [1]
@@ -277,16 +281,40 @@ def test_leftovers_of_a_killed_save_and_delete_are_no_checkpoints(tmp_path):
 def test_a_delete_that_fails_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
     checkpoints = saved(tmp_path, (1, 2), keep_last=1)
 
+    rename = pathlib.Path.rename
+
     def fail(self, target):
-        raise OSError("busy")
+        if str(target).endswith(".deleted"):
+            raise OSError("busy")
+        return rename(self, target)
 
     monkeypatch.setattr("pathlib.Path.rename", fail)
     checkpoints.save(3, make_state(3), meta())
     checkpoints.finish()
-    assert 3 in checkpoints.steps()
+    assert checkpoints.steps() == [2, 3]
+    assert "2 cannot be renamed to 2.deleted" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="file/checkpoints cannot be used"):
         Checkpoints(tmp_path / "file" / "checkpoints")
+
+
+def test_the_error_of_a_save_does_not_hide_what_ended_the_run(tmp_path, monkeypatch, caplog):
+    def fail(*arguments, **options):
+        raise OSError("I/O error")
+
+    checkpoints = saved(tmp_path, (1,))
+    monkeypatch.setattr(checkpoints._orbax, "save", fail)
+    checkpoints.save(2, make_state(2), meta())
+    with pytest.raises(KeyError, match="the cause"), checkpoints:
+        raise KeyError("the cause")
+    assert "I/O error" in caplog.text
+
+
+def test_the_last_checkpoint_is_the_one_under_way(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.last() is None
+    checkpoints.save(1, make_state(1), meta())
+    assert checkpoints.last() == 1

@@ -13,7 +13,7 @@ import tiny_program
 from PIL import Image
 
 import flaxseg
-from flaxseg.errors import CheckpointError, ConfigError, NonFiniteLossError
+from flaxseg.errors import CheckpointError, ConfigError, NonFiniteLossError, WriteError
 from flaxseg.training import (
     assemble,
     default_config,
@@ -329,7 +329,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(config, tmp_path
         save(checkpoints, step, size)
 
     monkeypatch.setattr(Checkpoints, "_check_room", check_room)
-    with pytest.raises(CheckpointError, match=r"No space left on device.*checkpoint 3 is kept"):
+    with pytest.raises(WriteError, match=r"No space left on device.*checkpoint 3 is kept"):
         train_and_evaluate(config, str(tmp_path))
     monkeypatch.setattr(Checkpoints, "_check_room", save)
     assert train_and_evaluate(config, str(tmp_path)).step == STEPS

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from flaxseg.errors import CheckpointError
+from flaxseg.errors import WriteError
 from flaxseg.training.run_log import MetricsFile, TensorBoard
 from flaxseg.training.run_progress import RunProgress, format_seconds
 
@@ -48,7 +48,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"metrics.jsonl"):
+    with pytest.raises(WriteError, match=r"metrics.jsonl"):
         MetricsFile(tmp_path / "missing" / "metrics.jsonl")
 
 
