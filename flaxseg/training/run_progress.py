@@ -1,5 +1,6 @@
 """Shows how far a run is: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -44,15 +45,26 @@ class RunProgress:
         Args:
           step: steps done.
           values: "loss", "learning_rate", "images_per_second", "data_wait" (share of the time).
+            Numbers that are not known, such as the speed of a step that was compiled, are nan, and
+            are left out.
         """
-        text = (
-            f"loss {values['loss']:.4f}, lr {values['learning_rate']:.2e}, "
-            f"{values['images_per_second']:.1f} images/s, data wait {values['data_wait']:.0%}"
-        )
+        formats = {
+            "loss": "loss {:.4f}",
+            "learning_rate": "lr {:.2e}",
+            "images_per_second": "{:.1f} images/s",
+            "data_wait": "data wait {:.0%}",
+        }
+        known = [
+            text.format(values[name])
+            for name, text in formats.items()
+            if math.isfinite(values[name])
+        ]
         if self._bar is not None:
-            self._bar.note(text)
-        else:
-            self.say(f"step {step}/{self._total}: {text}, ETA {format_seconds(self._left(step))}")
+            self._bar.note(", ".join(known))
+            return
+        if step > self._first:
+            known.append(f"ETA {format_seconds(self._left(step))}")
+        self.say(f"step {step}/{self._total}: {', '.join(known)}")
 
     def say(self, text: str) -> None:
         """Prints lines of their own, above the bar where there is one."""
@@ -68,8 +80,8 @@ class RunProgress:
 
     def _left(self, step: int) -> float:
         """Returns the seconds to the end at the pace so far, evaluations and saves included."""
-        done = max(step - self._first, 1)
-        return (time.perf_counter() - self._began) / done * (self._total - step)
+        pace = (time.perf_counter() - self._began) / (step - self._first)
+        return pace * (self._total - step)
 
 
 def format_seconds(seconds: float) -> str:

@@ -76,7 +76,8 @@ class Window:
 
         Returns:
           Means of loss, accuracy and valid_fraction; the last learning_rate and grad_norm;
-          images_per_second and data_wait, a share of the time since this start of the program.
+          images_per_second and data_wait, a share of the time since this start of the program; these
+          two are nan where no step but the one that was compiled was taken in it.
         """
         host = jax.device_get(self._metrics)
         running = self._since is not None
@@ -87,9 +88,10 @@ class Window:
         }
         values |= {name: float(host[-1][name]) for name in _LATEST}
         seconds, images = self._seconds, self._timed_steps * self._batch_size
-        values["images_per_second"] = images / seconds if seconds and images else math.nan
+        timed = seconds > 0 and images > 0
+        values["images_per_second"] = images / seconds if timed else math.nan
         waited, self._waited = seconds_waited - self._waited, seconds_waited
-        values["data_wait"] = min(waited / seconds, 1.0) if seconds else math.nan
+        values["data_wait"] = min(waited / seconds, 1.0) if timed else math.nan
         self._metrics, self._ids, self._timed_steps, self._seconds = [], {}, 0, 0.0
         self._earlier = {name: [] for name in _MEANS}
         if running:

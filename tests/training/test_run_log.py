@@ -97,6 +97,22 @@ def test_plain_lines_where_there_is_no_terminal():
     assert "\r" not in stream.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_not_known_yet_is_left_out(terminal):
+    """At a log point right after the step that was compiled there is no speed and no ETA."""
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    progress = RunProgress(100, stream=stream)
+    progress.start(0)
+    progress.restart_clock(1)
+    unknown = {"images_per_second": float("nan"), "data_wait": float("nan")}
+    progress.report(1, VALUES | unknown)
+    progress.close()
+    assert "loss 1.5000, lr 1.00e-02" in stream.getvalue()
+    for word in ("nan", "images/s", "data wait", "ETA"):
+        assert word not in stream.getvalue()
+
+
 def test_a_bar_on_a_terminal():
     stream = io.StringIO()
     stream.isatty = lambda: True
