@@ -11,6 +11,7 @@ workdir/config.json          the config of the last start
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -18,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from flaxseg.errors import CheckpointError, listed
 from flaxseg.files import write_text
@@ -26,6 +27,9 @@ from flaxseg.files import write_text
 # A lock that another host wrote is taken over when its owner has not renewed it for this long.
 _STALE_SECONDS = 120.0
 _RENEW_SECONDS = 20.0
+_LOOK_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -104,27 +108,18 @@ class RunDirectory:
         """Holds the run for this process.
 
         The kernel frees the lock of a process that was killed. On disks that are shared without a
-        common kernel, the owner renews the file, and an owner that stopped doing so is gone.
+        common kernel, the owner renews the file, and an owner that stopped doing so is gone; that
+        is waited for.
 
         Raises:
           CheckpointError: another process holds it; names the process.
         """
         path = self.path / ".lock"
         with open(path, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise CheckpointError(self._in_use(_read_owner(path))) from error
-            owner = _read_owner(path)
-            if owner and owner["host"] != socket.gethostname():
-                age = time.time() - path.stat().st_mtime
-                if age < _STALE_SECONDS:
-                    raise CheckpointError(
-                        self._in_use(owner) + f" If that process is dead, wait "
-                        f"{_STALE_SECONDS - age:.0f} s or delete {path}."
-                    )
+            self._wait_for(file, path)
+            owner = {"host": socket.gethostname(), "pid": os.getpid()}
             file.truncate(0)
-            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            file.write(json.dumps(owner))
             file.flush()
             done = threading.Event()
             renewal = threading.Thread(target=_renew, args=(path, done), daemon=True)
@@ -134,7 +129,36 @@ class RunDirectory:
             finally:
                 done.set()
                 renewal.join()
-                file.truncate(0)
+                if _read_owner(path) == owner:
+                    file.truncate(0)
+
+    def _wait_for(self, file: TextIO, path: pathlib.Path) -> None:
+        """Returns once nobody else holds the lock file; an owner on another host may be dead.
+
+        Raises:
+          CheckpointError: the owner is alive.
+        """
+        locked = _lock(file, path)
+        owner, seen, waited = _read_owner(path), path.stat().st_mtime, 0.0
+        while locked is False or (owner and _may_live(owner, locked)):
+            # The kernel of this host knows its processes; those of others give signs of life.
+            known = locked is False and (owner is None or owner["host"] == socket.gethostname())
+            renewed = path.stat().st_mtime
+            left = _STALE_SECONDS - max(time.time() - renewed, waited)
+            if known or renewed != seen or (locked is False and left <= 0):
+                raise CheckpointError(self._in_use(owner))
+            if left <= 0:
+                return
+            if not waited:
+                _log.warning(
+                    "process %d on %s held the run in %s %.0f s ago. Waiting at most %.0f s for a "
+                    "sign of life; without one, the run is taken over.",
+                    *(owner["pid"], owner["host"], self.path, time.time() - renewed, left),
+                )
+            time.sleep(_LOOK_SECONDS)
+            waited += _LOOK_SECONDS
+            locked = _lock(file, path) if locked is False else locked
+            owner = _read_owner(path)
 
     def _in_use(self, owner: Mapping[str, Any] | None) -> str:
         who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
@@ -142,6 +166,40 @@ class RunDirectory:
             f"the run in {self.path} is in use by {who}; two processes cannot share it. "
             "Wait for it, stop it, or give another --workdir."
         )
+
+
+def _lock(file: TextIO, path: pathlib.Path) -> bool | None:
+    """Locks an open file; returns whether that worked, or None where the disk has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        _log.warning(
+            "the file system has no locks for %s (%s), so only that file says who uses the run: do "
+            "not start it twice at the same moment.",
+            *(path, error.strerror or error),
+        )
+        return None
+    return True
+
+
+def _may_live(owner: Mapping[str, Any], locked: bool | None) -> bool:
+    """Returns whether the process that a lock file names may be alive, as far as we can know."""
+    if owner["host"] != socket.gethostname():
+        return True
+    return locked is None and owner["pid"] != os.getpid() and _is_running(owner["pid"])
+
+
+def _is_running(pid: int) -> bool:
+    """Returns whether this host has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's, or none of this system's
+        pass
+    return True
 
 
 def _read_owner(path: pathlib.Path) -> dict[str, Any] | None:

@@ -76,8 +76,8 @@ class Window:
 
         Returns:
           Means of loss, accuracy and valid_fraction; the last learning_rate and grad_norm;
-          images_per_second and data_wait, a share of the time since this start of the program; these
-          two are nan where no step but the one that was compiled was taken in it.
+          images_per_second and data_wait, a share of the time since this start of the program; both
+          are nan where no step but the one that was compiled was taken in it.
         """
         host = jax.device_get(self._metrics)
         running = self._since is not None

@@ -1,5 +1,6 @@
 """The folder of a run: that it can be written to, and that one process at a time uses it."""
 
+import errno
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from flaxseg.errors import CheckpointError
+from flaxseg.training import run_directory
 from flaxseg.training.run_directory import RunDirectory
 
 HOLD = """
@@ -70,16 +72,67 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path, reposi
         holder.communicate()
 
 
-def test_a_lock_of_another_host_counts_while_it_is_renewed(tmp_path):
+@pytest.fixture
+def other_host(tmp_path, monkeypatch):
+    """A run whose lock a process on another host wrote a moment ago; waits are short."""
+    monkeypatch.setattr(run_directory, "_STALE_SECONDS", 0.4)
+    monkeypatch.setattr(run_directory, "_LOOK_SECONDS", 0.02)
     path = tmp_path / ".lock"
     path.write_text(json.dumps({"host": f"not-{socket.gethostname()}", "pid": 5}))
-    directory = RunDirectory(tmp_path)
-    with pytest.raises(CheckpointError, match="process 5 on not-"), directory.lock():
-        pass
+    return path
+
+
+def test_the_lock_of_another_host_is_waited_out(other_host, caplog):
+    """As after a kill, where the run is started again on another host at once."""
+    began = time.monotonic()
+    with RunDirectory(other_host.parent).lock():
+        assert time.monotonic() - began >= 0.3
+        assert json.loads(other_host.read_text())["pid"] == os.getpid()
+    (said,) = caplog.messages
+    assert f"process 5 on not-{socket.gethostname()} held the run in {other_host.parent}" in said
+    assert "Waiting at most 0 s for a sign of life" in said
+
+
+def test_an_old_lock_of_another_host_does_not_count(other_host, caplog):
     old = time.time() - 1000
-    os.utime(path, (old, old))
-    with directory.lock():
+    os.utime(other_host, (old, old))
+    with RunDirectory(other_host.parent).lock():
+        assert not caplog.messages
+
+
+def test_another_host_that_renews_its_lock_keeps_the_run(other_host, monkeypatch):
+    def renew(seconds):
+        os.utime(other_host, (time.time() + 1, time.time() + 1))
+
+    monkeypatch.setattr(run_directory.time, "sleep", renew)
+    with (
+        pytest.raises(CheckpointError, match="in use by process 5 on not-"),
+        RunDirectory(other_host.parent).lock(),
+    ):
         pass
+
+
+@pytest.mark.parametrize("living", [False, True])
+def test_a_disk_without_locks_goes_by_the_owner_that_the_file_names(
+    other_host, monkeypatch, caplog, living
+):
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_directory.fcntl, "flock", refuse)
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        other_host.write_text(json.dumps({"host": socket.gethostname(), "pid": process.pid}))
+        if not living:
+            process.kill()
+            process.wait()
+        with RunDirectory(other_host.parent).lock():  # nobody renews it
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    assert "No locks available" in caplog.messages[0]
+    assert len(caplog.messages) == 1 + living  # a process that is gone is not waited for
 
 
 def test_a_half_written_lock_does_not_block(tmp_path):
