@@ -1,6 +1,6 @@
 """Turns images into probabilities and classes, by a protocol."""
 
-from flaxseg.inference.image_file import ImageFile, read_image, read_image_file
+from flaxseg.image_files import ImageFile, read_image, read_image_file
 from flaxseg.inference.named_protocols import PROTOCOLS, parse_protocol
 from flaxseg.inference.protocol import Protocol
 from flaxseg.inference.segmenter import Segmentation, Segmenter, predict

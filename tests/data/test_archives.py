@@ -14,8 +14,8 @@ from published_archives import write_tar, write_zip
 
 from flaxseg.data.raw import archives, packed_files, tar_files
 from flaxseg.data.raw.archives import read_archive
-from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.errors import DataError
+from flaxseg.image_files import UndecodableError
 
 FILES = {
     "top/list.txt": b"one\ntwo\n",

@@ -13,16 +13,10 @@ from PIL import Image
 from published_files import jpeg, png
 
 from flaxseg.classes import voc_colors
-from flaxseg.data.raw.decode import (
-    MAX_BYTES,
-    UndecodableError,
-    decode_color_label,
-    decode_image,
-    decode_label,
-    read_file,
-)
+from flaxseg.data.raw.decode import decode_color_label, decode_image, decode_label
 from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.data.raw.problems import KINDS
+from flaxseg.image_files import MAX_BYTES, UndecodableError, read_file
 
 IDS = np.array([[0, 1, 20], [255, 15, 2]], np.uint8)
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
@@ -53,32 +47,30 @@ def test_labels_keep_their_ids():
 
 
 def test_images_of_all_kinds_become_rgb():
-    np.testing.assert_array_equal(decode_image(png(IMAGE)), IMAGE)
+    np.testing.assert_array_equal(decode_image(png(IMAGE)).pixels, IMAGE)
     gray = IMAGE[..., 0]
-    np.testing.assert_array_equal(decode_image(png(gray)), np.stack([gray] * 3, -1))
-    alpha = np.dstack([IMAGE, gray])
-    np.testing.assert_array_equal(decode_image(png(alpha)), IMAGE)
+    np.testing.assert_array_equal(decode_image(png(gray)).pixels, np.stack([gray] * 3, -1))
     indexed = palette_image(IDS)
-    np.testing.assert_array_equal(decode_image(encoded(indexed)), np.array(indexed.convert("RGB")))
+    np.testing.assert_array_equal(
+        decode_image(encoded(indexed)).pixels, np.array(indexed.convert("RGB"))
+    )
     deep = np.random.default_rng(1).integers(0, 65536, (9, 7, 3), dtype=np.uint16)
-    found = decode_image(cv2.imencode(".png", deep[..., ::-1])[1].tobytes())
+    found = decode_image(cv2.imencode(".png", deep[..., ::-1])[1].tobytes()).pixels
     np.testing.assert_array_equal(found, deep >> 8)  # colours of 16 bits are cut to 8
     smooth = np.full((16, 16, 3), (200, 100, 50), np.uint8)
-    assert abs(decode_image(jpeg(smooth)).astype(int) - smooth).max() <= 3
+    assert abs(decode_image(jpeg(smooth)).pixels.astype(int) - smooth).max() <= 3
     cmyk = encoded(Image.fromarray(smooth).convert("CMYK"), "JPEG", quality=95)
-    assert abs(decode_image(cmyk).astype(int) - smooth).max() <= 6
+    assert abs(decode_image(cmyk).pixels.astype(int) - smooth).max() <= 6
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"", "empty"),
-        (b"this is text", "neither JPEG nor PNG"),
-        (encoded(Image.fromarray(IMAGE), "BMP"), "neither JPEG nor PNG"),
+        (b"this is text", "not an image of a known format"),
         (jpeg(IMAGE)[:-200], "truncated"),
         (jpeg(IMAGE)[:-2], "truncated"),
         (png(IMAGE)[: len(png(IMAGE)) // 2], "damaged image"),
-        (png(np.zeros((4, 4), np.uint16)), "more than 8 bits"),
     ],
 )
 def test_broken_images_are_refused_in_words(content, words):
@@ -109,7 +101,7 @@ def test_a_turned_png_is_refused_wherever_it_says_so(behind):
     for chunk in ((b"eXIf", exif.tobytes()[6:]), (b"iTXt", xmp)):
         with pytest.raises(UndecodableError, match="EXIF orientation 3"):
             decode_image(png_with(*chunk, behind))
-    np.testing.assert_array_equal(decode_image(png_with(b"tEXt", b"by\0us", behind)), IMAGE)
+    np.testing.assert_array_equal(decode_image(png_with(b"tEXt", b"by\0us", behind)).pixels, IMAGE)
 
 
 SMOOTH = np.kron(IMAGE[:5, :7], np.ones((8, 8, 1))).astype(np.uint8)[:39, :53]
@@ -125,14 +117,13 @@ SMOOTH = np.kron(IMAGE[:5, :7], np.ones((8, 8, 1))).astype(np.uint8)[:39, :53]
         encoded(Image.fromarray(SMOOTH).convert("L"), "JPEG"),
         encoded(Image.fromarray(SMOOTH), "JPEG") + b"behind the end",
         png(SMOOTH),
-        encoded(Image.fromarray(SMOOTH), "PNG", transparency=tuple(SMOOTH[0, 0].tolist())),
     ],
 )
 def test_pixels_are_those_of_pillow(content):
     """Most images are decoded by OpenCV, which is faster."""
     with Image.open(io.BytesIO(content)) as image:
         wanted = np.array(image.convert("RGB"))
-    np.testing.assert_array_equal(decode_image(content), wanted)
+    np.testing.assert_array_equal(decode_image(content).pixels, wanted)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +184,7 @@ def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_refused():
     file = io.BytesIO()
     Image.fromarray(IMAGE).save(file, "JPEG", progressive=True)
     progressive = file.getvalue()
-    assert decode_image(progressive).shape == IMAGE.shape
+    assert decode_image(progressive).pixels.shape == IMAGE.shape
     last_scan = progressive[progressive.rindex(b"\xff\xda") : -2]
     repeated = progressive[:-2] + 200 * last_scan + b"\xff\xd9"
     assert Image.open(io.BytesIO(repeated)).size == (30, 40)  # a JPEG to whom looks at its header
@@ -219,7 +210,11 @@ def test_every_way_to_fail_has_a_kind():
     exif[0x0112] = 3
     cases = [
         (decode_image, b"", "undecodable"),
-        (decode_image, png(np.zeros((4, 4), np.uint16)), "deep_image"),
+        (
+            decode_image,
+            encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
+            "pixel_format",
+        ),
         (decode_image, encoded(Image.fromarray(IMAGE), "JPEG", exif=exif), "exif_rotation"),
         (decode_label, jpeg(IMAGE), "jpeg_label"),
         (decode_label, png(IMAGE), "color_label"),

@@ -182,7 +182,7 @@ def test_partners_that_do_not_find_each_other(tmp_path):
     folder = write_folder(tmp_path / "other")
     (folder / "masks" / "train" / "001.png").rename(folder / "masks" / "train" / "one.png")
     (folder / "images" / "train" / "000.png").write_bytes(png(image_of(0)))
-    (folder / "images" / "train" / "b.bmp").write_bytes(b"BM")
+    (folder / "images" / "train" / "b.heic").write_bytes(b"ftypheic")
     (folder / "images" / "train" / "._000.jpg").write_bytes(b"what a Mac leaves")
     (folder / "images" / "train" / "Thumbs.db").write_bytes(b"what Windows leaves")
     found = flaxseg.data.verify_data(f"folder:{folder}", progress=False).errors
@@ -195,7 +195,7 @@ def test_partners_that_do_not_find_each_other(tmp_path):
     text = "\n".join(map(str, found))
     assert f"001.jpg: the image has no mask (looked for {folder}/masks/train/001.png)" in text
     assert "one.png: the mask has no image" in text
-    assert "b.bmp: only JPEG and PNG are read" in text
+    assert "b.heic: .heic files are not read; convert it" in text
 
 
 def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path):

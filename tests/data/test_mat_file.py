@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.mat_file import read_mat_array
+from flaxseg.image_files import UndecodableError
 
 LABEL = np.random.default_rng(0).integers(0, 21, (37, 23)).astype(np.uint8)
 

@@ -57,7 +57,7 @@ def test_all_problems_are_listed_at_once(camvid_folder, tmp_path):
         "train_003.png: label ids outside the map: 12 (2 pixels), 200 (5 pixels); "
         "known ids are 0..11",
         "train_004.png: the label is a JPEG",
-        "train_005.jpg: neither JPEG nor PNG",
+        "train_005.jpg: not an image of a known format",
         "train_006.png: the file is empty",
         "stray.jpg: not in val.txt",
         f"test_001.jpg: the same image is in val: {camvid_folder}/val/val_000.jpg",

@@ -82,7 +82,7 @@ def test_everything_that_is_wrong_is_found_at_once(tmp_path):
         "3 warnings:",
         f"{images}/000.jpg: damaged image: image file is truncated",
         "001.jpg: the file is empty (0 bytes)",
-        "002.jpg: neither JPEG nor PNG (it starts with b'no image')",
+        "002.jpg: not an image of a known format (it starts with b'no image')",
         "003.jpg: the image has no mask",
         "004.png: the mask has no image",
         "005.jpg: EXIF orientation 8",

@@ -9,11 +9,12 @@ import tensorflow_datasets as tfds
 
 from flaxseg.data.prepared.manifest import as_data_dir, prepared_dir, read_manifest
 from flaxseg.data.raw.dataset_info import DatasetInfo
-from flaxseg.data.raw.decode import UndecodableError, decode_image, decode_label
+from flaxseg.data.raw.decode import decode_image, decode_label
 from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.data.sets import catalog
 from flaxseg.errors import ConfigError, DataError, near
 from flaxseg.files import PathLike
+from flaxseg.image_files import UndecodableError
 
 
 class Record(TypedDict):
@@ -109,7 +110,7 @@ class Records(Sequence):
         name = encoded["id"].decode()
         try:
             # An orientation that the label does not follow was refused before it was stored.
-            image = decode_image(encoded["image"], as_stored=True)
+            image = decode_image(encoded["image"], as_stored=True).pixels
         except UndecodableError as error:
             raise self._bad(name, encoded["image_file"], "image", str(error)) from None
         try:

@@ -7,7 +7,7 @@ import numpy as np
 
 from flaxseg.data.prepared.manifest import as_data_dir, find_damage, read_manifest
 from flaxseg.data.prepared.records import Records, open_split
-from flaxseg.data.raw.decode import UndecodableError, decode_label
+from flaxseg.data.raw.decode import decode_label
 from flaxseg.data.raw.findings import Report
 from flaxseg.data.raw.problems import Problem
 from flaxseg.data.raw.verification import examine
@@ -15,6 +15,7 @@ from flaxseg.data.sets import catalog
 from flaxseg.data.sets.data_sources import Generated, OwnFolder, Published
 from flaxseg.errors import DataError, NotPreparedError
 from flaxseg.files import PathLike
+from flaxseg.image_files import UndecodableError
 from flaxseg.progress import Progress
 
 

@@ -16,10 +16,10 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
-from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.packed_files import Account, PackedFile, check_entry_name, check_size
 from flaxseg.data.raw.tar_files import read_tar
 from flaxseg.errors import DataError
+from flaxseg.image_files import UndecodableError
 
 _MAX_DIRECTORY_BYTES = 64 * 2**20  # of the list of entries at the end of a zip
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from flaxseg.data.raw.archives import read_archive
-from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.packed_files import PackedFile
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.errors import DataError, listed
+from flaxseg.image_files import UndecodableError
 
 _MAX_LIST_BYTES = 16 * 2**20
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*")

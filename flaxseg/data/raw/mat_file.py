@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flaxseg.data.raw.decode import MAX_PIXELS, UndecodableError
 from flaxseg.errors import listed
+from flaxseg.image_files import MAX_PIXELS, UndecodableError
 
 _MATRIX, _COMPRESSED = 14, 15
 # Data types of elements, as little-endian NumPy types.

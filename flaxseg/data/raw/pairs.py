@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from flaxseg.data.raw.decode import UndecodableError, decode_label, read_file
+from flaxseg.data.raw.decode import decode_label
 from flaxseg.errors import DataError
+from flaxseg.image_files import UndecodableError, read_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +21,8 @@ class EncodedExample:
 
     Attributes:
       id: unique within the data set.
-      image: bytes of a JPEG or PNG.
-      label: bytes of a PNG that holds raw label ids.
+      image: bytes of an image file.
+      label: bytes of an image file that holds raw label ids.
       image_file, label_file: the files they come from, for messages, relative to the folder of the
         data set; "" when generated.
     """

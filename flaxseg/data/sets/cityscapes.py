@@ -19,11 +19,12 @@ import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.data.raw.dataset_info import DatasetInfo
-from flaxseg.data.raw.decode import UndecodableError, decode_label
+from flaxseg.data.raw.decode import decode_label
 from flaxseg.data.raw.file_tree import FileTree, Folder, nothing_found, open_tree, pair_up
 from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.data.raw.pairs import File, Pair
 from flaxseg.errors import DataError
+from flaxseg.image_files import UndecodableError
 
 HOW_TO_GET = (
     "Cityscapes can only be downloaded with an account: get leftImg8bit_trainvaltest.zip and "

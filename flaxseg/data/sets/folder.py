@@ -15,7 +15,7 @@ import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL, voc_colors
 from flaxseg.data.raw.dataset_info import DatasetInfo
-from flaxseg.data.raw.decode import UndecodableError, decode_color_label, decode_label
+from flaxseg.data.raw.decode import decode_color_label, decode_label
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.raw.problems import Problem
 from flaxseg.data.sets.folder_draft import draft
@@ -28,10 +28,8 @@ from flaxseg.data.sets.folder_file import (
     read_folder_file,
 )
 from flaxseg.errors import DataError
+from flaxseg.image_files import ImageFinder, UndecodableError, is_image_name, is_unread_image_name
 
-_READ = (".png", ".jpg", ".jpeg")
-# Formats of images that are not read; anything else in the folders is ignored.
-_NOT_READ = (".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2", ".heic", ".avif")
 _USUAL_ORDER = ("train", "val", "valid", "validation", "test")
 _MAX_NAMED_COLORS, _MAX_KEPT_COLORS = 12, 1000
 _UNKNOWN = 256  # beyond all train ids
@@ -215,7 +213,7 @@ def _split_names(folder: FolderFile) -> tuple[str, ...]:
     ]
     if not names or not any((folder.masks / name).is_dir() for name in names):
         return ("train",)
-    loose = [path.name for path in folder.images.iterdir() if path.suffix.lower() in _READ]
+    loose = [path.name for path in folder.images.iterdir() if is_image_name(path)]
     if loose:
         raise DataError(
             f"{folder.images} holds images, such as {min(loose)}, beside the folders "
@@ -279,11 +277,10 @@ def _by_name(
     """Returns the image files below a folder by their path in it, without suffix and extension."""
     found: dict[str, pathlib.Path] = {}
     for path in _files(root):
-        extension = path.suffix.lower()
-        if extension in _NOT_READ:
-            message = f"{path}: only JPEG and PNG are read; convert it"
+        if is_unread_image_name(path):
+            message = f"{path}: {path.suffix} files are not read; convert it to PNG or JPEG"
             problems.append(Problem("undecodable", message, split, files=(str(path),)))
-        if extension not in _READ:
+        if not is_image_name(path):  # anything else is ignored
             continue
         name = path.relative_to(root).with_suffix("").as_posix()
         if not name.endswith(suffix):
@@ -348,6 +345,7 @@ def _listed(
         wrong(f": the list of split {split!r} cannot be read: {error}")
         return
     names: set[str] = set()
+    finder = ImageFinder()
     for number, line in enumerate(lines, start=1):
         words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
         if not words:
@@ -359,8 +357,8 @@ def _listed(
         if len(words) == 2:
             image, mask = (folder.path.parent / word for word in words)
         else:
-            image = _with_extension(folder.images, words[0], folder.image_suffix)
-            mask = _with_extension(folder.masks, words[0], folder.mask_suffix)
+            image = _with_extension(folder.images, words[0], folder.image_suffix, finder)
+            mask = _with_extension(folder.masks, words[0], folder.mask_suffix, finder)
         name = _without_extension(words[0])
         if name in names:
             wrong(f", line {number}: {words[0]!r} is in the list twice")
@@ -369,13 +367,17 @@ def _listed(
         yield name, image, mask
 
 
-def _with_extension(root: pathlib.Path, word: str, suffix: str) -> pathlib.Path:
+def _with_extension(
+    root: pathlib.Path, word: str, suffix: str, finder: ImageFinder
+) -> pathlib.Path:
     """Returns the file that a name in a list means, with or without an extension."""
+    named = root / word
+    if named.is_file():
+        return named
     stem = root / f"{_without_extension(word)}{suffix}"
-    tried = [root / word, *(stem.with_name(stem.name + extension) for extension in _READ)]
-    return next((path for path in tried if path.is_file()), tried[1])
+    return finder.find(stem) or stem.with_name(f"{stem.name}.png")
 
 
 def _without_extension(word: str) -> str:
     path = pathlib.PurePosixPath(word)
-    return path.with_suffix("").as_posix() if path.suffix.lower() in _READ else path.as_posix()
+    return path.with_suffix("").as_posix() if is_image_name(path) else path.as_posix()

@@ -7,8 +7,9 @@ import pathlib
 import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL
-from flaxseg.data.raw.decode import UndecodableError, decode_color_label, decode_label, read_file
+from flaxseg.data.raw.decode import decode_color_label, decode_label
 from flaxseg.data.raw.label_map import count_ids
+from flaxseg.image_files import UndecodableError, is_image_name, read_file
 
 _MAX_MASKS = 100  # that are read
 _MAX_VALUES = 60  # more cannot be classes
@@ -84,7 +85,7 @@ def _some_masks(root: pathlib.Path) -> list[pathlib.Path]:
     found: list[pathlib.Path] = []
     for folder, folders, names in os.walk(root):
         folders.sort()
-        found += [pathlib.Path(folder, n) for n in sorted(names) if n.lower().endswith(".png")]
+        found += [pathlib.Path(folder, n) for n in sorted(names) if is_image_name(n)]
         if len(found) >= _MAX_MASKS:
             break
     return found[:_MAX_MASKS]

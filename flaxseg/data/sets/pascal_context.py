@@ -18,7 +18,6 @@ import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL, voc_colors
 from flaxseg.data.raw.dataset_info import DatasetInfo
-from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.file_tree import (
     FileTree,
     nothing_found,
@@ -29,6 +28,7 @@ from flaxseg.data.raw.file_tree import (
 from flaxseg.data.raw.label_map import count_ids
 from flaxseg.data.raw.mat_file import read_mat_array
 from flaxseg.data.raw.pairs import Pair
+from flaxseg.image_files import UndecodableError
 
 VOC_ARCHIVE = "VOCtrainval_03-May-2010.tar"
 LABEL_ARCHIVE = "trainval.tar.gz"

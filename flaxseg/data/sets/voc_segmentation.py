@@ -16,11 +16,11 @@ import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL, VOC_CLASSES, voc_colors
 from flaxseg.data.raw.dataset_info import DatasetInfo
-from flaxseg.data.raw.decode import UndecodableError
 from flaxseg.data.raw.file_tree import FileTree, nothing_found, open_tree, read_ids
 from flaxseg.data.raw.mat_file import read_mat_array
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.sets.voc_seg11valid import SEG11VALID
+from flaxseg.image_files import UndecodableError
 
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 VOC_URL = f"https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/{VOC_ARCHIVE}"

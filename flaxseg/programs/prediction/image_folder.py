@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from flaxseg.errors import ConfigError, DataError, FlaxsegError
-from flaxseg.inference.image_file import SUFFIXES, ImageFile, read_image_file
+from flaxseg.image_files import SUFFIXES, ImageFile, is_image_name, read_image_file
 from flaxseg.inference.segmenter import Segmentation, Segmenter
 from flaxseg.programs.prediction.prediction_files import ENDINGS
 from flaxseg.programs.prediction.prediction_record import PredictionRecord, Stamp
@@ -203,7 +203,7 @@ def _files_of(text: str, out: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.
 
 
 def _is_image(path: pathlib.Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return is_image_name(path) and not path.name.startswith(".") and path.is_file()
 
 
 def _nothing_found(text: str) -> str:
