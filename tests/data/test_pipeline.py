@@ -239,6 +239,49 @@ def test_a_worker_that_dies_is_reported(camvid_dir):
     stream.close()
 
 
+WITH_WORKERS = """
+import multiprocessing, sys
+from flaxseg.data import train_batches
+if __name__ == "__main__":
+    options = {"batch_size": 2, "crop_size": (8, 8), "num_threads": 1, "num_workers": 2}
+    stream = train_batches("camvid", "train", data_dir=sys.argv[1], **options)
+    next(stream)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    for line in sys.stdin:
+        for _ in range(20):  # more than were read ahead
+            next(stream)
+        print("read", flush=True)
+"""
+
+
+def test_workers_outlive_a_signal_but_not_the_process_that_started_them(
+    camvid_dir, tmp_path, repository
+):
+    program = tmp_path / "program.py"
+    program.write_text(WITH_WORKERS)
+    parent = subprocess.Popen(
+        [sys.executable, program, camvid_dir],
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        # A terminal and a cluster send theirs to all processes of a program.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            for pid in workers:
+                os.kill(pid, number)
+        parent.stdin.write("go on\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == "read\n"
+    finally:
+        parent.kill()
+    parent.communicate(timeout=10)  # stdout ends when the last process that has it is gone
+
+
 def test_tensorflow_is_never_imported(camvid_folder, tmp_path):
     program = "\n".join(
         [

@@ -9,9 +9,11 @@ opened at any place.
 """
 
 import logging
+import multiprocessing
 import os
 import re
 import signal
+import threading
 
 import cv2
 import grain
@@ -312,8 +314,19 @@ def _too_many(count: int, limit: int, last: str) -> DataError:
 
 def _init_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
+    # Ctrl-C and a cluster's SIGTERM reach all processes of a program; the first one ends the others
+    # once it has saved.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, name="die-with-parent", daemon=True).start()
     _use_one_cv2_thread()
     keep_freed_memory()  # new pages for each record would cost as much as its arithmetic
+
+
+def _die_with_parent() -> None:
+    """Ends this process once the one that started it is gone, however that came to its end."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _use_one_cv2_thread() -> None:
