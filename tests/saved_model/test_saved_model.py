@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from power_cuts import PowerCuts
 from tiny_model import create_tiny, init
 
 import flaxseg
@@ -339,6 +340,45 @@ def test_killed_at_any_moment_the_old_or_the_new_model_is_there(tmp_path):
     assert outcomes[0] is False
     assert outcomes[-1] is True
     assert len(outcomes) >= 8
+
+
+def test_after_a_power_cut_the_old_or_the_new_model_is_there(tmp_path, monkeypatch):
+    folder = tmp_path / "models"
+    first = save(folder / "a", seed=0)
+    cuts = PowerCuts(folder, tmp_path, monkeypatch)
+    with cuts.everywhere():
+        second = save(folder / "a", seed=1)
+    for images in cuts.images.values():
+        heads = [flaxseg.load_model(image / "a")[1]["params"]["head"]["kernel"] for image in images]
+        new = [bool(jnp.array_equal(head, second["params"]["head"]["kernel"])) for head in heads]
+        assert all(
+            jnp.array_equal(head, (second if is_new else first)["params"]["head"]["kernel"])
+            for head, is_new in zip(heads, new, strict=True)
+        )
+        assert new == sorted(new)
+        assert (new[0], new[-1]) == (False, True)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._model.safetensors", ".nfs0001", "Thumbs.db"])
+def test_what_the_system_leaves_in_the_folder_is_nobodys_work(tmp_path, name):
+    save(tmp_path / "a", seed=0)
+    (tmp_path / "a" / name).write_text("")
+    second = save(tmp_path / "a", seed=1)
+    assert_same(flaxseg.load_model(tmp_path / "a")[1], second)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_old_folder_that_cannot_be_deleted_is_no_obstacle(tmp_path, monkeypatch):
+    """As NFS leaves it while another program reads it."""
+    save(tmp_path / "a", seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, *arguments, **options: None)
+        for seed in (1, 2, 3):
+            latest = save(tmp_path / "a", seed=seed)
+            assert_same(flaxseg.load_model(tmp_path / "a")[1], latest)
+    assert len(list(tmp_path.iterdir())) > 1
+    save(tmp_path / "a", seed=4)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def save_again(folder):
