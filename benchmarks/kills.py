@@ -3,9 +3,9 @@
     python benchmarks/kills.py --kills 100 --out runs/kills
 
 Trains with the recipe of `make demo`, with fewer steps and more frequent checkpoints, evaluations
-and reports. Each start is ended by SIGKILL at a random moment, until one finishes; then the next run
-begins. One kill in five comes while the program opens the run and compiles, the others after its
-first step. Every finished run must equal the undisturbed one:
+and reports. Each start is ended by SIGKILL at a random moment, until one finishes; then the next
+run begins. One kill in five comes while the program opens the run and compiles, the others after
+its first step. Every finished run must equal the undisturbed one:
 parameters, statistics and optimizer bit for bit, the history of evaluations, every line of the log
 apart from times, and every TensorBoard point.
 
@@ -175,7 +175,7 @@ def main() -> None:
     """Kills until there were enough kills, or until the time is over, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=100, help="of each run (default: 100)")
+    parser.add_argument("--steps", type=int, default=400, help="of each run (default: 400)")
     parser.add_argument("--within", type=float, default=10, help="seconds to a kill, at most")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="to end after")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/kills"))
@@ -217,8 +217,8 @@ def main() -> None:
                     shutil.rmtree(out / f"run_{number}")
                 number += 1
     print(
-        f"{args.steps} steps; undisturbed, the first takes {first['start']:.0f} s from the start and "
-        f"the others {first['seconds']:.0f} s"
+        f"{args.steps} steps; undisturbed, the first is done after {first['start']:.0f} s, "
+        f"the others take {first['seconds']:.0f} s"
     )
     print(table(records))
 

@@ -93,7 +93,7 @@ def replace_folder(staged: PathLike, target: PathLike) -> None:
     renames, at `previous_of(target)`; see `take_back`.
 
     Args:
-      staged: the folder, beside `target`, that nothing writes to any more.
+      staged: the folder, on the same disk, that nothing writes to any more.
       target: its final place.
 
     Raises:

@@ -14,6 +14,19 @@ _log = logging.getLogger(__name__)
 Entry = TypeVar("Entry")
 
 
+def read_run_log(path: PathLike) -> list[dict[str, Any]]:
+    """Returns the lines of the `metrics.jsonl` of a run, each with "kind" and "step".
+
+    Damaged lines are left out, see `read_json_lines`.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    return read_json_lines(
+        path, lambda line: {"kind": str(line["kind"]), "step": int(line["step"]), **line}
+    )
+
+
 def read_json_lines(path: PathLike, parse: Callable[[dict[str, Any]], Entry]) -> list[Entry]:
     """Returns the entries of a file with a JSON object per line; damaged lines are left out.
 

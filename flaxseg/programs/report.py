@@ -2,13 +2,13 @@
 
 import argparse
 import importlib.metadata
-import json
 import pathlib
 import platform
 from typing import TYPE_CHECKING
 
 import flaxseg
 from flaxseg.errors import ConfigError
+from flaxseg.json_lines import read_run_log
 from flaxseg.programs import arguments, measurement
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
@@ -130,7 +130,7 @@ def _curves(folder: pathlib.Path) -> "list[Curve]":
     log = folder / "metrics.jsonl"
     if not log.is_file():
         return []
-    entries = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
+    entries = read_run_log(log)
 
     def points(kind: str, value: str) -> list[tuple[float, float]]:
         return [

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flaxseg.errors import DataError, FlaxsegError
+from flaxseg.json_lines import read_run_log
 
 NAME = "results"
 SUMMARY = "collect runs and evaluations into one table"
@@ -175,9 +176,7 @@ def _places(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def _read_run(folder: pathlib.Path) -> Result:
     from flaxseg.saved_model import read_model_card
 
-    # What follows the last line break is half a line of a run that was killed or is still writing.
-    whole = _text(folder / RUN_LOG).rpartition("\n")[0].splitlines()
-    lines = [_json(line, RUN_LOG) for line in whole if line.strip()]
+    lines = read_run_log(folder / RUN_LOG)
     config = _json(_text(folder / "config.json"), "config.json")
     planned = config["steps"]
     steps = max((line["step"] for line in lines), default=0)

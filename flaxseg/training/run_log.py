@@ -18,7 +18,7 @@ from flaxseg.drawing import save_image
 from flaxseg.errors import WriteError
 from flaxseg.evaluation import SegmentationMetrics
 from flaxseg.files import write_text, writing
-from flaxseg.json_lines import read_json_lines
+from flaxseg.json_lines import read_run_log
 from flaxseg.training.checkpoint import best_entry
 from flaxseg.training.log_file import LogFile
 from flaxseg.training.resume import Position
@@ -131,7 +131,7 @@ class MetricsFile:
         """
         path = pathlib.Path(path)
         with writing(path):
-            old = read_json_lines(path, _as_line) if path.exists() else []
+            old = read_run_log(path) if path.exists() else []
         kept = [line for line in old if line["step"] <= from_step and from_step > 0]
         write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self._file = LogFile(path)
@@ -212,11 +212,6 @@ def _save_images(folder: pathlib.Path, images: Sequence[np.ndarray]) -> None:
                 save_image(folder / f"{number:03d}.png", image)
     except WriteError as error:
         _log.warning("%s The run goes on without these images.", error)
-
-
-def _as_line(entry: dict[str, Any]) -> dict[str, Any]:
-    """Returns a line of the log; raises an error unless it is one."""
-    return {"kind": str(entry["kind"]), "step": int(entry["step"]), **entry}
 
 
 def _jsonable(value: Any) -> Any:

@@ -105,9 +105,10 @@ def test_a_data_set_of_ones_own_has_its_own_name(tmp_path, capsys):
     assert [row["data"] for row in rows(out)] == ["holes/val"]
 
 
-def test_unfinished_and_broken_runs_are_named(tmp_path, capsys):
-    with open(make_run(tmp_path / "good", {300: 0.4}) / "metrics.jsonl", "a") as log:
-        log.write('{"kind": "ev')  # killed while it wrote
+def test_unfinished_and_broken_runs_are_named(tmp_path, capsys, caplog):
+    with open(make_run(tmp_path / "good", {300: 0.4}) / "metrics.jsonl", "ab") as log:
+        log.write(b'{"kind": "eval", "step": 300, "miou": 0.9\xff}\n')  # one byte of it was hit
+        log.write(b'{"kind": "ev')  # killed while it wrote
     make_run(tmp_path / "unfinished", {3: 0.2}, protocol="whole(flip=True)")
     make_run(tmp_path / "early", {}, speeds=(1.0,))
     (make_run(tmp_path / "damaged", {300: 0.4}) / "metrics.jsonl").write_text('{"kind": "ev\n')
@@ -133,7 +134,12 @@ def test_unfinished_and_broken_runs_are_named(tmp_path, capsys):
     )
     assert notes.keys() == {"early", "damaged", "no_config", "no_card", "old"}
     assert notes["early"] == "no evaluation yet, step 1 of 300"
-    assert "metrics.jsonl is damaged" in notes["damaged"]
+    assert notes["damaged"] == "no evaluation yet, step 0 of 300"
+    said = [record.getMessage().removeprefix(f"{tmp_path}/") for record in caplog.records]
+    damaged = [line for line in said if "damaged" in line]
+    assert damaged[0] == "damaged/metrics.jsonl: line 1 damaged and left out"
+    assert damaged[1].startswith("good/metrics.jsonl: line ")
+    assert len(damaged) == 2
     assert "No such file" in notes["no_config"]
     assert notes["old"] == "'model' is missing in its files"
 

@@ -12,7 +12,7 @@ from flaxseg.data.sets import catalog
 from flaxseg.data.sets.catalog import MANIFEST
 from flaxseg.data.sets.data_sources import Examples, OwnFolder, Published, Source
 from flaxseg.errors import DataError, NotPreparedError
-from flaxseg.files import PathLike, sync_file, write_text
+from flaxseg.files import PathLike, write_text
 
 _FORMAT = 1
 
@@ -167,7 +167,7 @@ def check_same_folder(manifest: Manifest, source: OwnFolder, prepared: pathlib.P
 
 
 def write_manifest(folder: pathlib.Path, source: Source, found: Examples) -> None:
-    """Describes the files of a folder in its manifest, with all of them on the disk."""
+    """Describes the files of a folder in its manifest."""
     info = source.info
     files = {
         path.name: (path.stat().st_size, _sha256(path))
@@ -192,9 +192,6 @@ def write_manifest(folder: pathlib.Path, source: Source, found: Examples) -> Non
         info=info.to_json() if isinstance(source, OwnFolder) else None,
         listing=found.listing,
     )
-    for name in files:
-        with (folder / name).open("rb") as file:
-            sync_file(file)
     content = {"format": _FORMAT, **dataclasses.asdict(manifest)}
     write_text(folder / MANIFEST, json.dumps(content, indent=2))
 

@@ -32,7 +32,7 @@ from flaxseg.data.sets import catalog
 from flaxseg.data.sets.catalog import MANIFEST
 from flaxseg.data.sets.data_sources import Examples, OwnFolder, Prepared, Request, Source
 from flaxseg.errors import DataError
-from flaxseg.files import PathLike, sync_folder
+from flaxseg.files import PathLike, make_folder, replace_folder
 from flaxseg.progress import Progress
 
 
@@ -75,7 +75,7 @@ def prepare(
     folder = pathlib.Path(manual_dir).expanduser() if manual_dir else None
     request = Request(folder, data_dir / ".downloads" / name, allowed, progress)
     with _explained(name, data_dir):
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(data_dir)
         with _locked(data_dir / f".{name}.lock"):
             if not is_complete(target, source):  # else another process was faster
                 _prepare(source, request, data_dir, target)
@@ -95,11 +95,9 @@ def _prepare(
         found = _find_examples(source, request)
         written = _write(source, found, staging, request.progress)
         write_manifest(written, source, found)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         written.chmod(0o755)
-        shutil.rmtree(target, ignore_errors=True)  # a damaged or old copy of ours
-        written.rename(target)
-        sync_folder(target.parent)
+        replace_folder(written, target)  # a damaged or old copy of ours
         shutil.rmtree(request.download_dir, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from flaxseg.errors import DataError
+from flaxseg.files import writing
+from flaxseg.json_lines import read_json_lines
 
 RECORD_FILE = "predictions.jsonl"
 
@@ -85,7 +87,8 @@ class PredictionRecord:
           files: all files written for it, by kind.
 
         Raises:
-          OSError: the files do not exist, or the record cannot be written.
+          OSError: the files do not exist.
+          WriteError: the record cannot be written.
         """
         sizes = {self._name(file): file.stat().st_size for file in files.values()}
         if not self._known:
@@ -108,22 +111,19 @@ class PredictionRecord:
         line = json.dumps(entry) + "\n"
         # A line that a killed program left unfinished is ended first.
         text = line if self._whole else f"\n{line}"
-        with open(self._path, "ab", buffering=0) as file:
-            file.write(text.encode())
-        self._whole = True
+        with writing(self._path), open(self._path, "ab", buffering=0) as file:
+            self._whole = file.write(text.encode()) == len(text)
 
     def _read(self) -> None:
-        content = self._path.read_bytes()
-        self._whole = content.endswith(b"\n") or not content
-        for line in content.splitlines():
-            try:
-                entry = json.loads(line)
-                if "files" in entry:
-                    stamp = Stamp(entry["bytes"], entry["changed"])
-                    for name, size in entry["files"].items():
-                        self._done[name] = (entry["settings"], entry["image"], stamp, size)
-                elif entry["settings"] == self._key:
-                    self._known = True
-            except (ValueError, KeyError, TypeError, AttributeError):
-                # Cut off when a program was killed; the image is done again.
-                continue
+        self._whole = self._path.read_bytes()[-1:] in (b"\n", b"")
+        # Images whose line is damaged are done again.
+        read_json_lines(self._path, self._take)
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        """Notes what a line of the record says."""
+        if "files" in entry:
+            stamp = Stamp(entry["bytes"], entry["changed"])
+            done = entry["settings"], entry["image"], stamp
+            self._done |= {name: (*done, size) for name, size in entry["files"].items()}
+        elif entry["settings"] == self._key:
+            self._known = True
