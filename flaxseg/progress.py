@@ -56,7 +56,8 @@ class Progress:
     def close(self) -> None:
         """Ends the bar, or prints the last count where it has not been printed."""
         if self._bar is not None:
-            self._bar.close()
+            with _unheard():
+                self._bar.close()
         elif self._plain and self._done > self._shown:
             self._print()
 
@@ -70,14 +71,16 @@ class Progress:
         self._done = done
         if self._bar is not None:
             self._bar.total = self._total
-            self._bar.update(done - self._bar.n)
+            with _unheard():
+                self._bar.update(done - self._bar.n)
         elif self._plain and (done == self._total or done - self._shown >= self._interval()):
             self._print()
 
     def note(self, text: str) -> None:
         """Writes a remark behind the bar, in place of the last one."""
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            with _unheard():
+                self._bar.set_postfix_str(text)
 
     def print(self, text: str) -> None:
         """Prints a line of output on stdout, above the bar."""
@@ -86,7 +89,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a remark on stderr, above the bar."""
-        tqdm.tqdm.write(text, file=self._stream)
+        with _unheard():
+            tqdm.tqdm.write(text, file=self._stream)
 
     def _interval(self) -> int:
         """Returns the items between two plain lines: a quarter of all, or 32 MiB."""
@@ -96,7 +100,17 @@ class Progress:
         self._shown = self._done
         of_total = f" of {self._total}" if self._total else ""
         unit = self._unit if self._unit == "B" else f"{self._unit}s"
-        print(f"{self._what}: {self._done}{of_total} {unit}", file=self._stream, flush=True)
+        print_line(f"{self._what}: {self._done}{of_total} {unit}", self._stream)
+
+
+def print_line(text: str, stream: TextIO) -> None:
+    """Prints a line; a terminal that is gone, or a full disk under a log, is no reason to stop."""
+    with _unheard():
+        print(text, file=stream, flush=True)
+
+
+def _unheard() -> contextlib.AbstractContextManager:
+    return contextlib.suppress(OSError, ValueError)  # ValueError: the stream is closed
 
 
 @contextlib.contextmanager

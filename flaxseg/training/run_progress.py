@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
-from flaxseg.progress import Progress
+from flaxseg.progress import Progress, print_line
 
 
 class RunProgress:
@@ -71,7 +71,7 @@ class RunProgress:
         if self._bar is not None:
             self._bar.say(text)
         elif self._enabled:
-            print(text, file=self._stream, flush=True)
+            print_line(text, self._stream)
 
     def close(self) -> None:
         """Ends the bar."""
