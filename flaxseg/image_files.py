@@ -138,19 +138,25 @@ def read_image(path: str | os.PathLike, max_pixels: int = _MAX_PREDICTED_PIXELS)
     return read_image_file(path, max_pixels).pixels
 
 
-def read_image_file(path: str | os.PathLike, max_pixels: int = _MAX_PREDICTED_PIXELS) -> ImageFile:
+def read_image_file(
+    path: str | os.PathLike,
+    max_pixels: int = _MAX_PREDICTED_PIXELS,
+    orientation: Orientation = "upright",
+) -> ImageFile:
     """Reads a JPEG, PNG, WebP, BMP, TIFF, PPM or GIF file as `decode_image` does.
 
     Args:
       path: the file.
       max_pixels: largest H x W.
+      orientation: as for `decode_image`.
 
     Raises:
       DataError: the file is missing, not an image of these formats, damaged or cut off, too large,
         or of a depth or number of bands that is not read; the message has the path and the reason.
     """
     try:
-        return decode_image(read_file(path, _MAX_PREDICTED_BYTES), max_pixels)
+        encoded = read_file(path, _MAX_PREDICTED_BYTES)
+        return decode_image(encoded, max_pixels, orientation=orientation)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:  # also UndecodableError

@@ -1,6 +1,7 @@
 """Every kind of image file that users have."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -124,6 +125,23 @@ def test_bad_files_are_named_with_the_decoders_words(tmp_path, content, words):
         read_image(path)
     assert str(path) in str(error.value)
     assert words in str(error.value)
+
+
+def test_the_bounds_for_hostile_files_hold_for_prediction(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(colours()).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    (tmp_path / "scans.jpg").write_bytes(whole[:-2] + 200 * scan + b"\xff\xd9")
+    with pytest.raises(DataError, match="scans, more than the limit of 100"):
+        read_image(tmp_path / "scans.jpg")
+    with open(tmp_path / "large.jpg", "wb") as large:
+        large.truncate((1 << 30) + 1)
+    with pytest.raises(DataError, match="bytes, more than the limit"):
+        read_image(tmp_path / "large.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match="not an ordinary file"):
+        read_image(tmp_path / "pipe.jpg")
 
 
 def test_missing_folder_float_and_huge(tmp_path):

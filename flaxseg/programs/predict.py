@@ -26,9 +26,10 @@ TEXT = """Writes what a saved model predicts for images.
 For each image, DIR gets NAME_mask.png, whose pixel values are class indices (with a palette, so
 that they can be seen), and NAME_overlay.png, the image tinted by class, with a legend; with --save
 also, or only, NAME_probabilities.npz. With --submission, DIR gets what the evaluation server of a
-data set expects. JPEG, PNG, WebP, BMP, TIFF, PPM and GIF of any size are read; images with an EXIF
-orientation are turned upright, and so are their masks. An image that cannot be read does not stop
-the others; it is named at the end, and the exit code is 1.
+data set expects. JPEG, PNG, WebP, BMP, TIFF, PPM and GIF of any size are read; what is
+done to one beyond decoding, such as transparent pixels laid over white, is printed with it. Images
+with an EXIF orientation are turned upright, and so are their masks, but not for a submission. An
+image that cannot be read does not stop the others; it is named at the end, and the exit code is 1.
 
 DIR/predictions.jsonl records what has been done: the same command run again skips it, and does the
 rest, along with images that have changed or were predicted by another model or with other settings.
@@ -182,7 +183,10 @@ def _predict(
 ) -> "list[ImageResult]":
     """Does the tasks, prints what was written, and returns those that failed."""
     from flaxseg.programs.prediction.image_folder import predict_images
+    from flaxseg.programs.prediction.submissions import Submission
 
+    # The labels of published data sets, which a server compares with, were drawn on stored pixels.
+    orientation = "as_stored" if isinstance(writer, Submission) else "upright"
     failed = []
     with Progress("predicting", len(tasks)) as bar:
         results = predict_images(
@@ -193,6 +197,7 @@ def _predict(
             on_new_size=lambda size: bar.say(
                 f"compiling for {size[0]} x {size[1]} (height x width)"
             ),
+            orientation=orientation,
         )
         for result in results:
             if result.error is not None:

@@ -6,12 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
+from image_bytes import png_bytes, png_chunk, tiff_bytes
 from own_folder import (
     CLASSES,
     COLORS,
     IGNORED_COLOR,
+    SIZE,
     TOML,
     color_png,
+    encoded,
     image_of,
     in_colors,
     label_of,
@@ -25,6 +28,7 @@ import flaxseg.data
 from flaxseg.data.raw import problems
 from flaxseg.data.sets import catalog
 from flaxseg.errors import ConfigError, DataError
+from flaxseg.image_files import read_image
 
 WITH_COLORS = f'mask_values = "colors"\nignore_colors = [{list(IGNORED_COLOR)}]\n{TOML}'
 
@@ -72,6 +76,37 @@ def test_masks_of_every_kind_give_exactly_the_labels(tmp_path, encode_mask, toml
     for number, record in enumerate(records):
         np.testing.assert_array_equal(record["label"], label_of(number))
         assert abs(record["image"].astype(int) - image_of(number)).mean() < 4  # it is a JPEG
+
+
+def test_records_have_the_pixels_that_prediction_reads(tmp_path):
+    """With transparency, of 16 bits, in other formats and under other suffixes; masks likewise."""
+    folder = write_folder(tmp_path / "toy", {"train": 0, "val": 1})
+    rng, ids = np.random.default_rng(0), np.minimum(label_of(0), 3)
+    deep, rgba = rng.integers(0, 65536, SIZE), rng.integers(0, 256, (*SIZE, 4)).astype(np.uint8)
+    some_clear = png_chunk(b"tRNS", bytes([0, 128]))
+    colors = png_chunk(b"PLTE", bytes(range(90, 102)))
+    images = {
+        "0.PNG": png(rgba),
+        "1.png": png_bytes(ids[..., None], 2, "palette", colors, some_clear),
+        "2.Png": png_bytes(deep[..., None], 16, "grey"),
+        "3.tif": tiff_bytes(rgba[..., :3], 8, 2),
+        "4.TIFF": tiff_bytes(rgba, 8, 2, extra=(2,)),
+        "5.jfif": jpeg(rgba[..., :3].copy()),
+        "6.WebP": encoded(rgba, "WEBP"),
+        "7.JPE": jpeg(rgba[..., 0].copy()),
+    }
+    ids[ids == 3] = 0
+    masks = [png_bytes(ids[..., None], 2, "grey"), tiff_bytes(ids[..., None], 4, 1), png(ids)]
+    for number, (name, content) in enumerate(images.items()):
+        (folder / "images" / "train" / name).write_bytes(content)
+        stem, suffix = name.split(".")[0], ".TIF" if number % 3 == 1 else ".PNG"
+        (folder / "masks" / "train" / f"{stem}{suffix}").write_bytes(masks[number % 3])
+    records = prepared(folder, tmp_path / "data")("train")
+    assert len(records) == len(images)
+    for record, name in zip(records, images, strict=True):
+        wanted = read_image(folder / "images" / "train" / name)
+        np.testing.assert_array_equal(record["image"], wanted, err_msg=name)
+        np.testing.assert_array_equal(record["label"], ids, err_msg=name)
 
 
 def test_a_palette_mask_can_be_read_by_its_colors(tmp_path):
@@ -148,6 +183,19 @@ def test_list_files_in_all_their_forms(tmp_path):
     ):
         assert words in text, (words, text)
     assert len([e for e in errors if e.kind != "absent_class"]) == 5
+
+
+def test_names_in_lists_find_suffixes_in_any_case(tmp_path):
+    folder = write_folder(
+        tmp_path / "toy", {"": 4}, toml=TOML + '[splits]\ntrain = "a.txt"\nval = "b.txt"\n'
+    )
+    for number, suffix in enumerate(("JPG", "Jpeg", "JFIF", "jpe")):
+        for kind, old, new in (("images", "jpg", suffix), ("masks", "png", "PNG")):
+            (folder / kind / f"00{number}.{old}").rename(folder / kind / f"00{number}.{new}")
+    (folder / "a.txt").write_text("000\n001.jpg\n002.JPG\n")
+    (folder / "b.txt").write_text("003\n")
+    report = flaxseg.data.verify_data(f"folder:{folder}", progress=False)
+    assert (report.num_pairs, report.errors) == ({"train": 3, "val": 1}, ())
 
 
 def test_a_share_is_held_out_where_nothing_makes_splits(tmp_path):

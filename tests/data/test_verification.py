@@ -10,6 +10,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from image_bytes import png_bytes
 from own_folder import SIZE, TOML, color_png, image_of, label_of, write_folder
 from PIL import Image
 from published_files import jpeg, png, write_camvid
@@ -114,6 +115,32 @@ def test_everything_that_is_wrong_is_found_at_once(tmp_path):
     assert found["splits"]["train"]["pairs"] == 12
     assert found["splits"]["train"]["unusable"] == 8
     assert {problem["kind"] for problem in found["problems"]} <= set(KINDS)
+
+
+def test_images_that_are_changed_when_they_are_read_are_warned_of(tmp_path):
+    folder = write_folder(tmp_path / "toy", {"train": 5, "val": 1})
+    images = folder / "images" / "train"
+    deep = np.random.default_rng(0).integers(0, 65536, (*SIZE, 3))
+    deep[0, 0], clear = 65535, np.dstack([image_of(2), np.zeros(SIZE, np.uint8)])
+    contents = [png_bytes(deep >> 4, 16, "RGB"), png_bytes(deep, 16, "RGB"), png(clear)]
+    contents.append(png_bytes(deep[..., :1] >> 4, 16, "grey"))
+    for number, content in enumerate(contents):
+        (images / f"00{number}.jpg").write_bytes(content)
+    report = verify(folder)
+    assert not report.errors
+    assert [(str(w), w.kind) for w in report.warnings] == [
+        (f"{images}/00{number}.jpg: {words}", "converted_image")
+        for number, words in enumerate(
+            (
+                "reduced 16 bits to 8, of which little is left: only 12 bits are used, so the "
+                "values are 0..15; scale the samples to all 16 bits",
+                "reduced 16 bits to 8",
+                "laid its transparent pixels over white",
+                "reduced 16 bits to 8, of which little is left: only 12 bits are used, so the "
+                "values are 0..15; scale the samples to all 16 bits",
+            )
+        )
+    ]
 
 
 def test_counts_are_those_of_a_loop_over_pixels(tmp_path):

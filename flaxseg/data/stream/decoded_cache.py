@@ -20,8 +20,8 @@ from flaxseg.data.prepared.records import Record, Records
 from flaxseg.errors import DataError
 from flaxseg.files import PathLike, whole_file
 
-# Part of the folder's name, so that what another version wrote is not found.
-_FORMAT = 1
+# Part of the folder's name, so that what another version wrote, or read otherwise, is not found.
+_FORMAT = 2
 # Magic, height, width, length of the id, CRC-32 of all that follows.
 _HEADER = struct.Struct("<8sIIII")
 _MAGIC = b"flaxseg\x01"

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from flaxseg.errors import ConfigError, DataError, FlaxsegError
-from flaxseg.image_files import SUFFIXES, ImageFile, is_image_name, read_image_file
+from flaxseg.image_files import SUFFIXES, ImageFile, Orientation, is_image_name, read_image_file
 from flaxseg.inference.segmenter import Segmentation, Segmenter
 from flaxseg.programs.prediction.prediction_files import ENDINGS
 from flaxseg.programs.prediction.prediction_record import PredictionRecord, Stamp
@@ -122,6 +122,7 @@ def predict_images(
     *,
     record: PredictionRecord | None = None,
     on_new_size: Callable[[tuple[int, int]], None] | None = None,
+    orientation: Orientation = "upright",
 ) -> Iterator[ImageResult]:
     """Writes the files of every task, and yields how each ended; a bad image does not stop the
     others.
@@ -135,9 +136,10 @@ def predict_images(
       writer: writes the files.
       record: where finished images are noted.
       on_new_size: called with (H, W) before a size is run, and so compiled, for the first time.
+      orientation: what to do with images that are stored turned, as for `decode_image`.
     """
     protocol, seen = segmenter.protocol, set()
-    for task, read in _read_ahead(tasks):
+    for task, read in _read_ahead(tasks, orientation):
         try:
             stamp, image_file = read()
             image = image_file.pixels
@@ -158,14 +160,14 @@ def predict_images(
 
 
 def _read_ahead(
-    tasks: Sequence[ImageTask],
+    tasks: Sequence[ImageTask], orientation: Orientation
 ) -> Iterator[tuple[ImageTask, Callable[[], tuple[Stamp, ImageFile]]]]:
     """Yields each task with a function that waits for its image, or raises what reading it did."""
     with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="predict-read") as pool:
         ahead = collections.deque()
         try:
             for task in tasks:
-                ahead.append((task, pool.submit(_read, task.source).result))
+                ahead.append((task, pool.submit(_read, task.source, orientation).result))
                 if len(ahead) > _READ_AHEAD:
                     yield ahead.popleft()
             while ahead:
@@ -174,14 +176,14 @@ def _read_ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(source: pathlib.Path) -> tuple[Stamp, ImageFile]:
+def _read(source: pathlib.Path, orientation: Orientation) -> tuple[Stamp, ImageFile]:
     try:
         stamp = Stamp.of(source)  # before reading: an image that changes meanwhile is not done
     except OSError as error:
         raise DataError(f"{source}: {error.strerror or error}") from None
     except ValueError as error:  # a name with a zero in it
         raise DataError(f"{source!s:.200}: {error}") from None
-    return stamp, read_image_file(source)
+    return stamp, read_image_file(source, orientation=orientation)
 
 
 def _files_of(text: str, out: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
