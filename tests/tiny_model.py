@@ -18,6 +18,7 @@ class TinyModel(nn.Module):
     blur: bool = False
     dtype: str = "float32"
     normalization: ImageNormalization = ImageNormalization((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+    protocol: str = "whole"
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> Prediction:

@@ -147,8 +147,8 @@ def _prepare(
         raise DataError(
             f"image {record['id']!r} is {_size(image.shape)} and does not fit on the canvas "
             f"pad_to = {_size(pad_to)}; "
-            "use a canvas at least as large as the largest image, or no pad_to to evaluate at "
-            "native size."
+            "use a canvas at least as large as the largest image, windows, or no pad_to to "
+            "evaluate at native size (protocols 'windows' and 'whole')."
         )
     padded_label = np.full(pad_to, IGNORE_LABEL, label.dtype)
     padded_label[: label.shape[0], : label.shape[1]] = label

@@ -12,7 +12,7 @@ from PIL import Image
 from flaxseg.export.onnx_file import read_onnx_card
 from flaxseg.export.requirements import INSTALL_ONNX, require
 from flaxseg.export.stablehlo import read_stablehlo_card
-from flaxseg.inference import predict
+from flaxseg.inference import Protocol, predict
 
 
 def load_exported(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], dict]]:
@@ -65,5 +65,6 @@ def agreement(
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         image = np.asarray(resized)
         found = run(np.repeat(image[None], count, 0))["classes"]
-        shares.append(float(np.mean(found == predict(model, variables, image))))
+        wanted = predict(model, variables, image, protocol=Protocol())
+        shares.append(float(np.mean(found == wanted)))
     return shares

@@ -11,6 +11,8 @@ import flax.linen as nn
 import flaxseg
 from flaxseg.errors import DataError
 from flaxseg.files import whole_file
+from flaxseg.inference import model_protocol
+from flaxseg.json_text import parse_json
 from flaxseg.saved_model import check_classes
 
 FORMAT = "flaxseg-export"
@@ -81,6 +83,8 @@ def export_card(
             "mean": list(map(float, model.normalization.mean)),
             "std": list(map(float, model.normalization.std)),
         },
+        # The file itself runs the image as it is.
+        "protocol": {"done_inside": False, "model_uses": model_protocol(model).describe()},
         "batch_norm": "folded",
         "extra": dict(extra or {}),
     }
@@ -88,6 +92,29 @@ def export_card(
 
 def card_text(card: Mapping[str, Any]) -> str:
     return json.dumps(card, indent=1, allow_nan=False)
+
+
+def read_card_text(text: str | bytes, path: str | os.PathLike) -> dict[str, Any]:
+    """Returns the card of a file; `load_exported` relies on its input's shape.
+
+    Raises:
+      DataError: the text is none.
+    """
+    try:
+        card = parse_json(text)
+        if card["format"] != FORMAT:
+            raise ValueError("of another format")
+        batch, *sizes = card["input"]["shape"]
+        if len(sizes) != 3 or not all(type(n) is int and n >= 1 for n in sizes):
+            raise ValueError("no shape of images")
+        if batch != "batch" and not (type(batch) is int and batch >= 1):
+            raise ValueError("no number of images")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} has no model card ({type(error).__name__}: {error}); it was not written by "
+            "flaxseg export, or is damaged."
+        ) from None
+    return card
 
 
 def write_file(path: str | os.PathLike, data: bytes) -> pathlib.Path:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import os
 import pathlib
@@ -14,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from flaxseg.errors import DataError, ExportError
-from flaxseg.export.file_card import card_text, write_file
+from flaxseg.export.file_card import card_text, read_card_text, write_file
 from flaxseg.export.onnx_program import onnx_program
 from flaxseg.export.program import image_program, prepare
 from flaxseg.export.requirements import INSTALL_ONNX, require
@@ -115,10 +114,8 @@ def read_onnx_card(path: str | os.PathLike) -> dict[str, Any]:
         network = onnx.load(os.fspath(path), load_external_data=False)
     except Exception as error:  # protobuf's kinds
         raise DataError(f"{path} cannot be read as ONNX: {error}.") from error
-    for entry in network.metadata_props:
-        if entry.key == CARD_KEY:
-            return json.loads(entry.value)
-    raise DataError(f"{path} has no model card; it was not written by export_onnx.")
+    texts = [entry.value for entry in network.metadata_props if entry.key == CARD_KEY]
+    return read_card_text(texts[0] if texts else "", path)
 
 
 @contextlib.contextmanager

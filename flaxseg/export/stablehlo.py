@@ -4,7 +4,6 @@
 the card does not disturb it; a mark stands between the two.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import jax
 from jax import export, lax
 
 from flaxseg.errors import DataError
-from flaxseg.export.file_card import FORMAT, card_text, write_file
+from flaxseg.export.file_card import card_text, read_card_text, write_file
 from flaxseg.export.program import image_program, prepare
 from flaxseg.export.requirements import require
 
@@ -102,10 +101,4 @@ def read_stablehlo_card(path: str | os.PathLike) -> dict[str, Any]:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    try:
-        card = json.loads(data.rpartition(CARD_MARK)[2])
-    except ValueError:
-        card = None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise DataError(f"{path} has no model card; it was not written by export_stablehlo.")
-    return card
+    return read_card_text(data.rpartition(CARD_MARK)[2], path)

@@ -1,7 +1,7 @@
 """Turns images into probabilities and classes, by a protocol."""
 
 from flaxseg.image_files import ImageFile, read_image, read_image_file
-from flaxseg.inference.named_protocols import PROTOCOLS, parse_protocol
+from flaxseg.inference.named_protocols import PROTOCOLS, model_protocol, parse_protocol
 from flaxseg.inference.protocol import Protocol
 from flaxseg.inference.segmenter import Segmentation, Segmenter, predict
 
@@ -11,6 +11,7 @@ __all__ = [
     "Protocol",
     "Segmentation",
     "Segmenter",
+    "model_protocol",
     "parse_protocol",
     "predict",
     "read_image",

@@ -47,6 +47,12 @@ def image_probabilities(model: nn.Module, crf: CrfPreset | None = None) -> Forwa
     return probabilities
 
 
+def image_energies(model: nn.Module) -> Forward:
+    """Returns `energies(variables, image)`: uint8 [H, W, 3] -> float32 [H, W, C], what a CRF takes
+    of an image that is run as it is."""
+    return lambda variables, image: -_scores(model, variables, image, None)
+
+
 def window_values(model: nn.Module, flip_fusion: str | None, softmax: bool) -> Forward:
     """Returns `values(variables, pixels)`: the normalised pixels of a window, float32 [h, w, 3] ->
     float32 [h, w, C].

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import flax.linen as nn
+
 from flaxseg.call_text import check_arguments, check_name, parse_call
 from flaxseg.inference.protocol import Protocol
 
@@ -63,3 +65,8 @@ def parse_protocol(text: str) -> Protocol:
     check_name(call.name, PROTOCOLS, "protocol")
     check_arguments(call, [field.name for field in dataclasses.fields(Protocol)], "protocol")
     return dataclasses.replace(PROTOCOLS[call.name], **call.arguments)
+
+
+def model_protocol(model: nn.Module) -> Protocol:
+    """Returns the protocol that a model names as its own; `whole` where it names none."""
+    return parse_protocol(getattr(model, "protocol", "whole"))

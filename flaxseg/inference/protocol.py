@@ -51,7 +51,7 @@ class Protocol:
       overlap: "mean" over the windows that saw a pixel, or "sum" (where scales are averaged, pixels
         that more windows saw weigh more, as in DFN's code).
       pad_to: (height, width) of a canvas that every image is put on, in place of windows; a
-        larger image is an error.
+        larger image is run in windows of this size, which overlap by a third.
       pad_multiple: images that are run as a whole are padded to multiples of it, so that fewer
         sizes are compiled.
       pad_place: "centre" has the padding on all sides (the odd pixel at the end), "end" at the
@@ -150,7 +150,7 @@ class Protocol:
     def _stride(self) -> tuple[int, int]:
         if self.window_stride is not None:
             return _pair(self.window_stride)
-        return tuple(math.ceil(side * 2 / 3) for side in _pair(self.window))
+        return tuple(math.ceil(side * 2 / 3) for side in _pair(self.window or self.pad_to))
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Returns the (height, width) at which an image of a size runs at a scale; at least 1.
@@ -168,24 +168,12 @@ class Protocol:
         return tuple(max(1, round(factor * n)) for n in size)
 
     def layout(self, size: tuple[int, int], scale: float) -> "Layout":
-        """Returns where the windows lie on an image of a size at a scale.
-
-        Raises:
-          ConfigError: the scaled image does not fit on the canvas pad_to.
-        """
+        """Returns where the windows lie on an image of a size at a scale."""
         scaled = self.scaled_size(size, scale)
-        if self.window is not None:
-            window, stride = _pair(self.window), self._stride()
+        if self.window is not None or self.pad_to is not None:
+            window, stride = _pair(self.window or self.pad_to), self._stride()
         else:
             window = tuple(-(-n // self.pad_multiple) * self.pad_multiple for n in scaled)
-            if self.pad_to is not None:
-                window = tuple(max(n, m) for n, m in zip(window, self.pad_to, strict=True))
-                if window != tuple(self.pad_to):
-                    raise ConfigError(
-                        f"an image of {size[0]} x {size[1]} (height x width) at scale {scale} is "
-                        f"{scaled[0]} x {scaled[1]} and does not fit on the canvas pad_to = "
-                        f"{self.pad_to[0]} x {self.pad_to[1]}; use a larger one or windows."
-                    )
             stride = window
         canvas = tuple(max(n, w) for n, w in zip(scaled, window, strict=True))
         spare = [n - m for n, m in zip(canvas, scaled, strict=True)]

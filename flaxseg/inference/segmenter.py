@@ -25,8 +25,14 @@ from jax.sharding import PartitionSpec as P
 
 from flaxseg.crf import CrfPreset, dense_crf, unary_from_probabilities
 from flaxseg.inference.band import Band, Stream, window_network
-from flaxseg.inference.forward import MAX_CLASSES, batch_classes, image_probabilities
+from flaxseg.inference.forward import (
+    MAX_CLASSES,
+    batch_classes,
+    image_energies,
+    image_probabilities,
+)
 from flaxseg.inference.line_tables import rounded
+from flaxseg.inference.named_protocols import model_protocol
 from flaxseg.inference.program_cache import ProgramCache
 from flaxseg.inference.protocol import Protocol
 from flaxseg.layers import largest_class
@@ -61,7 +67,7 @@ class Segmenter:
         self,
         model: nn.Module,
         variables: Mapping,
-        protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
+        protocol: Protocol | None = None,
         *,
         devices: Sequence[jax.Device] | None = None,
         windows_per_device: int = 1,
@@ -72,7 +78,8 @@ class Segmenter:
         Args:
           model: a flaxseg model with at most 255 classes.
           variables: its parameters and BatchNorm statistics.
-          protocol: what is done with an image.
+          protocol: what is done with an image; the model's own by default, `Protocol()` runs the
+            image as it is.
           devices: those that batches, or the windows of a row, are spread over; by default the
             first one.
           windows_per_device: how many are given to a device at a time. They run one after the
@@ -90,7 +97,8 @@ class Segmenter:
             )
         if windows_per_device < 1:
             raise ValueError(f"windows_per_device is {windows_per_device}; it must be at least 1.")
-        self.model, self.protocol, self.num_classes = model, protocol, model.num_classes
+        self.model, self.num_classes = model, model.num_classes
+        self.protocol = protocol = model_protocol(model) if protocol is None else protocol
         self._crf = crf
         self._device_count = len(devices) if devices else 1
         mesh = Mesh(np.array(devices), ("data",)) if self._device_count > 1 else None
@@ -105,6 +113,7 @@ class Segmenter:
         programs = self._programs = ProgramCache()
         self._batch_classes = programs.compile(run_batch)
         self._image_probabilities = programs.compile(image_probabilities(model, crf))
+        self._unary = programs.compile(image_energies(model))
         self._fuse = programs.compile(_fuse, static_argnums=2)
         self._share = programs.compile(_share)
         self._softmax = programs.compile(jax.nn.softmax)
@@ -136,12 +145,9 @@ class Segmenter:
 
         Raises:
           ValueError: the image has another shape or dtype.
-          ConfigError: it does not fit on the protocol's canvas.
         """
         image = np.asarray(image)
         _check(image, "[H, W, 3]")
-        for scale in self.protocol.scales:
-            self.protocol.layout(image.shape[:2], scale)
         return Segmentation(self, image)
 
     def run_batch(self, images: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
@@ -158,7 +164,7 @@ class Segmenter:
           Classes uint8 [N, H, W]; of whole images on the devices, not waited for.
 
         Raises:
-          ValueError, ConfigError: as for `run`.
+          ValueError: as for `run`.
         """
         _check(images, "[N, H, W, 3]")
         if not self._is_batched or self.protocol.pad_to not in (None, images.shape[1:3]):
@@ -216,9 +222,20 @@ class Segmenter:
 
     def _marginals(self, image: np.ndarray) -> jax.Array:
         """Returns those of the CRF, [H, W, C], after what the protocol does."""
+        return dense_crf(self.unary(image), image, self._crf)
+
+    def unary(self, image: np.ndarray) -> jax.Array:
+        """Returns the energies that a CRF refines: -log p, up to a constant in each pixel.
+
+        Args:
+          image: uint8 RGB [H, W, 3].
+        """
+        if self._is_one_run:
+            self._programs.expect(image.shape)
+            return self._unary(self._variables, image)
         parts = self._network_parts(image)
         probabilities = _gathered((*image.shape[:2], self.num_classes), parts)
-        return dense_crf(unary_from_probabilities(probabilities), image, self._crf)
+        return unary_from_probabilities(probabilities)
 
     def _network_parts(self, image: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
         for rows, columns, fused in self._parts(image):
@@ -314,18 +331,25 @@ class Segmentation:
 
 
 @functools.lru_cache(maxsize=4)
-def _last_segmenter(model: nn.Module, crf: CrfPreset | None) -> Segmenter:
+def _last_segmenter(
+    model: nn.Module, protocol: Protocol | None = None, crf: CrfPreset | None = None
+) -> Segmenter:
     """Returns the segmenter whose programs `predict` shares; its variables are still missing."""
-    return Segmenter(model, {}, crf=crf)
+    return Segmenter(model, {}, protocol, crf=crf)
 
 
 def predict(
-    model: nn.Module, variables: Mapping, image: np.ndarray, *, crf: CrfPreset | None = None
+    model: nn.Module,
+    variables: Mapping,
+    image: np.ndarray,
+    *,
+    protocol: Protocol | None = None,
+    crf: CrfPreset | None = None,
 ) -> np.ndarray:
     """Returns the classes of an image, or of a batch of images of one size.
 
     The first image of each size compiles (seconds); the programs of the last few models are kept.
-    `Segmenter` also has protocols and probabilities, and keeps programs as long as it lives.
+    `Segmenter` also has probabilities, and keeps programs as long as it lives.
 
     Example, from an image file to its mask:
 
@@ -339,6 +363,7 @@ def predict(
       model: a flaxseg model.
       variables: its parameters and BatchNorm statistics.
       image: uint8 RGB, [H, W, 3] or [N, H, W, 3], any H and W that the model takes.
+      protocol: what is done with the image; the model's own by default.
       crf: refines the result by the image; `flaxseg.crf.crf_preset` has published ones.
 
     Returns:
@@ -349,7 +374,7 @@ def predict(
     """
     image = np.asarray(image)
     _check(image, "[H, W, 3]", "[N, H, W, 3]")
-    segmenter = _last_segmenter(model, crf).with_variables(variables)
+    segmenter = _last_segmenter(model, protocol, crf).with_variables(variables)
     classes = np.asarray(segmenter.run_batch(image if image.ndim == 4 else image[None]))
     return classes if image.ndim == 4 else classes[0]
 

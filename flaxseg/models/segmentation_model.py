@@ -37,12 +37,15 @@ class SegmentationModel(nn.Module):
       backbone: a module that returns named features, see `flaxseg.backbones`.
       normalization: what the backbone expects of its input.
       dtype: dtype of the computation outside the backbone; the logits are float32.
+      protocol: how images are run unless told otherwise, as text of
+        `flaxseg.inference.parse_protocol`; the network itself does not depend on it.
     """
 
     num_classes: int
     backbone: nn.Module
     normalization: ImageNormalization = IMAGENET
     dtype: Dtype | None = None
+    protocol: str = "whole"
 
     def _auxiliary_c4(
         self, features: Mapping[str, jax.Array], train: bool, **options: Any

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +42,9 @@ def data(parser: argparse.ArgumentParser) -> None:
 
 def data_flag(parser: argparse.ArgumentParser) -> None:
     """Adds `--data`, for a command that works on a model."""
-    parser.add_argument("--data", required=True, metavar="DATA", help=_DATA_HELP)
+    parser.add_argument(
+        "--data", metavar="DATA", help=f"{_DATA_HELP} (default: that of the training)"
+    )
 
 
 def split(parser: argparse.ArgumentParser, default: str) -> None:
@@ -106,10 +107,10 @@ def protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         metavar="NAME[(FIELD=VALUE,...)]",
-        default="whole",
-        help="how an image is run: whole (default), windows, the protocol of a paper such as "
-        "pspnet_ms or deeplab_ms, or one of these with fields changed, such as "
-        "'whole(scales=(0.75,1.0,1.25), flip=True)'; docs/evaluation.md lists them",
+        help="how an image is run: whole, windows, the protocol of a paper such as pspnet_ms or "
+        "deeplab_ms, or one of these with fields changed, such as "
+        "'whole(scales=(0.75,1.0,1.25), flip=True)'; docs/evaluation.md lists them (default: the "
+        "model's own, with which it was evaluated in training or which its authors use)",
     )
 
 
@@ -203,32 +204,51 @@ def crf_of(args: argparse.Namespace) -> "CrfPreset | None":
     return parse_crf(args.crf)
 
 
-def protocol_of(args: argparse.Namespace, name: str, **fields) -> "Protocol":
-    """Returns the protocol of `--protocol`, with the fields that the flag `name` sets."""
-    from flaxseg.inference import parse_protocol
+def protocol_of(args: argparse.Namespace, card: dict, name: str = "", **fields) -> "Protocol":
+    """Returns the protocol of `--protocol`, or else the model's own, and prints it unless it is
+    `whole`.
 
-    protocol = parse_protocol(args.protocol)
-    if fields and not protocol.is_plain:
-        field, value = next(iter(fields.items()))
-        raise ConfigError(
-            f"{name} cannot be combined with --protocol={args.protocol}; set {field}={value} in "
-            "its parentheses."
-        )
-    return dataclasses.replace(protocol, **fields)
+    Args:
+      args: with `protocol`.
+      card: of the model.
+      name: of a flag that stands for the protocol `whole` with `fields`.
+      **fields: none where the flag is not given.
+    """
+    from flaxseg.inference import Protocol, parse_protocol
+
+    given = None if args.protocol is None else parse_protocol(args.protocol)
+    if fields:
+        if given is not None and not given.is_plain:
+            field, value = next(iter(fields.items()))
+            raise ConfigError(
+                f"{name} cannot be combined with --protocol={args.protocol}; set {field}={value} "
+                "in its parentheses."
+            )
+        given = Protocol(**fields)
+    protocol = parse_protocol(card["options"].get("protocol", "whole")) if given is None else given
+    if not protocol.is_plain:
+        own = "" if given else " (the model's own; --protocol=whole runs images as they are)"
+        print(f"protocol: {protocol.describe()}{own}")
+    return protocol
 
 
 def data_of(args: argparse.Namespace, card: dict) -> tuple[str, "DatasetInfo"]:
     """Returns the full name and the facts of `data`, whose classes must be those of the model.
 
-    With `--manual_dir` the data set is prepared.
+    Without `--data` it is the data set of the training, in the folders of its config. With
+    `--manual_dir` the data set is prepared.
 
     Raises:
-      ConfigError: there is no such data set, or its classes are others.
-      DataError: it cannot be prepared.
+      ConfigError: there is no such data set, its classes are others, or the model does not say what
+        it was trained on.
+      DataError: it cannot be prepared, or the images of the training are no longer there.
     """
     from flaxseg import data
 
-    name = data.full_name(args.data, args.manual_dir)
+    if args.data is None:
+        name = _data_of_training(args, card)
+    else:
+        name = data.full_name(args.data, args.manual_dir)
     info = data.dataset_info(name)
     if args.split:
         data.check_split(info, args.split)
@@ -237,3 +257,32 @@ def data_of(args: argparse.Namespace, card: dict) -> tuple[str, "DatasetInfo"]:
     if args.manual_dir:
         data.prepare(name, args.data_dir, args.manual_dir)
     return name, info
+
+
+def split_of_training(card: dict) -> str:
+    """Returns the split that a model was evaluated on in training; "" if its card does not say."""
+    return str(card["extra"].get("data", "")).rpartition("/")[2]
+
+
+def _data_of_training(args: argparse.Namespace, card: dict) -> str:
+    """Returns the full name of the data set of the training, and sets `data_dir` unless given."""
+    from flaxseg import data
+
+    name = str(card["extra"].get("data", "")).rpartition("/")[0]
+    if not name:
+        raise ConfigError(
+            f"{args.model} does not say what data it was trained on; give --data=NAME."
+        )
+    config = card["extra"].get("config", {})
+    settings = config.get("data", {}) if isinstance(config, dict) else {}
+    args.data_dir = args.data_dir or settings.get("dir")
+    if settings.get("name") != "folder":
+        return name
+    # The name of one's own data set does not say where its files are.
+    folder = args.manual_dir or settings.get("manual_dir")
+    if folder and not pathlib.Path(folder).expanduser().is_dir():
+        raise DataError(
+            f"{args.model} was trained on your own images in {folder}, and there is no such folder "
+            f"(from {pathlib.Path.cwd()}); give the one where they are now with --manual_dir."
+        )
+    return data.full_name("folder", folder)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
 
 NAME = "evaluate"
 SUMMARY = "measure a model on a data set"
-TEXT = """Measures a saved model on a split of a data set, each image whole and at its own size.
+TEXT = """Measures a saved model on a split of a data set. Each image is run by the model's own
+protocol: whole and at its own size, unless it was evaluated in another way in training.
 
 Prints IoU, accuracy and pixels of each class, mIoU, pixel accuracy, mean accuracy and
 frequency-weighted IoU; for the classes of Cityscapes also the IoU of its categories. With --out it
@@ -23,6 +24,7 @@ first images and of the worst ones. The result does not depend on --batch_size o
 devices. For the protocols of the papers, such as several scales or windows, see --protocol.
 """
 EPILOG = """examples:
+  python -m flaxseg evaluate runs/camvid
   python -m flaxseg evaluate runs/camvid --data=camvid --split=test
   python -m flaxseg evaluate runs/camvid --data=camvid --split=val --out=report
   python -m flaxseg evaluate runs/camvid --data=camvid --batch_size=8 --pad_to 385 481
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     arguments.model(parser)
     arguments.data_flag(parser)
-    arguments.split(parser, "its evaluation split")
+    arguments.split(parser, "that of the training, or the data set's evaluation split")
     measurement.add_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="folder for metrics.json and panels")
     text = "write panels of the first N and of the worst N images"
@@ -50,8 +52,6 @@ def run(args: argparse.Namespace) -> int:
         f"{found.card['model']} from {args.model} on {found.info.name} {found.split}: "
         f"{found.images} images"
     )
-    if found.protocol != "whole()":
-        print(f"protocol: {found.protocol}")
     print(f"CRF: {found.crf}\n" if found.crf else "")
     print(found.metrics.table(found.info.class_names))
     if found.boundary is not None:

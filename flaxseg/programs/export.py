@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     import jax.numpy as jnp
 
     from flaxseg.export import PLATFORMS, export_onnx, export_stablehlo
-    from flaxseg.inference import read_image
+    from flaxseg.inference import model_protocol, read_image
 
     out = pathlib.Path(args.out)
     _check_flags(args, out)
@@ -116,6 +116,12 @@ def run(args: argparse.Namespace) -> int:
         f"{card['model']} for {batch} of {size[0]} x {size[1]} (height x width) is in {out}, "
         f"{out.stat().st_size / 1e6:.1f} MB"
     )
+    protocol = model_protocol(model)
+    if not protocol.is_plain:
+        print(
+            f"note: the model's own protocol is {protocol.describe()}; the file runs its images as "
+            "they are, so do the rest before and after it"
+        )
     return _check(args.check, images, out, model, variables)
 
 

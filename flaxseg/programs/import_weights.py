@@ -30,4 +30,6 @@ def run(args: argparse.Namespace) -> int:
     folder = import_model(args.source, args.out)
     card = flaxseg.read_model_card(folder)
     print(f"{card['model']} with {card['num_classes']} classes is in {folder}")
+    if "protocol" in card["options"]:
+        print(f"its protocol is that of its authors: {card['options']['protocol']}")
     return 0

@@ -101,7 +101,8 @@ def measure(args: argparse.Namespace, num_images: int | None) -> Measurement:
 
     card = flaxseg.read_model_card(args.model)
     name, info = arguments.data_of(args, card)
-    split = args.split or info.eval_split
+    own_split = "" if args.data else arguments.split_of_training(card)
+    split = args.split or own_split or info.eval_split
     records = data.open_split(name, split, args.data_dir)
     is_cityscapes = info.class_names == cityscapes.INFO.class_names
     if args.instances and not is_cityscapes:
@@ -109,7 +110,7 @@ def measure(args: argparse.Namespace, num_images: int | None) -> Measurement:
             f"--instances is for the classes of Cityscapes, and {info.name} has other ones."
         )
     scores = _Scores(args, split, num_images, info.num_classes)
-    protocol, crf = _protocol_and_crf(args)
+    protocol, crf = _protocol_and_crf(args, card)
     segmenter, options = _segmenter(args, protocol, crf)
     started = time.monotonic()
     with Progress("evaluating", len(records)) as bar:
@@ -171,11 +172,11 @@ class _Scores:
             self.instances.update(*read_instances(file), pred, source=str(file))
 
 
-def _protocol_and_crf(args: argparse.Namespace) -> "tuple[Protocol, CrfPreset | None]":
-    """Returns what `--protocol`, `--pad_to` and `--crf` say."""
+def _protocol_and_crf(args: argparse.Namespace, card: dict) -> "tuple[Protocol, CrfPreset | None]":
+    """Returns what `--protocol`, `--pad_to`, `--crf` and the model say."""
     crf = arguments.crf_of(args)
     canvas = {"pad_to": tuple(args.pad_to)} if args.pad_to else {}
-    protocol = arguments.protocol_of(args, "--pad_to", **canvas)
+    protocol = arguments.protocol_of(args, card, "--pad_to", **canvas)
     if crf is not None and args.pad_to:
         raise ConfigError(
             "--crf cannot be combined with --pad_to: the CRF would take the padding for part of "

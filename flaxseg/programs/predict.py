@@ -76,8 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text = (
         "pad images on the right and at the bottom to multiples of N with the model's mean colour: "
-        "fewer sizes to compile, but classes can change, mostly near that border; 513 is DeepLab's "
-        "canvas for images up to 513 x 513"
+        "fewer sizes to compile, but classes can change, mostly near that border"
     )
     arguments.count(parser, "--pad_multiple", "N", 1, text)
     arguments.output_stride(parser)
@@ -89,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
     crf = arguments.crf_of(args)
     padding = {"pad_multiple": args.pad_multiple} if args.pad_multiple > 1 else {}
-    protocol = arguments.protocol_of(args, "--pad_multiple", **padding)
     card = flaxseg.read_model_card(args.model)
+    protocol = arguments.protocol_of(args, card, "--pad_multiple", **padding)
     tasks, writer = _plan(args, card)
     record = _record(args, card, protocol, crf)
     arguments.output_folder(args.out)

@@ -7,7 +7,6 @@ import platform
 from typing import TYPE_CHECKING
 
 import flaxseg
-from flaxseg.errors import ConfigError
 from flaxseg.json_lines import read_run_log
 from flaxseg.programs import arguments, measurement
 
@@ -31,9 +30,7 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     arguments.model(parser)
-    parser.add_argument(
-        "--data", metavar="DATA", help="name of the data set (default: that of the training)"
-    )
+    arguments.data_flag(parser)
     arguments.split(parser, "that of the training")
     measurement.add_arguments(parser)
     text = "show the worst N and the best N images"
@@ -46,30 +43,13 @@ def run(args: argparse.Namespace) -> int:
     from flaxseg.programs.report_page import write_page
 
     out = pathlib.Path(args.out) if args.out else pathlib.Path(args.model) / "report.html"
-    extra = flaxseg.read_model_card(args.model).get("extra", {})
+    flaxseg.read_model_card(args.model)  # before a folder is made
     arguments.output_folder(out.parent)
-    if args.data is None:
-        _take_data_of_training(args, extra)
     found = measurement.measure(args, args.num_images)
     write_page(out, _page(found, pathlib.Path(args.model)))
     print(found.metrics.summary())
     arguments.print_written([out])
     return 0
-
-
-def _take_data_of_training(args: argparse.Namespace, extra: dict) -> None:
-    """Sets `data`, and `split` and `data_dir` unless they are given, to those of the training."""
-    name, _, split = str(extra.get("data", "")).rpartition("/")
-    if not name:
-        raise ConfigError(
-            f"{args.model} does not say what data it was trained on; give --data=NAME."
-        )
-    settings = extra.get("config", {}).get("data", {})
-    args.data_dir = args.data_dir or settings.get("dir")
-    if settings.get("name") == "folder":
-        # The name of one's own data set does not say where its files are.
-        name = "folder" if args.manual_dir else f"folder:{settings['manual_dir']}"
-    args.data, args.split = name, args.split or split
 
 
 def _page(found: measurement.Measurement, folder: pathlib.Path) -> "ReportData":

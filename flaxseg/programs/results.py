@@ -19,6 +19,7 @@ from typing import Any
 
 from flaxseg.errors import DataError, FlaxsegError
 from flaxseg.json_lines import read_run_log
+from flaxseg.json_text import parse_json
 
 NAME = "results"
 SUMMARY = "collect runs and evaluations into one table"
@@ -268,7 +269,7 @@ def _text(path: pathlib.Path) -> str:
 
 def _json(text: str, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{name} is damaged: {error}") from error
     if not isinstance(value, dict):

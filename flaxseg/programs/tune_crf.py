@@ -20,10 +20,9 @@ from flaxseg.programs import arguments
 from flaxseg.progress import several
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
-    import flax.linen as nn
-
     from flaxseg.crf import CrfPreset
     from flaxseg.evaluation.metrics import SegmentationMetrics
+    from flaxseg.inference import Segmenter
 
 NAME = "tune-crf"
 SUMMARY = "search the parameters of a CRF"
@@ -51,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.data_dir(parser)
     arguments.manual_dir(parser)
     arguments.output_stride(parser)
+    arguments.protocol(parser)
     for name, values, what in (
         ("w1", (3.0, 5.0), "weights of the appearance kernel"),
         ("sigma_alpha", (40.0, 60.0, 80.0), "its standard deviations in position, in pixels"),
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
     from flaxseg import data
     from flaxseg.crf.options import format_crf
+    from flaxseg.inference import Segmenter
 
     base = arguments.crf_of(args)
     card = flaxseg.read_model_card(args.model)
@@ -83,11 +84,10 @@ def run(args: argparse.Namespace) -> int:
     split = args.split or ("val" if "val" in info.splits else info.eval_split)
     records = data.open_split(name, split, args.data_dir)
     out = arguments.output_folder(args.out) if args.out else None
-    model, variables = arguments.load_model(args)
+    segmenter = Segmenter(*arguments.load_model(args), arguments.protocol_of(args, card))
     with several("inference") as show:
         tuned = tune_crf(
-            model,
-            variables,
+            segmenter,
             records,
             info.num_classes,
             base,
@@ -160,8 +160,7 @@ class TunedCrf:
 
 
 def tune_crf(
-    model: "nn.Module",
-    variables: Mapping,
+    segmenter: "Segmenter",
     records: Sequence[Mapping],
     num_classes: int,
     base: "CrfPreset",
@@ -174,8 +173,7 @@ def tune_crf(
     """Tries all combinations of the values, then those around the best one at half the distance.
 
     Args:
-      model: a flaxseg model.
-      variables: its parameters and BatchNorm statistics.
+      segmenter: the network with its protocol, without a CRF.
       records: records with "image", "label" and "id".
       num_classes: number of classes.
       base: the CRF whose smoothness kernel, normalisation and iterations are kept.
@@ -188,16 +186,9 @@ def tune_crf(
       ConfigError: a list of values is empty, or a value is impossible.
       DataError: there are no records.
     """
-    import jax
-
-    from flaxseg.layers import normalize
-
     _check_search(records, grid)
     number = min(limit, len(records))
     indices = [len(records) * k // number for k in range(number)]
-    logits = jax.jit(
-        lambda image: model.apply(variables, normalize(image[None], model.normalization)).logits[0]
-    )
 
     def measure(what: str, points: Sequence[Point]) -> "tuple[dict, SegmentationMetrics]":
         def show(done: int) -> None:
@@ -205,7 +196,7 @@ def tune_crf(
                 progress(what, done, number * len(points))
 
         images = (records[index] for index in indices)
-        return _measure(logits, images, num_classes, base, points, show)
+        return _measure(segmenter, images, num_classes, base, points, show)
 
     steps = {name: _half_distance(grid[name]) for name in SEARCHED}
     grid_points = itertools.product(*(sorted(set(map(float, grid[name]))) for name in SEARCHED))
@@ -235,7 +226,7 @@ def _check_search(records: Sequence[Mapping], grid: Mapping[str, Sequence[float]
 
 
 def _measure(
-    logits: Callable,
+    segmenter: "Segmenter",
     records: Iterable[Mapping],
     num_classes: int,
     base: "CrfPreset",
@@ -251,7 +242,7 @@ def _measure(
     done = 0
     for record in records:
         image, label = record["image"], record["label"]
-        unary = -logits(image)
+        unary = segmenter.unary(image)
         without.update(label, np.argmin(unary, -1), source=f"image {record['id']!r}")
         for point in points:
             marginals = dense_crf(unary, image, _at(base, point))

@@ -6,8 +6,10 @@ images, the names and colours of its classes, and the SHA-256 of the weights.
 
 import dataclasses
 import json
+import operator
 import pathlib
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,11 +20,18 @@ import numpy as np
 import flaxseg
 from flaxseg.classes import voc_colors
 from flaxseg.errors import WeightsError
+from flaxseg.json_text import read_json
 
 CARD_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "flaxseg-model"
 FORMAT_VERSION = 1
+
+MAX_OPTION = 10_000
+"""The largest number among the options: channels, kernels, rates. A card may come from anyone, and
+with larger ones its model takes minutes to describe."""
+_MAX_OPTION_VALUES = 1000
+_MAX_OPTION_DEPTH = 6
 
 
 def make_card(
@@ -41,13 +50,15 @@ def make_card(
     Raises:
       ValueError: a value cannot be written as JSON.
     """
+    options = {key: _to_json(value, f"option {key!r}") for key, value in options.items()}
+    _check_options(options)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "flaxseg_version": flaxseg.__version__,
         "model": name,
         "num_classes": num_classes,
-        "options": {key: _to_json(value, f"option {key!r}") for key, value in options.items()},
+        "options": options,
         "normalization": normalization_of(model),
         "class_names": class_names,
         "class_colors": class_colors,
@@ -73,7 +84,7 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
     """
     path = folder / CARD_FILE
     try:
-        card = json.loads(path.read_text())
+        card = read_json(path)
     except OSError as error:
         raise WeightsError(
             f"could not read {path}: {error.strerror}. A saved model has {CARD_FILE} beside "
@@ -88,7 +99,7 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
             f'{path} is not the card of a flaxseg model: it lacks "format": "{FORMAT}".'
         )
     version = card.get("format_version")
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         raise WeightsError(
             f"{path} has format_version {version!r}; it must be a whole number of at least 1."
         )
@@ -98,28 +109,79 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
             f"{card.get('flaxseg_version')}; flaxseg {flaxseg.__version__} "
             f"reads up to {FORMAT_VERSION}. Install a newer flaxseg."
         )
-    kinds = {
-        "model": str,
-        "num_classes": int,
-        "options": dict,
-        "normalization": dict,
-        "class_names": list,
-        "class_colors": list,
-        "weights": dict,
-    }
-    for key, kind in kinds.items():
-        if not isinstance(card.get(key), kind):
-            raise WeightsError(
-                f"{path}: field {key!r} must have type {kind.__name__}, got {card.get(key)!r}. "
-                "The file was changed or damaged."
-            )
     try:
-        names, colors = check_classes(
-            card["num_classes"], card["class_names"], card["class_colors"]
-        )
+        return _checked({"extra": {}, **card})
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{path}: {error} The file was changed or damaged.") from error
+
+
+_KINDS = {
+    "model": str,
+    "num_classes": int,
+    "options": dict,
+    "normalization": dict,
+    "class_names": list,
+    "class_colors": list,
+    "weights": dict,
+    "weights.sha256": str,
+    "weights.parameters": int,
+    "extra": dict,
+}
+# What programs read of `extra`, where it is there.
+_KINDS_OF_EXTRA = {"data": str, "config": dict, "config.data": dict}
+
+
+def _checked(card: dict[str, Any]) -> dict[str, Any]:
+    """Returns a card whose fields have the types that programs rely on.
+
+    Raises:
+      ValueError: they do not, or a value is out of range.
+    """
+    for name, kind in _KINDS.items():
+        _check_kind(name, _field(card, name), kind)
+    for name, kind in _KINDS_OF_EXTRA.items():
+        value = _field(card["extra"], name)
+        if value is not None:
+            _check_kind(f"extra.{name}", value, kind)
+    _check_options(card["options"])
+    names, colors = check_classes(card["num_classes"], card["class_names"], card["class_colors"])
     return card | {"class_names": tuple(names), "class_colors": tuple(map(tuple, colors))}
+
+
+def _field(card: Mapping[str, Any], name: str) -> Any:
+    """Returns the value of a dotted name, None where there is none."""
+    *sections, last = name.split(".")
+    for section in sections:
+        card = card.get(section, {})
+    return card.get(last)
+
+
+def _check_kind(name: str, value: Any, kind: type) -> None:
+    if type(value) is not kind:
+        raise ValueError(
+            f"field {name!r} must have type {kind.__name__}, got {reprlib.repr(value)}."
+        )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Checks that a model of these options can be described in reasonable time.
+
+    Raises:
+      ValueError: one is too large, too long or nested too deeply, or the protocol is not text.
+    """
+    if not isinstance(options.get("protocol", "whole"), str):
+        raise ValueError(f"option 'protocol' is {reprlib.repr(options['protocol'])}, no text.")
+    values = [(f"option {name!r}", value, 0) for name, value in options.items()]
+    for what, value, depth in values:  # grows meanwhile
+        if isinstance(value, dict | list):
+            inner = value.values() if isinstance(value, dict) else value
+            values += [(what, item, depth + 1) for item in inner]
+        too_large = isinstance(value, int | float) and abs(value) > MAX_OPTION
+        if too_large or depth > _MAX_OPTION_DEPTH or len(values) > _MAX_OPTION_VALUES:
+            raise ValueError(
+                f"{what} has {reprlib.repr(value)}; options are numbers up to {MAX_OPTION}, at "
+                f"most {_MAX_OPTION_VALUES} of them, nested {_MAX_OPTION_DEPTH} deep at most."
+            )
 
 
 def read_card_or_none(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -133,7 +195,7 @@ def read_card_or_none(folder: pathlib.Path) -> dict[str, Any] | None:
 def is_card(path: pathlib.Path) -> bool:
     """Returns whether a config.json is a model's (a training run has a file of that name too)."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
@@ -152,7 +214,7 @@ def check_classes(
         raise ValueError(f"num_classes must be in 1..255, got {num_classes}.")
     names = [f"class {i}" for i in range(num_classes)] if names is None else list(names)
     colors = voc_colors(num_classes) if colors is None else colors
-    colors = [[int(part) for part in color] for color in colors]
+    colors = [[operator.index(part) for part in color] for color in colors]
     for what, values in (("class_names", names), ("class_colors", colors)):
         if len(values) != num_classes:
             raise ValueError(

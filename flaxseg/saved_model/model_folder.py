@@ -8,6 +8,7 @@ import glob
 import hashlib
 import os
 import pathlib
+import reprlib
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ import safetensors.numpy
 from flaxseg import models
 from flaxseg.errors import FlaxsegError, WeightsError
 from flaxseg.files import PathLike, make_folder, previous_of, replace_folder, take_back, writing
+from flaxseg.inference import model_protocol
 from flaxseg.saved_model.card import (
     CARD_FILE,
     FORMAT,
@@ -35,6 +37,7 @@ from flaxseg.saved_model.card import (
     read_card_or_none,
 )
 from flaxseg.saved_model.tensors import (
+    Spec,
     check_finite,
     check_tensors,
     count_parameters,
@@ -89,10 +92,10 @@ def save_model(
     options = {k: v for k, v in (options or {}).items() if k not in _RUN_OPTIONS}
     names, colors = check_classes(num_classes, class_names, class_colors)
     flat = flatten(jax.device_get(variables))
-    model = _create(name, num_classes, options, "options")
+    model, expected, _ = _create(name, num_classes, options, "options")
     check_tensors(
         {key: (value.shape, str(value.dtype)) for key, value in flat.items()},
-        expected_tensors(model),
+        expected,
         f"the variables to save do not belong to {_describe(name, num_classes, options)}",
         "Give save_model the name and options with which the model was made.",
     )
@@ -184,10 +187,10 @@ def _load(
     if overrides.get("output_stride"):
         options = _at_output_stride(card["model"], options, overrides, folder)
     options |= overrides
-    if isinstance(options.get("dtype"), str):
-        options["dtype"] = jnp.dtype(options["dtype"])
-    model = _create(card["model"], card["num_classes"], options, str(folder / CARD_FILE))
-    saved, now = card["normalization"], normalization_of(model)
+    model, expected, now = _create(
+        card["model"], card["num_classes"], options, str(folder / CARD_FILE)
+    )
+    saved = card["normalization"]
     if saved != now:
         raise WeightsError(
             f"{folder / CARD_FILE} says that images are normalised with {saved}, but the model "
@@ -209,20 +212,30 @@ def _load(
         )
     variables = read_tensors(
         path,
-        expected_tensors(model),
+        expected,
         f"{path} does not fit {_describe(card['model'], card['num_classes'], options)}",
         f"{CARD_FILE} and {WEIGHTS_FILE} must come from the same save.",
     )
     return model, variables
 
 
-def _create(name: str, num_classes: int, options: Mapping[str, Any], source: str) -> nn.Module:
-    """Calls `create_model`; the error for a wrong argument names where that came from."""
+def _create(
+    name: str, num_classes: int, options: Mapping[str, Any], source: str
+) -> tuple[nn.Module, dict[str, Spec], dict[str, list[float]]]:
+    """Returns a model, its variables as `expected_tensors` has them, and its normalisation.
+
+    Raises:
+      WeightsError: the options do not make a model; it names where they came from.
+    """
     try:
-        return models.create_model(name, num_classes=num_classes, **options)
-    except (FlaxsegError, TypeError, ValueError) as error:
+        dtype = {"dtype": jnp.dtype(options["dtype"])} if options.get("dtype") else {}
+        model = models.create_model(name, num_classes=num_classes, **{**options, **dtype})
+        model_protocol(model)  # raises for one that is not understood
+        return model, expected_tensors(model), normalization_of(model)
+    except Exception as error:  # of any kind: options come from cards that anyone may have written
+        kind = "" if isinstance(error, FlaxsegError | ValueError) else f"{type(error).__name__}: "
         raise WeightsError(
-            f"{source}: cannot make {_describe(name, num_classes, options)}: {error}"
+            f"{source}: cannot make {_describe(name, num_classes, options)}: {kind}{error}"
         ) from error
 
 
@@ -236,13 +249,13 @@ def _at_output_stride(
     given = {key: None for key in overrides if key != "output_stride"}
     try:
         return models.at_output_stride(name, {**options, **given}, overrides["output_stride"])
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise WeightsError(f"{folder}: {error}") from error
 
 
 def _describe(name: str, num_classes: int, options: Mapping[str, Any]) -> str:
     """Returns the call that creates the model."""
-    arguments = "".join(f", {key}={value!r}" for key, value in options.items())
+    arguments = "".join(f", {key}={reprlib.repr(value)}" for key, value in options.items())
     return f"create_model({name!r}, num_classes={num_classes}{arguments})"
 
 

@@ -3,6 +3,8 @@
 Each array of `variables` stands under its path, for example `params/backbone/stem/conv/kernel`.
 """
 
+import itertools
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -21,6 +23,10 @@ Spec = tuple[tuple[int, ...], str]
 # The size with which shapes are derived; nothing is computed at this size.
 _PROBE_SIZE = (65, 65)
 _MAX_LISTED = 8
+# Calls of modules, of which the deepest networks here have some two thousand, and values of all
+# variables, of which the largest have some hundred million.
+_MAX_CALLS = 10_000
+_MAX_VALUES = 2**31
 
 _DTYPES = {
     "F64": "float64",
@@ -33,10 +39,26 @@ _DTYPES = {
 
 
 def expected_tensors(model: nn.Module) -> dict[str, Spec]:
-    """Returns shape and dtype of every variable of a model, by path; nothing is computed."""
+    """Returns shape and dtype of every variable of a model, by path; nothing is computed.
+
+    Raises:
+      ValueError: it has more layers or variables than any network of this field.
+    """
     image = jax.ShapeDtypeStruct((1, *_PROBE_SIZE, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    return {key: (value.shape, str(value.dtype)) for key, value in flatten(shapes).items()}
+    calls = itertools.count(1)
+
+    def count(layer, arguments, named, _):
+        if next(calls) > _MAX_CALLS:
+            raise ValueError(f"the network has more than {_MAX_CALLS} layers.")
+        return layer(*arguments, **named)
+
+    with nn.intercept_methods(count):
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    tensors = {key: (value.shape, str(value.dtype)) for key, value in flatten(shapes).items()}
+    total = sum(math.prod(shape) for shape, _ in tensors.values())
+    if total > _MAX_VALUES:
+        raise ValueError(f"the network has {total:.3g} parameters, more than {_MAX_VALUES:.3g}.")
+    return tensors
 
 
 def read_tensors(

@@ -172,14 +172,16 @@ def is_exported(run: Run, best: Mapping[str, Any]) -> bool:
 
 
 def _export(run: Run, entry: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
-    """Writes a model with the scores of its evaluation."""
+    """Writes a model with the protocol and the scores of its evaluation."""
     own = run.settings
+    protocol = own.evaluation.protocol
     save_model(
         run.directory.model,
         variables,
         name=own.model.name,
         num_classes=own.data.info.num_classes,
-        options=own.model.options,
+        options=own.model.options
+        | ({} if protocol.is_plain else {"protocol": protocol.describe()}),
         class_names=own.data.info.class_names,
         class_colors=own.data.info.class_colors,
         extra={

@@ -133,6 +133,8 @@ def read_pretrained(source: str | os.PathLike) -> Pretrained:
 def _assemble(network: Network, source: str) -> Pretrained:
     """Returns the network with its tensors in the variables of our model."""
     options = {**network.options, "normalization": dataclasses.asdict(network.normalization)}
+    if network.protocol != "whole":
+        options["protocol"] = network.protocol
     model = create_model(network.name, network.num_classes, **options)
     image = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)

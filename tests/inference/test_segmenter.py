@@ -279,9 +279,29 @@ def test_wrong_protocols_are_refused(text, message):
         parse_protocol(text)
 
 
-def test_images_that_do_not_fit_are_refused(tiny):
-    with pytest.raises(ConfigError, match="does not fit on the canvas pad_to = 16 x 16"):
-        Segmenter(*tiny, Protocol(pad_to=(16, 16))).run(random_image(17, 5))
+def test_an_image_larger_than_the_canvas_runs_in_windows_of_its_size(tiny):
+    image = random_image(25, 7)
+    canvas, windows = (Protocol(pad_to=(16, 12)), Protocol(window=(16, 12)))
+    assert canvas.layout((25, 7), 1.0) == windows.layout((25, 7), 1.0)
+    np.testing.assert_array_equal(
+        Segmenter(*tiny, canvas).run(image).probabilities,
+        Segmenter(*tiny, windows).run(image).probabilities,
+    )
+
+
+def test_the_protocol_is_the_models_own_unless_told_otherwise(tiny):
+    model, variables = tiny
+    own = model.clone(protocol="whole(scales=(0.5,))")
+    image, smaller = random_image(9, 11), Protocol(scales=(0.5,))
+    assert Segmenter(own, variables).protocol == smaller
+    assert Segmenter(own, variables, Protocol()).protocol == Protocol()
+    reduced, whole = (Segmenter(*tiny, p).run(image).classes for p in (smaller, Protocol()))
+    assert (reduced != whole).any()
+    np.testing.assert_array_equal(predict(own, variables, image), reduced)
+    np.testing.assert_array_equal(predict(own, variables, image, protocol=Protocol()), whole)
+
+
+def test_images_of_another_form_are_refused(tiny):
     with pytest.raises(ValueError, match="dtype float64"):
         Segmenter(*tiny).run(np.zeros((5, 5, 3)))
     with pytest.raises(ValueError, match=r"shape \(1, 5, 5, 3\)"):

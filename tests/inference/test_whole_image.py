@@ -47,7 +47,7 @@ def test_compiles_once_per_size(tiny):
     model, variables = tiny
     image = random_images(11, 13, 3)
     predict(model, variables, image)
-    programs = _last_segmenter(model, None)._batch_classes
+    programs = _last_segmenter(model, None, None)._batch_classes
     before = programs._cache_size()
     predict(model, variables, image[:, ::-1].copy())
     assert programs._cache_size() == before

@@ -343,6 +343,41 @@ def test_evaluate_without_out_writes_nothing(tmp_path, model_dir, dataset, capsy
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_models_own_protocol_is_used_and_said(tmp_path, model_dir, dataset, capsys):
+    own = parse_protocol("whole(scales=(0.5,))")
+    variables = flaxseg.load_model(model_dir)[1]
+    options = {"blur": True, "protocol": own.describe()}
+    common = {"name": "tiny", "num_classes": 3, "class_names": NAMES}
+    model_dir = flaxseg.save_model(tmp_path / "own", variables, options=options, **common)
+    said = "protocol: whole(scales=(0.5,)) (the model's own; --protocol=whole runs"
+
+    def matrix(*flags):
+        code, stdout, _ = run(capsys, "evaluate", model_dir, "--data=toy", *flags)
+        assert code == 0
+        assert (said in stdout) == (not flags)
+        return stdout.partition("class ")[2].partition(" counted")[0]
+
+    measured = ConfusionMatrix(3)
+    for record in dataset[1]:
+        pred = Segmenter(*flaxseg.load_model(model_dir), own).run(record["image"]).classes
+        measured.update(record["label"], pred)
+    wanted = measured.table(NAMES).partition("class ")[2].partition(" counted")[0]
+    assert wanted == matrix()
+    assert wanted == matrix("--protocol", own.describe())
+    assert wanted != matrix("--protocol=whole") == matrix("--pad_to", 16, 20)
+
+    source = image_file(tmp_path / "small.png")
+    masks = []
+    for name, flags in {"own": (), "whole": ("--protocol=whole",)}.items():
+        flags = ("--model", model_dir, "--out", tmp_path / name, *flags)
+        code, stdout, _ = run(capsys, "predict", source, *flags)
+        assert (code, said in stdout) == (0, name == "own")
+        masks.append(indices(tmp_path / name / "small_mask.png"))
+    image = read_image(source)
+    np.testing.assert_array_equal(masks[0], predict(*flaxseg.load_model(model_dir), image))
+    assert (masks[0] != masks[1]).any()
+
+
 def test_evaluate_by_a_protocol_and_near_boundaries(tmp_path, model_dir, dataset, capsys):
     protocol = "windows(window=6, window_stride=3, scales=(0.8, 1.3), flip=True)"
     flags = (model_dir, "--data", "toy", "--protocol", protocol, "--boundary")
@@ -417,6 +452,14 @@ def test_report_finds_a_data_set_of_ones_own(tmp_path, model_dir, capsys):
     assert run(capsys, "report", tmp_path / "own")[0] == 0
     page = (tmp_path / "own" / "report.html").read_text()
     assert "tiny on toy val" in page
+    code, stdout, _ = run(capsys, "evaluate", tmp_path / "own")
+    assert code == 0
+    assert "on toy val" in stdout
+    moved = folder.rename(tmp_path / "elsewhere")
+    code, _, stderr = run(capsys, "evaluate", tmp_path / "own")
+    assert code == 1
+    assert f"your own images in {folder}, and there is no such folder" in stderr
+    assert run(capsys, "evaluate", tmp_path / "own", "--manual_dir", moved)[0] == 0
 
 
 def test_evaluate_on_a_canvas(model_dir, dataset, capsys):
@@ -510,7 +553,7 @@ def test_a_wrong_split_exits_with_2(tmp_path, model_dir, dataset, capsys, monkey
     [
         (["predit"], "Did you mean 'predict'?"),
         (["predict", "a.png", "--modell=x", "--model=y", "--out=z"], "Did you mean '--model'?"),
-        (["evaluate", "x"], "required: --data"),
+        (["export", "x", "--out=y"], "required: --size"),
         (["evaluate", "x", "--data=y", "--batch_size=0"], "at least 1, got 0"),
         (["predict", "--model=x", "--out=y"], "IMAGE|FOLDER|GLOB|-"),
     ],

@@ -176,12 +176,12 @@ def test_a_canvas_for_batches_and_a_crf_exclude_each_other(model_dir, capsys):
 
 
 def test_searches_that_cannot_be_made(model_dir):
-    model, variables = flaxseg.load_model(model_dir)
+    segmenter = Segmenter(*flaxseg.load_model(model_dir))
     grid = {"w1": [3.0], "sigma_alpha": [8.0], "sigma_beta": [4.0]}
     with pytest.raises(DataError, match="no images"):
-        tune_crf(model, variables, [], 3, parse_crf(CRF), grid)
+        tune_crf(segmenter, [], 3, parse_crf(CRF), grid)
     with pytest.raises(ConfigError, match=r"sigma_beta is \[-4.0\]; give numbers above 0"):
-        tune_crf(model, variables, RECORDS, 3, parse_crf(CRF), grid | {"sigma_beta": [-4.0]})
+        tune_crf(segmenter, RECORDS, 3, parse_crf(CRF), grid | {"sigma_beta": [-4.0]})
 
 
 def test_the_border_of_a_protocol_is_cut_off_before_the_crf(tmp_path, model_dir):

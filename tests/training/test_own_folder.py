@@ -9,7 +9,7 @@ from own_folder import CLASSES, COLORS, image_of, write_folder
 
 import flaxseg
 from flaxseg.errors import ConfigError, DataError
-from flaxseg.inference import predict
+from flaxseg.inference import Protocol, model_protocol, predict
 from flaxseg.training import default_config, train_and_evaluate
 from flaxseg.training.assemble import data_name
 from flaxseg.training.config_check import validate_config
@@ -45,6 +45,7 @@ def config(tmp_path, folder):
 
 def test_the_model_has_the_classes_of_the_folder(config, folder, tmp_path):
     config.loss.class_weights = (1.0, 2.0, 3.0)
+    config.eval.pad_to = (40, 48)
     workdir = tmp_path / "run"
     result = train_and_evaluate(config, str(workdir))
     assert len(result.best["iou"]) == 3
@@ -52,6 +53,7 @@ def test_the_model_has_the_classes_of_the_folder(config, folder, tmp_path):
     assert (card["num_classes"], card["class_names"]) == (3, CLASSES)
     assert card["class_colors"] == COLORS
     model, variables = flaxseg.load_model(workdir)
+    assert model_protocol(model) == Protocol(pad_to=(40, 48)), "not what it was evaluated with"
     assert predict(model, variables, image_of(0)).max() <= 2
     # The run goes on where the images were moved, and not where they were changed.
     moved = folder.rename(tmp_path / "elsewhere")

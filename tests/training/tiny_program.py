@@ -28,6 +28,7 @@ class Tiny(nn.Module):
     norm: Callable = None
     normalization: ImageNormalization = ImageNormalization((127.5,) * 3, (127.5,) * 3)
     dtype: Any = jnp.float32
+    protocol: str = "whole"
     width: int = 4
     dropout: float = 0.1
 

@@ -13,6 +13,7 @@ from flaxseg.data.sets.catalog import MANIFEST
 from flaxseg.data.sets.data_sources import Examples, OwnFolder, Published, Source
 from flaxseg.errors import DataError, NotPreparedError
 from flaxseg.files import PathLike, write_text
+from flaxseg.json_text import read_json
 
 _FORMAT = 1
 
@@ -199,7 +200,7 @@ def write_manifest(folder: pathlib.Path, source: Source, found: Examples) -> Non
 def load_manifest(folder: pathlib.Path) -> Manifest | None:
     """Returns the manifest in a folder, or None where this version understands none."""
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = read_json(folder / MANIFEST)
         if content.pop("format") != _FORMAT:
             return None
         files = {

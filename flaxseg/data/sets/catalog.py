@@ -1,6 +1,5 @@
 """Finds a data set by its name."""
 
-import json
 import os
 import pathlib
 
@@ -17,6 +16,7 @@ from flaxseg.data.sets import (
 )
 from flaxseg.data.sets.data_sources import Generated, OwnFolder, Prepared, Published, Source
 from flaxseg.errors import ConfigError, DataError, near
+from flaxseg.json_text import read_json
 
 MANIFEST = "flaxseg.json"
 """The file in the folder of a prepared data set that says what it is."""
@@ -130,7 +130,7 @@ def _own_folder(path: pathlib.Path) -> OwnFolder | Prepared:
 
 def _prepared_info(path: pathlib.Path) -> DatasetInfo:
     try:
-        facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["info"]
+        facts = read_json(path / MANIFEST)["info"]
         return DatasetInfo.from_json(facts, prepared=path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

@@ -122,7 +122,10 @@ def read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         options["decoder_convs"] = len(convs)
     name_map = SlimNames("TF-slim deeplab", slim_deeplab_module(family, known[0]))
     name = "deeplabv3plus" if convs else "deeplabv3"
-    return Network(name, kernel.shape[3], options, normalization, name_map, tensors)
+    num_classes = kernel.shape[3]
+    # The canvases of the release; image pooling and aligned corners depend on the size.
+    protocol = "whole(pad_to=(1025, 2049))" if num_classes == 19 else "deeplab_voc"
+    return Network(name, num_classes, options, normalization, name_map, tensors, protocol=protocol)
 
 
 LAYOUTS = (Layout("TensorFlow's DeepLab", ("logits/semantic/weights",), read_slim),)

@@ -6,7 +6,13 @@ import numpy as np
 
 from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
 from flaxseg.weights.backbone_names.families import NAME_MAPS
-from flaxseg.weights.layouts.layout import Layout, Network, bottleneck_resnet, count_classes
+from flaxseg.weights.layouts.layout import (
+    TORCHVISION_PROTOCOL,
+    Layout,
+    Network,
+    bottleneck_resnet,
+    count_classes,
+)
 from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
 # Of TensorFlow Lite's DeepLab models: to about [-1, 1].
@@ -53,7 +59,10 @@ def read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     }
     num_classes = count_classes(tensors, "classifier.4.weight", source)
     name_map = NameMap("torchvision deeplabv3", torchvision_deeplabv3_module)
-    return Network("deeplabv3", num_classes, options, IMAGENET, name_map, tensors)
+    protocol = TORCHVISION_PROTOCOL if num_classes == 21 else "whole"
+    return Network(
+        "deeplabv3", num_classes, options, IMAGENET, name_map, tensors, protocol=protocol
+    )
 
 
 def read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Network:
@@ -71,7 +80,9 @@ def read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         tensors = {**tensors, "head.project.0.weight": np.concatenate([branch, pooling], 1)}
     num_classes = count_classes(tensors, "head.classifier.weight", source)
     name_map = NameMap("deeplabv3_mobilenet_v2_voc21", _mobile_deeplabv3_module)
-    return Network("deeplabv3", num_classes, options, _TFLITE, name_map, tensors)
+    return Network(
+        "deeplabv3", num_classes, options, _TFLITE, name_map, tensors, protocol="deeplab_voc"
+    )
 
 
 LAYOUTS = (

@@ -55,7 +55,8 @@ def read_dfn(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     }
     num_classes = count_classes(tensors, "smooth_heads.3.conv.weight", source)
     used = {name: value for name, value in tensors.items() if not name.startswith(IDLE)}
-    return Network("dfn", num_classes, options, IMAGENET, TORCHSEG_DFN, used)
+    protocol = "dfn(window=800, window_stride=534)" if num_classes == 19 else "dfn"
+    return Network("dfn", num_classes, options, IMAGENET, TORCHSEG_DFN, used, protocol=protocol)
 
 
 LAYOUTS = (Layout("TorchSeg's DFN", (r"smooth_pre_rrbs\.0\.conv_1x1\.weight",), read_dfn),)

@@ -16,7 +16,13 @@ from flaxseg.weights.backbone_names.vgg_names import (
     caffe_alexnet_module,
     caffe_vgg_module,
 )
-from flaxseg.weights.layouts.layout import Layout, Network, bottleneck_resnet, count_classes
+from flaxseg.weights.layouts.layout import (
+    TORCHVISION_PROTOCOL,
+    Layout,
+    Network,
+    bottleneck_resnet,
+    count_classes,
+)
 from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
 # The last deconvolution is called by its factor where there are skips.
@@ -132,7 +138,10 @@ def read_torchvision(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         "auxiliary": "aux_classifier.4.weight" in tensors,
     }
     num_classes = count_classes(tensors, "classifier.4.weight", source)
-    return Network("fcn", num_classes, options, IMAGENET, TORCHVISION_FCN, tensors)
+    protocol = TORCHVISION_PROTOCOL if num_classes == 21 else "whole"
+    return Network(
+        "fcn", num_classes, options, IMAGENET, TORCHVISION_FCN, tensors, protocol=protocol
+    )
 
 
 LAYOUTS = (

@@ -174,6 +174,7 @@ def read_icnet(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         CAFFE_ICNET,
         tensors,
         allow_unused=True,
+        protocol="icnet" if num_classes == 19 else "whole",
     )
 
 

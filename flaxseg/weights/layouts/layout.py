@@ -11,6 +11,9 @@ from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import ImageNormalization
 from flaxseg.weights.name_map import NameMap
 
+TORCHVISION_PROTOCOL = "whole(short_side=(520, 520))"
+"""Of torchvision's segmentation networks with VOC's 21 classes, at training and at evaluation."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -24,6 +27,8 @@ class Network:
       name_map: where the model's variables are among the tensors.
       tensors: those to load, brought into the form that `name_map` knows.
       allow_unused: whether the file has tensors that are no part of the network.
+      protocol: how its authors run an image, where that matters, as text of
+        `flaxseg.inference.parse_protocol`.
     """
 
     name: str
@@ -33,6 +38,7 @@ class Network:
     name_map: NameMap
     tensors: Mapping[str, np.ndarray]
     allow_unused: bool = False
+    protocol: str = "whole"
 
 
 @dataclasses.dataclass(frozen=True)

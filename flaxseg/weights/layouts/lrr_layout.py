@@ -112,6 +112,7 @@ def read_lrr(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         ImageNormalization(mean, (1.0, 1.0, 1.0)),
         MATCONVNET_LRR,
         kept,
+        protocol="whole(pad_multiple=32, pad_place='centre')",
     )
 
 

@@ -13,6 +13,8 @@ from flaxseg.weights.name_map import NameMap, behind, conv_block, module_names
 
 # Of all published networks.
 _BINS = (1, 2, 3, 6)
+# By the number of classes: VOC, ADE20K and Cityscapes, whose windows are those of the training.
+_AUTHORS_PROTOCOLS = {21: "pspnet", 150: "pspnet", 19: "pspnet_cityscapes"}
 # Of the Caffe nets of PSPNet's authors: the mean only. Red, green, blue, as all our images; the
 # nets' blue, green, red is undone in the first convolution.
 CAFFE_PSPNET_NORMALIZATION = ImageNormalization((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
@@ -109,7 +111,15 @@ def read_semseg(tensors: Mapping[str, np.ndarray], source: str) -> Network:
         "auxiliary": "aux.4.weight" in tensors,
     }
     num_classes = count_classes(tensors, "cls.4.weight", source)
-    return Network("pspnet", num_classes, options, IMAGENET, SEMSEG_PSPNET, tensors)
+    return Network(
+        "pspnet",
+        num_classes,
+        options,
+        IMAGENET,
+        SEMSEG_PSPNET,
+        tensors,
+        protocol=_AUTHORS_PROTOCOLS.get(num_classes, "whole"),
+    )
 
 
 def read_mmsegmentation(tensors: Mapping[str, np.ndarray], source: str) -> Network:
@@ -140,7 +150,13 @@ def read_caffe(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     }
     num_classes = count_classes(tensors, "conv6.weight", source)
     return Network(
-        "pspnet", num_classes, options, CAFFE_PSPNET_NORMALIZATION, CAFFE_PSPNET, tensors
+        "pspnet",
+        num_classes,
+        options,
+        CAFFE_PSPNET_NORMALIZATION,
+        CAFFE_PSPNET,
+        tensors,
+        protocol=_AUTHORS_PROTOCOLS.get(num_classes, "whole"),
     )
 
 

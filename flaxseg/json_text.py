@@ -1,0 +1,46 @@
+"""Reads JSON that anyone may have written."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+from flaxseg.files import PathLike
+
+MAX_BYTES = 16 * 2**20
+"""A larger file is refused before it is read; those of flaxseg have a few kilobytes."""
+
+
+def read_json(path: PathLike) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: as for `parse_json`, or it is too large.
+    """
+    size = pathlib.Path(path).stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"it has {size} bytes; at most {MAX_BYTES} are read")
+    return parse_json(pathlib.Path(path).read_bytes())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns the value of a JSON text.
+
+    Raises:
+      ValueError: it is not JSON, is nested too deeply, or has a number that is not finite.
+
+    >>> parse_json('{"steps": 3}')
+    {'steps': 3}
+    """
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"it has the number {text}, which is not finite")
+    return value
