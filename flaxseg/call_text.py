@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from flaxseg.errors import ConfigError, near
 
+_MAX_LENGTH = 2000  # characters; longer ones could exhaust the parser
+
 
 class Call(NamedTuple):
     """Holds a name with arguments.
@@ -100,10 +102,18 @@ def _summand(node: ast.expr, text: str, what: str) -> Call:
 
 
 def _parsed(text: str, what: str) -> ast.expr:
+    if len(text) > _MAX_LENGTH:
+        raise ConfigError(
+            f"the {what} {text[:60]!r} ... has {len(text)} characters; the most is {_MAX_LENGTH}."
+        )
     try:
-        return ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(text.strip(), mode="eval").body
+        ast.unparse(tree)  # what reads the tree, and quotes it, goes as deep
+        return tree
     except (SyntaxError, ValueError) as error:  # ValueError: a null character
         raise _not_understood(text, what, f"at {_place(error)!r}") from None
+    except (MemoryError, RecursionError):
+        raise _not_understood(text, what, "it is nested too deeply") from None
 
 
 def _place(error: SyntaxError | ValueError) -> str:

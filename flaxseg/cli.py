@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import flaxseg
 from flaxseg.errors import ConfigError, FlaxsegError, missing_package, near
+from flaxseg.files import local_text
 from flaxseg.host_memory import keep_freed_memory
 from flaxseg.programs import COMMANDS
 
@@ -66,8 +67,18 @@ def _run(argv: Sequence[str]) -> int:
         print(parser.format_help(), flush=True)
         raise ConfigError("no command is given; they are listed above")
     args = parser.parse_args(argv)
+    _check_texts(args)
     keep_freed_memory()
     return args.run(args)
+
+
+def _check_texts(args: argparse.Namespace) -> None:
+    """Raises ConfigError for an argument that no command can take, whatever it means."""
+    for name, value in vars(args).items():
+        for text in value if isinstance(value, list) else [value]:
+            wanted = local_text(text) if isinstance(text, str) else ""
+            if wanted:
+                raise ConfigError(f"{name} is {text!r}; it must be {wanted}")
 
 
 def _program() -> str:

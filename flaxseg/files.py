@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,49 @@ from typing import BinaryIO
 from flaxseg.errors import WriteError
 
 PathLike = str | os.PathLike
+
+# One letter is a drive, and a data set has a name such as folder:/home/me/images.
+_SCHEME = re.compile(r"(?!folder:)([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+def local_path(path: PathLike) -> str:
+    """Returns "" for a path that this machine can have, else what is wanted, after "it must be".
+
+    >>> local_path("runs/camvid")
+    ''
+    >>> local_path("s3://bucket/run")
+    'a path on this machine; mount the storage of s3:// as a folder and give that'
+    """
+    text = os.fspath(path)
+    wanted = local_text(text)
+    if wanted:
+        return wanted
+    try:
+        pathlib.Path(text).expanduser().lstat()
+    except FileNotFoundError:
+        pass
+    except (OSError, RuntimeError, ValueError) as error:  # a long name, an unknown ~user, NUL
+        return f"a path that this machine can have ({getattr(error, 'strerror', None) or error})"
+    return ""
+
+
+def local_text(text: str) -> str:
+    """Returns "" for a text that is not the path of another machine's file, nor cut short by a NUL
+    character; else what is wanted, as `local_path`."""
+    scheme = _SCHEME.match(text)
+    if scheme:
+        return (
+            f"a path on this machine; mount the storage of {scheme[1]}:// as a folder and give that"
+        )
+    return "a text without NUL characters" if "\0" in text else ""
+
+
+def local_folder(path: PathLike) -> str:
+    """Returns "" for the path of a folder, there or not, else what is wanted, as `local_path`."""
+    wanted = local_path(path)
+    if not wanted and path and pathlib.Path(path).expanduser().is_file():
+        return "a folder, and it is a file"
+    return wanted
 
 
 @contextlib.contextmanager
@@ -118,7 +162,7 @@ def replace_folder(staged: PathLike, target: PathLike) -> None:
 def previous_of(target: PathLike) -> pathlib.Path:
     """Returns where `replace_folder` keeps the old folder until the new one has its name."""
     target = pathlib.Path(target)
-    return target.with_name(f".{target.name}.previous")
+    return target.parent / f".{target.name}.previous"  # with_name refuses the root
 
 
 def take_back(target: PathLike) -> None:

@@ -1,6 +1,9 @@
-"""Rules for the values of settings; each group of settings lists its own and checks them once."""
+"""Rules for the values of settings; each group of settings lists its own and checks them once.
 
-import math
+Numbers end up as float32, and counts as int32: a value beyond these is out of range whatever the
+setting means.
+"""
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,6 +13,19 @@ Made = TypeVar("Made")
 
 Rule = Callable[[Any], str]
 """Returns "" for a good value, else what is wanted, as it stands after "it must be"."""
+
+LARGEST_COUNT = 2**31 - 1
+MAX_WORKERS = 1024
+"""Threads, or processes, that read."""
+
+LARGEST_SEED = 2**32 - 1
+LARGEST_SIDE = 2**16
+"""Of an image, in pixels."""
+
+_LARGEST = 3.4028234e38
+_SMALLEST = 1.1754944e-38  # above 0 and not a denormal, which devices take for 0
+
+_MAX_SHOWN = 2000  # characters of a problem
 
 
 def one_of(*known: str) -> Rule:
@@ -26,14 +42,33 @@ def member_of(known: Sequence[object]) -> Rule:
     return lambda value: "" if value in known else f"one of {', '.join(map(repr, known))}"
 
 
-def at_least(low: float) -> Rule:
+def at_least(low: float, most: float = _LARGEST) -> Rule:
     """Returns the rule of a finite number with a smallest value."""
-    return lambda value: "" if math.isfinite(value) and value >= low else f"at least {low}"
+
+    def rule(value: float) -> str:
+        if low <= value <= most:
+            return ""
+        bound = most if isinstance(most, int) else f"{most:g}"
+        return f"at least {low} and at most {bound}" if value > most else f"at least {low}"
+
+    return rule
+
+
+def count_from(low: int) -> Rule:
+    """Returns the rule of a whole number with a smallest value."""
+    return at_least(low, LARGEST_COUNT)
 
 
 def above(low: float) -> Rule:
     """Returns the rule of a finite number above another."""
-    return lambda value: "" if math.isfinite(value) and value > low else f"more than {low}"
+
+    def rule(value: float) -> str:
+        if low < value <= _LARGEST and value - low >= _SMALLEST:
+            return ""
+        bounds = f" by {_SMALLEST:g} or more, and at most {_LARGEST:g}" if value > low else ""
+        return f"more than {low}{bounds}"
+
+    return rule
 
 
 def within(low: float, high: float) -> Rule:
@@ -48,15 +83,21 @@ def between(low: float, high: float) -> Rule:
 
 def share(value: float) -> str:
     """Returns the rule of a number in ``(0, 1]``."""
-    return "" if 0 < value <= 1 else "more than 0 and at most 1"
+    return "" if _SMALLEST <= value <= 1 else "more than 0 and at most 1"
+
+
+SEEDS = between(0, LARGEST_SEED)
+"""The rule of what random numbers begin with."""
 
 
 def image_size(low: int) -> Rule:
     """Returns the rule of a size with a smallest side."""
 
     def rule(value: tuple[int, int]) -> str:
-        good = len(value) == 2 and all(isinstance(side, int) and side >= low for side in value)
-        wanted = f"(height, width) in pixels, each a whole number of at least {low}"
+        good = len(value) == 2 and all(
+            isinstance(side, int) and low <= side <= LARGEST_SIDE for side in value
+        )
+        wanted = f"(height, width) in pixels, each a whole number from {low} to {LARGEST_SIDE}"
         return "" if good else wanted
 
     return rule
@@ -128,7 +169,18 @@ class Problems:
 
 def raise_listed(problems: list[str]) -> None:
     """Raises ConfigError that lists the problems of a config, if there are any."""
-    found = list(dict.fromkeys(problems))
+    found = [_shortened(problem) for problem in dict.fromkeys(problems)]
     if found:
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         raise ConfigError(f"{count} in the config:\n" + "\n".join(f"  - {p}" for p in found))
+
+
+def is_finite(value: float) -> bool:
+    """Returns whether a number is finite as float32."""
+    return -_LARGEST <= value <= _LARGEST
+
+
+def _shortened(problem: str) -> str:
+    """Returns a problem without the middle of an endless value in it."""
+    half = _MAX_SHOWN // 2
+    return problem if len(problem) <= _MAX_SHOWN else f"{problem[:half]} ... {problem[-half:]}"

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from flaxseg.errors import ConfigError
-from flaxseg.settings import check_rules, one_of
+from flaxseg.settings import LARGEST_SIDE, check_rules, one_of
 
 SOFTMAX = ("window", "image", "end")
 FLIP_FUSIONS = ("probabilities", "logits", "logit_sum", "product")
@@ -23,6 +23,9 @@ _GAUSSIAN_WIDTH = 1 / 8
 # They do not fall below this share of their largest value, so that corners of the image, which
 # one window alone sees, keep their precision.
 _GAUSSIAN_FLOOR = 1e-3
+
+_MAX_SCALES = 100
+_MAX_SCALE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,13 +234,18 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _scales(value: object) -> str:
-    good = isinstance(value, tuple) and value and all(_is_number(s) and s > 0 for s in value)
-    return "" if good else "a tuple of numbers above 0, such as (0.75, 1.0)."
+    good = isinstance(value, tuple) and 0 < len(value) <= _MAX_SCALES
+    good = good and all(_is_number(s) and 1 / _MAX_SCALE <= s <= _MAX_SCALE for s in value)
+    wanted = (
+        f"a tuple of numbers above 0, such as (0.75, 1.0); {_MAX_SCALES} at most, each up to "
+        f"{_MAX_SCALE}."
+    )
+    return "" if good else wanted
 
 
 def _whole(value: object) -> str:
-    good = isinstance(value, int) and _is_number(value) and value >= 1
-    return "" if good else "a whole number of at least 1."
+    good = isinstance(value, int) and _is_number(value) and 1 <= value <= LARGEST_SIDE
+    return "" if good else f"a whole number of at least 1 and at most {LARGEST_SIDE}."
 
 
 def _two(value: object) -> str:
@@ -251,4 +259,4 @@ def _one_or_two(value: object) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

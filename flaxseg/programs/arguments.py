@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import flaxseg
+from flaxseg import settings
 from flaxseg.classes import check_same_classes
 from flaxseg.errors import ConfigError, DataError
+from flaxseg.settings import LARGEST_COUNT, Rule
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     from flaxseg.crf import CrfPreset
@@ -127,16 +129,25 @@ def crf(parser: argparse.ArgumentParser, **options) -> None:
     )
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Returns a type for integers that are not below `minimum`."""
+def at_least(minimum: int, most: int = LARGEST_COUNT) -> Callable[[str], int]:
+    """Returns a type for integers that are not below `minimum`, nor above `most`."""
+    return _ruled(int, settings.at_least(minimum, most))
 
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
-        return value
 
-    return whole_number
+def number(rule: Rule) -> Callable[[str], float]:
+    """Returns a type for numbers that keep a rule."""
+    return _ruled(float, rule)
+
+
+def _ruled(kind: type, rule: Rule) -> Callable[[str], float]:
+    def value_of(text: str) -> float:
+        wanted = rule(kind(text))
+        if wanted:
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text}")
+        return kind(text)
+
+    value_of.__name__ = "whole number" if kind is int else "number"  # for argparse's own message
+    return value_of
 
 
 def count(
@@ -147,11 +158,12 @@ def count(
     text: str,
     *,
     least: int = 1,
+    most: int = LARGEST_COUNT,
 ) -> None:
     """Adds a flag for a whole number; a default is named in the help."""
     if default is not None:
         text = f"{text} (default: {default})"
-    flag(parser, name, type=at_least(least), default=default, metavar=metavar, help=text)
+    flag(parser, name, type=at_least(least, most), default=default, metavar=metavar, help=text)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from flaxseg.errors import ConfigError
 from flaxseg.files import whole_file, write_text
 from flaxseg.programs import arguments
 from flaxseg.progress import several
+from flaxseg.settings import LARGEST_SEED
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     from flaxseg.data import DatasetInfo
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.manual_dir(parser)
     count = functools.partial(arguments.count, parser)
     count("--num_bases", "K", 10, "number of bases per class")
-    count("--patch_size", "P", 32, "side of the patches in pixels", least=4)
+    count("--patch_size", "P", 32, "side of the patches in pixels", least=4, most=1024)
     count("--num_patches", "N", 10_000, "number of patches per class to learn from", least=2)
     parser.add_argument(
         "--scale",
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="released",
         help="norm of the filters: that of the released ones, or 1 (default: released)",
     )
-    count("--seed", "N", 0, "seed of the choice of patches", least=0)
+    count("--seed", "N", 0, "seed of the choice of patches", least=0, most=LARGEST_SEED)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
 
 

@@ -24,12 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.model(parser)
     parser.add_argument(
         "--keep",
-        type=float,
+        type=arguments.number(_share),
         default=0.5,
         metavar="SHARE",
         help="share of the channels to keep (default: 0.5)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the smaller model")
+
+
+def _share(value: float) -> str:
+    """Returns the rule of a share that leaves something, and something out."""
+    return "" if 0 < value < 1 else "more than 0 and less than 1"
 
 
 def run(args: argparse.Namespace) -> int:

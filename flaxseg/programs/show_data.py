@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flaxseg.programs import arguments
 from flaxseg.programs.recipe_list import load_recipe
+from flaxseg.settings import LARGEST_SEED
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     from flaxseg.data import Augmentation
@@ -48,8 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flip", action=argparse.BooleanOptionalAction, default=None, help="mirror half of them"
     )
-    arguments.count(parser, "--seed", "N", None, "seed of the stream (default: 0)", least=0)
-    arguments.count(parser, "--num_examples", "N", 12, "number of examples")
+    arguments.count(
+        parser, "--seed", "N", None, "seed of the stream (default: 0)", least=0, most=LARGEST_SEED
+    )
+    arguments.count(parser, "--num_examples", "N", 12, "number of examples", most=1000)
     parser.add_argument(
         "--out", default="data.png", metavar="FILE", help="the PNG to write (default: data.png)"
     )

@@ -18,6 +18,7 @@ from flaxseg.errors import ConfigError, DataError
 from flaxseg.files import write_text
 from flaxseg.programs import arguments
 from flaxseg.progress import several
+from flaxseg.settings import above
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     from flaxseg.crf import CrfPreset
@@ -59,14 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         arguments.flag(
             parser,
             f"--{name}",
-            type=float,
+            type=arguments.number(above(0)),
             nargs="+",
             default=values,
             metavar="X",
             help=f"{what} (default: {' '.join(f'{v:g}' for v in values)})",
         )
     text = "searches around the best point, each at half the distance"
-    arguments.count(parser, "--refinements", "N", 1, text, least=0)
+    arguments.count(parser, "--refinements", "N", 1, text, least=0, most=20)
     arguments.count(parser, "--limit", "N", 100, "number of images, spread over the split")
     arguments.crf(parser, default="deeplab_v2_vgg16")
     parser.add_argument("--out", metavar="DIR", help="folder for crf.json")

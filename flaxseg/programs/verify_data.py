@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flaxseg.errors import DataError
 from flaxseg.files import write_text
 from flaxseg.programs import arguments
+from flaxseg.settings import MAX_WORKERS
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     from flaxseg.data import Report
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print the report as JSON instead of text"
     )
     text = "number of decoding threads (default: one per core, at most 32)"
-    arguments.count(parser, "--num_threads", "N", None, text)
+    arguments.count(parser, "--num_threads", "N", None, text, most=MAX_WORKERS)
 
 
 def run(args: argparse.Namespace) -> int:

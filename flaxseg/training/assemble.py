@@ -5,6 +5,7 @@ the fields, so that a user sees all problems at once.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,12 +14,15 @@ from ml_collections import config_dict
 from flaxseg import data
 from flaxseg.call_text import check_name
 from flaxseg.errors import ConfigError, SettingsError, near
+from flaxseg.files import local_path
+from flaxseg.host_memory import host_memory
 from flaxseg.inference import Protocol, parse_protocol
 from flaxseg.models import MODELS
 from flaxseg.settings import (
+    SEEDS,
     Problems,
-    at_least,
     check_rules,
+    count_from,
     image_size,
     one_of,
     raise_problems,
@@ -59,7 +63,8 @@ def assemble(config: config_dict.ConfigDict, *, device_count: int = 1) -> Settin
     problems = Problems()
     make = problems.make
     numbers = {"seed": config.seed, "batch_size": config.batch_size}
-    make("", check_rules, numbers, {"seed": at_least(0), "batch_size": at_least(1)})
+    make("", check_rules, numbers, {"seed": SEEDS, "batch_size": count_from(1)})
+    make("", _check_memory, config, device_count)
     make("", _check_changes, config)
     name = make("data.", data_name, config)
     info = None if name is None else make("data.name", data.dataset_info, name)
@@ -187,7 +192,8 @@ def data_name(config: config_dict.ConfigDict) -> str:
     moved; their fingerprint says what they are.
 
     Raises:
-      ConfigError: the name holds a path, or is "folder" and `data.manual_dir` does not say which.
+      ConfigError: the name holds a path, or is "folder" and `data.manual_dir` does not say which;
+        or that cannot be a path.
     """
     if ":" in config.data.name:
         problem = (
@@ -195,6 +201,7 @@ def data_name(config: config_dict.ConfigDict) -> str:
             "data.manual_dir"
         )
         raise SettingsError([("name", problem)])
+    check_rules({"manual_dir": config.data.manual_dir}, {"manual_dir": local_path})
     return data.full_name(config.data.name, config.data.manual_dir)
 
 
@@ -292,6 +299,27 @@ def _protocol(config: config_dict.ConfigDict) -> Protocol:
         )
         raise SettingsError([("pad_to", problem)])
     return dataclasses.replace(protocol, pad_to=canvas)
+
+
+def _check_memory(config: config_dict.ConfigDict, device_count: int) -> None:
+    """Checks that batches of records, 4 bytes a pixel, fit into the memory of a host.
+
+    A host holds at least the part of a batch that one device trains on.
+    """
+    memory, evaluation = host_memory(), config.eval
+    problems = []
+    for name, number, field, size, devices in (
+        ("batch_size", config.batch_size, "data.crop_size", config.data.crop_size, device_count),
+        ("eval.batch_size", evaluation.batch_size, "eval.pad_to", evaluation.pad_to, 1),
+    ):
+        needed = number / devices * math.prod(size[:2]) * 4
+        if memory is not None and needed > memory:
+            problem = (
+                f"is {number} and {field} {tuple(size)}: the pixels alone take {needed / 1e9:.3g} "
+                f"GB, and this machine has {memory / 1e9:.3g} GB of memory; lower one of them."
+            )
+            problems.append((name, problem))
+    raise_problems(problems)
 
 
 def _check_changes(config: config_dict.ConfigDict) -> None:

@@ -23,7 +23,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -70,11 +70,13 @@ class Restored:
       step: steps done.
       state: NumPy arrays in the structure that was asked for.
       meta: the rest.
+      suffix: what later ones are renamed to by `go_on_from`.
     """
 
     step: int
     state: Any
     meta: Meta
+    suffix: str = "set_aside"
 
 
 class _DamagedError(Exception):
@@ -207,15 +209,22 @@ class Checkpoints:
             self._thread.shutdown()
             self._orbax.close()
 
-    def restore(self, like: Tree, step: int | None = None) -> Restored | None:
-        """Reads the newest good checkpoint.
+    def restore(
+        self,
+        like: Tree,
+        step: int | None = None,
+        check: Callable[[Meta, bool], Sequence[str]] = lambda meta, fits: (),
+    ) -> Restored | None:
+        """Reads the newest good checkpoint; nothing on the disk changes.
 
-        A damaged one is named in a warning and renamed to `<step>.damaged`, and the one before it
-        is taken.
+        Where one is damaged, a warning names it, and the one before it is taken. Call `go_on_from`
+        with what is returned before the next save.
 
         Args:
           like: tree of arrays or shapes that the state must fit.
-          step: the checkpoint to read instead; later ones are then renamed to `<step>.set_aside`.
+          step: the checkpoint to read instead.
+          check: called before the arrays are read, with whether they fit; raises where the
+            checkpoint is not of this run, and returns what has changed since, in words.
 
         Returns:
           The checkpoint, or None where there is none.
@@ -235,15 +244,14 @@ class Checkpoints:
         damages = []
         for candidate in reversed(wanted):
             try:
-                restored = self._read(candidate, like)
+                restored = self._read(candidate, like, check)
             except _DamagedError as error:
                 damages.append(str(error))
                 if step is not None:
                     raise CheckpointError(f"{error} Other checkpoints: {steps}.") from error
                 _log.warning("%s It is set aside, and the one before it is used.", error)
                 continue
-            self._set_aside(candidate, steps, "damaged" if step is None else "set_aside")
-            return restored
+            return dataclasses.replace(restored, suffix="damaged" if damages else "set_aside")
         if damages:
             raise CheckpointError(
                 "no checkpoint of this run can be read:\n"
@@ -257,18 +265,40 @@ class Checkpoints:
         """Returns one checkpoint, None if it is missing or damaged; nothing is set aside."""
         self.last()
         try:
-            return self._read(step, like) if step in self.steps() else None
+            return self._read(step, like, lambda meta, fits: ()) if step in self.steps() else None
         except _DamagedError as error:
             _log.warning("%s", error)
             return None
 
+    def newest_meta(self) -> tuple[int, Meta] | None:
+        """Returns step and description of the newest checkpoint, or None where it has no good
+        one."""
+        steps = self.steps()
+        try:
+            return (steps[-1], _meta(self._read_meta(steps[-1]))) if steps else None
+        except _DamagedError:
+            return None
+
+    def go_on_from(self, restored: Restored) -> None:
+        """Renames the checkpoints after a restored one, whose steps will be saved again: to
+        `<step>.damaged` or `<step>.set_aside`."""
+        for step in self.steps():
+            if step > restored.step:
+                self._move(step, restored.suffix)
+
     # Reading
 
-    def _read(self, step: int, like: Tree) -> Restored:
+    def _read(
+        self, step: int, like: Tree, check: Callable[[Meta, bool], Sequence[str]]
+    ) -> Restored:
         """Reads and verifies one checkpoint; `_DamagedError` says what is wrong with it."""
         content = self._read_meta(step)
+        meta = _meta(content)
         expected = _named_shapes(like)
-        self._check_fit(step, content["leaves"], expected)
+        misfits = _misfits(content["leaves"], expected)
+        changes = check(meta, not misfits)
+        if misfits:
+            raise self._misfit(step, misfits, changes)
         template = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in content["leaves"]}
         try:
             nested = self._orbax.restore(
@@ -287,9 +317,7 @@ class Checkpoints:
                     f"wanted {wanted['sha256'][:12]}...)."
                 )
         ordered = [leaves[name] for name in expected]
-        state = jax.tree.unflatten(jax.tree.structure(like), ordered)
-        names = [field.name for field in dataclasses.fields(Meta) if field.name in content]
-        return Restored(step, state, Meta(**{name: content[name] for name in names}))
+        return Restored(step, jax.tree.unflatten(jax.tree.structure(like), ordered), meta)
 
     def _read_meta(self, step: int) -> dict[str, Any]:
         path = self.directory / str(step) / "meta"
@@ -314,35 +342,16 @@ class Checkpoints:
             )
         return content
 
-    def _check_fit(
-        self, step: int, saved: Mapping[str, Mapping], expected: Mapping[str, tuple]
-    ) -> None:
-        """Checks that the arrays of a checkpoint are those of the run."""
-        shapes = {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in saved.items()}
-        differ = [name for name in expected if name in shapes and expected[name] != shapes[name]]
-        lines = [
-            f"{name}: the checkpoint has {_array(shapes[name])}, this run {_array(expected[name])}"
-            for name in differ
-        ]
-        lines += [
-            f"{name}: the checkpoint lacks it, this run has {_array(expected[name])}"
-            for name in expected
-            if name not in shapes
-        ]
-        lines += [
-            f"{name}: the checkpoint has {_array(shapes[name])}, this run has no such parameter"
-            for name in shapes
-            if name not in expected
-        ]
-        if not lines:
-            return
-        # Parameters first: users know them by name, unlike their moments and averages.
-        lines.sort(key=lambda line: not line.startswith("params/"))
-        more = [f"... and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
-        raise CheckpointError(
-            f"checkpoint {step} in {self.directory} is of another model, number of classes or "
-            "optimizer:\n"
-            + "\n".join(f"  - {line}" for line in lines[:_MAX_LISTED] + more)
+    def _misfit(self, step: int, misfits: list[str], changes: Sequence[str]) -> CheckpointError:
+        """Returns the error for arrays that are not those of the run."""
+        more = [f"... and {len(misfits) - _MAX_LISTED} more"] if len(misfits) > _MAX_LISTED else []
+        cause = "of another model, number of classes or optimizer"
+        if changes:
+            changed = "\n".join(f"  - {change}" for change in changes)
+            cause = f"of other settings, and cannot go on with these:\n{changed}\nIts arrays differ"
+        return CheckpointError(
+            f"checkpoint {step} in {self.directory} is {cause}:\n"
+            + "\n".join(f"  - {line}" for line in misfits[:_MAX_LISTED] + more)
             + "\nTo go on with that run, give its config again (config.json in its workdir). To "
             "start this one, give another --workdir; to start it from that run's best model, add "
             f"--config.init.model={self.directory.parent} --config.init.reinit_head=True"
@@ -432,12 +441,6 @@ class Checkpoints:
         except OSError as error:
             _log.warning("%s cannot be renamed to %s: %s", source, target.name, error)
 
-    def _set_aside(self, restored: int, steps: Sequence[int], suffix: str) -> None:
-        """Renames the checkpoints after the restored one: their steps will be saved again."""
-        for step in steps:
-            if step > restored:
-                self._move(step, suffix)
-
     def _clean_up(self) -> None:
         """Takes back a checkpoint whose replacement was never completed; drops other leftovers."""
         for step in [path.name.split(".")[1] for path in self.directory.glob(".*.previous")]:
@@ -469,6 +472,11 @@ def best_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None
     return min(scored, key=lambda entry: (-entry["miou"], entry["step"]), default=None)
 
 
+def _meta(content: Mapping[str, Any]) -> Meta:
+    names = [field.name for field in dataclasses.fields(Meta) if field.name in content]
+    return Meta(**{name: content[name] for name in names})
+
+
 def _is_score(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
@@ -487,6 +495,28 @@ def _named_shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def _name(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def _misfits(saved: Mapping[str, Mapping], expected: Mapping[str, tuple]) -> list[str]:
+    """Returns how the arrays of a checkpoint differ from those of a run, a line each."""
+    shapes = {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in saved.items()}
+    differ = [name for name in expected if name in shapes and expected[name] != shapes[name]]
+    lines = [
+        f"{name}: the checkpoint has {_array(shapes[name])}, this run {_array(expected[name])}"
+        for name in differ
+    ]
+    lines += [
+        f"{name}: the checkpoint lacks it, this run has {_array(expected[name])}"
+        for name in expected
+        if name not in shapes
+    ]
+    lines += [
+        f"{name}: the checkpoint has {_array(shapes[name])}, this run has no such parameter"
+        for name in shapes
+        if name not in expected
+    ]
+    # Parameters first: users know them by name, unlike their moments and averages.
+    return sorted(lines, key=lambda line: not line.startswith("params/"))
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 from typing import TypeVar
 
 from flaxseg.errors import ConfigError
+from flaxseg.settings import is_finite
 
 Number = TypeVar("Number", int, float)
 
@@ -52,7 +53,7 @@ def numbers_in(text: str, kind: type[Number]) -> dict[str, Number]:
             numbers[key] = kind(value)
         except ValueError:
             numbers[key] = math.nan
-        if not math.isfinite(numbers[key]):
+        if not is_finite(numbers[key]):
             words = {int: "a whole number", float: "a number"}
             raise ConfigError(f"{key!r} is {value!r}; it must be {words[kind]}")
     return numbers

@@ -28,7 +28,7 @@ from flaxseg.training.prefetch import (
     decode_iterator_state,
     encode_iterator_state,
 )
-from flaxseg.training.resume import Position, save, start_or_resume
+from flaxseg.training.resume import Position, check_start, save, start_or_resume
 from flaxseg.training.run import Run, open_batches, open_run
 from flaxseg.training.run_directory import RunDirectory
 from flaxseg.training.run_evaluation import (
@@ -87,7 +87,10 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
       NonFiniteLossError: the loss became infinite or not a number.
     """
     is_first = jax.process_index() == 0
+    directory = RunDirectory(workdir)
     settings, network = validate_config(config, device_count=jax.device_count())
+    if not directory.has_checkpoints():
+        check_start(settings.start)
     data.prepare(
         settings.data.name,
         settings.data.dir,
@@ -95,7 +98,6 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
         progress=is_first,
         allow_problems=settings.data.allow_problems,
     )
-    directory = RunDirectory(workdir)
     directory.create()
     with contextlib.ExitStack() as stack:
         if is_first:

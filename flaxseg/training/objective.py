@@ -87,7 +87,8 @@ class Objective:
         """Returns the settings that do nothing, or that another one excludes."""
         active = {name: own for name, own in self._described.items() if own.weight}
         if not active:
-            return [("outputs", "has no loss of a weight above 0; give an output a weight.")]
+            problem = "is 0, as that of all outputs; give one of them a weight above 0."
+            return [(f"outputs.{name}.weight", problem) for name in self._described]
         kinds = ", ".join(sorted({own.kind for own in active.values()}))
         problems = [
             (name, f"is {getattr(self, name)}, and no output's loss has it: {kinds}. Unset it.")

@@ -89,7 +89,7 @@ class Layout:
         unit = self.data * accumulate_steps
         if batch_size >= 1 and batch_size % unit == 0:
             return
-        cut = f" with accumulate_steps {accumulate_steps}" if accumulate_steps > 1 else ""
+        cut = f" with optimizer.accumulate_steps {accumulate_steps}" if accumulate_steps > 1 else ""
         parts = f"{self.data} devices" if self.space == 1 else f"{DATA_AXIS}={self.data}"
         nearest = nearest_multiples(batch_size, unit)
         problem = f"{batch_size} cannot be shared evenly by {parts}{cut}; set it to {nearest}."

@@ -8,12 +8,15 @@ from typing import Any
 import jax
 
 import flaxseg
-from flaxseg.errors import ConfigError
+from flaxseg.errors import ConfigError, WeightsError
+from flaxseg.saved_model import read_model_card
+from flaxseg.settings import raise_listed
 from flaxseg.training.checkpoint import Meta
 from flaxseg.training.config import DATA_FIELD, flat_fields
 from flaxseg.training.field_texts import names_in
 from flaxseg.training.parallel import Parallel
 from flaxseg.training.run import Run
+from flaxseg.training.run_settings import StartSettings
 from flaxseg.training.state import TrainState, create_state
 
 _log = logging.getLogger(__name__)
@@ -56,33 +59,83 @@ class Position:
     window: dict[str, list[float]]
 
 
+def check_start(start: StartSettings) -> None:
+    """Checks that the weights to start from are there; none are downloaded, and only bases read.
+
+    Raises:
+      ConfigError: naming the fields of those that are not.
+    """
+    from flaxseg import weights  # slow to import, and needless for a run that is resumed
+
+    finders = {
+        "backbone": weights.find_source,
+        "model": read_model_card,
+        "bases": weights.read_bases,
+    }
+    problems = []
+    for field, find in finders.items():
+        source = getattr(start, field)
+        try:
+            if source:
+                find(source)
+        except WeightsError as error:
+            problems.append(f"init.{field} is {source!r}: {error}")
+    raise_listed(problems)
+
+
 def start_or_resume(run: Run) -> Position:
     """Returns the newest good checkpoint of the run, or its beginning."""
     settings = run.settings
     state = _fresh_state(run)
-    step = settings.checkpoints.restore_step
-    restored = run.checkpoints.restore(state, step if step >= 0 else None)
-    if restored is not None:
-        check_resumable(
-            restored.meta.config,
+
+    def check(meta: Meta, fits: bool) -> list[str]:
+        return check_resumable(
+            meta.config,
             identity(run),
             allow_change=settings.allow_change,
             workdir=str(run.directory.path),
+            fits=fits,
         )
+
+    restored = run.checkpoints.restore(state, _step_to_restore(run), check)
+    if restored is not None:
         _warn_of_other_environment(restored.meta.environment, environment(run.parallel))
-        run.progress.say(f"going on from step {restored.step} in {run.directory.path}")
-        return Position(
+        position = Position(
             restored.step,
             run.parallel.put_state(restored.state),
             restored.meta.iterator_state,
             list(restored.meta.history),
             restored.meta.window,
         )
+        run.checkpoints.go_on_from(restored)
+        run.progress.say(f"going on from step {restored.step} in {run.directory.path}")
+        return position
     start = settings.start
     if start.backbone or start.model or start.bases:
         state = _fresh_state(run, _load_weights(run, state.variables()))
     run.progress.say(f"a new run in {run.directory.path}: {_describe(run, state)}")
     return Position(0, run.parallel.put_state(state), "", [], {})
+
+
+def _step_to_restore(run: Run) -> int | None:
+    """Returns the step of `checkpoint.restore_step`; None for the newest, to which a run has gone
+    on once it was taken back to that step."""
+    step = run.settings.checkpoints.restore_step
+    if step < 0:
+        return None
+    newest = run.checkpoints.newest_meta()
+    if (
+        newest is None
+        or newest[0] <= step
+        or newest[1].config["checkpoint"]["restore_step"] != step
+    ):
+        return step
+    run.progress.say(
+        f"checkpoint.restore_step={step} was done at an earlier start; the run has gone on to "
+        f"step {newest[0]} from there. To go back once more, delete the later checkpoints in "
+        f"{run.checkpoints.directory}"
+    )
+    return None
 
 
 def save(run: Run, position: Position) -> None:
@@ -117,8 +170,13 @@ def environment(parallel: Parallel) -> dict[str, Any]:
 
 
 def check_resumable(
-    saved: Mapping[str, Any], given: Mapping[str, Any], *, allow_change: str, workdir: str
-) -> None:
+    saved: Mapping[str, Any],
+    given: Mapping[str, Any],
+    *,
+    allow_change: str,
+    workdir: str,
+    fits: bool = True,
+) -> list[str]:
     """Checks that a config would not make a resumed run another run.
 
     Args:
@@ -126,27 +184,36 @@ def check_resumable(
       given: the config of this start, in the same form.
       allow_change: fields that may differ all the same, as a list; "all" for any.
       workdir: the run's folder, for the message.
+      fits: whether the checkpoint has the arrays of the given config, so that it could go on.
+
+    Returns:
+      The fields that differ and may, with both values, in words.
 
     Raises:
       ConfigError: listing each field that differs, with both values, unless it is one of
         `FREE_FIELDS` or is named in `allow_change`.
     """
     allowed = names_in(allow_change)
-    if "all" in allowed:
-        return
-    changes = [
-        (name, old, new)
+    changes = {
+        name: f"{name}: was {old!r}, is {new!r}"
         for name, old, new in changed_fields(saved, given)
-        if not _is_under(name, (*FREE_FIELDS, *allowed))
-    ]
-    if changes:
-        names = ",".join(name for name, _, _ in changes)
-        lines = "\n".join(f"  - {name}: was {old!r}, is {new!r}" for name, old, new in changes)
+        if not _is_under(name, FREE_FIELDS)
+    }
+    refused = [name for name in changes if "all" not in allowed and not _is_under(name, allowed)]
+    if refused:
+        lines = "\n".join(f"  - {changes[name]}" for name in refused)
+        way_out = (
+            f"or resume it all the same with --config.allow_change={','.join(refused)}"
+            if fits
+            else "for its checkpoints hold other arrays; to start from its best model, add "
+            f"--config.init.model={workdir} --config.init.reinit_head=True"
+        )
         raise ConfigError(
             f"the run in {workdir} was started with other settings, and continuing it would "
-            f"give neither run's result:\n{lines}\nStart a new run with another "
-            f"--workdir, or resume it all the same with --config.allow_change={names}"
+            f"give neither run's result:\n{lines}\nStart a new run with another --workdir, "
+            f"{way_out}"
         )
+    return list(changes.values())
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -181,7 +248,7 @@ def _fresh_state(run: Run, variables: Mapping[str, Any] | None = None) -> TrainS
 
 def _load_weights(run: Run, variables: dict[str, Any]) -> dict[str, Any]:
     """Returns the variables with those to start from in place of random ones; says what it did."""
-    from flaxseg import weights  # slow to import, and needless for a run that is resumed
+    from flaxseg import weights  # as above
 
     start = run.settings.start
     if start.bases:

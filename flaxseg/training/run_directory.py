@@ -21,8 +21,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
-from flaxseg.errors import CheckpointError, listed
-from flaxseg.files import write_text
+from flaxseg.errors import CheckpointError, ConfigError, listed
+from flaxseg.files import local_folder, write_text
 
 # A lock that another host wrote is taken over when its owner has not renewed it for this long.
 _STALE_SECONDS = 120.0
@@ -40,6 +40,19 @@ class RunDirectory:
     """
 
     def __init__(self, workdir: str | os.PathLike):
+        """
+        Args:
+          workdir: the folder; nothing is made yet.
+
+        Raises:
+          ConfigError: it cannot be one.
+        """
+        wanted = local_folder(workdir)
+        if wanted:
+            raise ConfigError(
+                f"the workdir is {os.fspath(workdir)!r}; it must be {wanted}. Give another "
+                "--workdir."
+            )
         self.path = pathlib.Path(workdir).expanduser().absolute()
         self.config_file = self.path / "config.json"
         self.checkpoints = self.path / "checkpoints"
@@ -52,13 +65,8 @@ class RunDirectory:
         """Makes the folder, or checks that it can be used.
 
         Raises:
-          CheckpointError: the path is a file, or nothing can be written there.
+          CheckpointError: nothing can be written there.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise CheckpointError(
-                f"the workdir {self.path} is a file; it must be a folder, or not exist yet. "
-                "Give another --workdir."
-            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -79,16 +87,12 @@ class RunDirectory:
           CheckpointError: they are missing.
         """
         found = [path for path in (self.metrics_file, self.model) if path.exists()]
-        folder = self.checkpoints
-        if folder.is_dir() and (
-            self.model not in found or any(path.name.isdecimal() for path in folder.iterdir())
-        ):
-            return
-        if found:
+        killed_early = self.checkpoints.is_dir() and self.model not in found
+        if found and not killed_early and not self.has_checkpoints():
             raise CheckpointError(
                 f"{self.path} holds {listed(path.name for path in found)} of an earlier run, but "
-                f"its checkpoints are not in {folder}. Put them back to go on with that run. To "
-                "begin anew, give another --workdir, or delete this one."
+                f"its checkpoints are not in {self.checkpoints}. Put them back to go on with that "
+                "run. To begin anew, give another --workdir, or delete this one."
             )
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -98,6 +102,11 @@ class RunDirectory:
           WriteError: it cannot be written.
         """
         write_text(self.config_file, json.dumps(config, indent=2) + "\n")
+
+    def has_checkpoints(self) -> bool:
+        """Returns whether there is anything to go on from."""
+        folder = self.checkpoints
+        return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
     def image_folder(self, step: int) -> pathlib.Path:
         """Returns where the images of an evaluation belong."""

@@ -4,12 +4,15 @@ import dataclasses
 from typing import Any
 
 from flaxseg import data
+from flaxseg.errors import ConfigError
+from flaxseg.files import local_folder, local_path
 from flaxseg.inference import Protocol
 from flaxseg.settings import (
-    at_least,
+    MAX_WORKERS,
+    between,
     broken_rules,
     check_rules,
-    one_of,
+    count_from,
     raise_problems,
 )
 from flaxseg.training.objective import Objective
@@ -18,6 +21,15 @@ from flaxseg.training.parallel import Layout
 from flaxseg.training.schedules import Schedule
 from flaxseg.training.step import StepSettings
 from flaxseg.training.timetable import Timetable
+
+_MAX_EVALUATED = 2**16  # images at a time, which have sizes of their own
+_DATA_RULES = {
+    "num_threads": between(-1, MAX_WORKERS),
+    "dir": local_folder,
+    "manual_dir": local_path,
+    "cache_dir": local_folder,
+}
+_START_RULES = dict.fromkeys(("backbone", "model", "bases"), local_path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +72,7 @@ class StartSettings:
     bases: str
 
     def __post_init__(self):
-        problems = []
+        problems = broken_rules(vars(self), _START_RULES)
         if self.reinit_head and not self.model:
             text = "is set without init.model; name the model to start from"
             problems.append(("reinit_head", text))
@@ -111,15 +123,12 @@ class DataSettings:
     cache_dir: str
 
     def __post_init__(self):
-        problems = broken_rules(vars(self), {**data.STREAM_RULES, "num_threads": at_least(-1)})
+        problems = broken_rules(vars(self), {**data.STREAM_RULES, **_DATA_RULES})
         for field in ("train_split", "eval_split"):
-            names = dict.fromkeys(data.split_names(getattr(self, field)))
-            rule = one_of(*self.info.splits)
-            problems += [
-                (field, text)
-                for name in names
-                for _, text in broken_rules({field: name}, {field: rule})
-            ]
+            try:
+                data.check_split(self.info, getattr(self, field))
+            except ConfigError as error:
+                problems.append((field, f"is {getattr(self, field)!r}: {error}"))
         raise_problems(problems)
 
 
@@ -141,7 +150,9 @@ class EvaluationSettings:
     num_images: int
 
     def __post_init__(self):
-        check_rules(vars(self), {"batch_size": at_least(1), "num_images": at_least(0)})
+        check_rules(
+            vars(self), {"batch_size": between(1, _MAX_EVALUATED), "num_images": count_from(0)}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +173,11 @@ class CheckpointSettings:
     restore_step: int
 
     def __post_init__(self):
-        rules = {"keep_last": at_least(1), "keep_best": at_least(0), "restore_step": at_least(-1)}
+        rules = {
+            "keep_last": count_from(1),
+            "keep_best": count_from(0),
+            "restore_step": count_from(-1),
+        }
         check_rules(vars(self), rules)
 
 

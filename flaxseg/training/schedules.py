@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxseg.settings import Rule, above, at_least, check_rules, one_of
+from flaxseg.settings import LARGEST_COUNT, Rule, above, check_rules, count_from, one_of
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -111,7 +111,8 @@ def _rules(learning_rate: float, steps: int, *, is_step: bool) -> dict[str, Rule
 
     def milestones(value: tuple[int, ...]) -> str:
         rising = all(a < b for a, b in zip((0, *value), value, strict=False))
-        good = rising and (value or not is_step)
+        whole = all(number <= LARGEST_COUNT and number == int(number) for number in value)
+        good = rising and whole and (value or not is_step)
         return "" if good else "increasing step numbers above 0, such as (400, 500)"
 
     def warmup_steps(value: int) -> str:
@@ -120,7 +121,7 @@ def _rules(learning_rate: float, steps: int, *, is_step: bool) -> dict[str, Rule
     return {
         "name": one_of(*SCHEDULES),
         "learning_rate": above(0),
-        "steps": at_least(1),
+        "steps": count_from(1),
         "power": above(0),
         "end_value": end_value,
         "step_milestones": milestones,

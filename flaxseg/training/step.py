@@ -18,7 +18,7 @@ from flaxseg.errors import ConfigError
 from flaxseg.layers import normalize
 from flaxseg.layers.split_rows import everywhere
 from flaxseg.models.segmentation_model import Prediction
-from flaxseg.settings import at_least, check_rules, within
+from flaxseg.settings import check_rules, count_from, within
 from flaxseg.training import losses, optimizer, parallel
 from flaxseg.training.objective import Objective, Scales, Targets
 from flaxseg.training.schedules import Schedule
@@ -55,7 +55,7 @@ class StepSettings:
     frozen: Sequence[str] = ()
 
     def __post_init__(self):
-        check_rules(vars(self), {"accumulate_steps": at_least(1), "ema_decay": within(0, 1)})
+        check_rules(vars(self), {"accumulate_steps": count_from(1), "ema_decay": within(0, 1)})
 
 
 def make_train_step(

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flaxseg.settings import at_least, check_rules
+from flaxseg.settings import check_rules, count_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Timetable:
 
     def __post_init__(self):
         rules = {
-            "report_every": at_least(1),
-            "evaluate_every": at_least(0),
-            "save_every": at_least(0),
+            "report_every": count_from(1),
+            "evaluate_every": count_from(0),
+            "save_every": count_from(0),
         }
         check_rules(vars(self), rules)
 

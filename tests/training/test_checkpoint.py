@@ -114,6 +114,7 @@ def test_a_damaged_array_is_named_and_the_checkpoint_before_is_used(tmp_path, ca
     assert content(restored.state) == content(make_state(2))
     assert "checkpoint 3 is damaged" in caplog.text
     assert "params/backbone/conv/kernel" in caplog.text
+    checkpoints.go_on_from(restored)
     assert str(tmp_path / "checkpoints/3/state/params.backbone.conv.kernel") in caplog.text
     # The step is free again, and the damaged files are still there to look at.
     checkpoints.save(3, make_state(3), meta())
@@ -181,6 +182,8 @@ def test_going_back_sets_later_checkpoints_aside(tmp_path):
     checkpoints = saved(tmp_path)
     restored = checkpoints.restore(make_state(0), step=1)
     assert restored.step == 1
+    assert checkpoints.steps() == [1, 2, 3]  # what follows from it can still be checked
+    checkpoints.go_on_from(restored)
     assert checkpoints.steps() == [1]
     assert (tmp_path / "checkpoints/3.set_aside").is_dir()
 

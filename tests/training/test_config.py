@@ -197,10 +197,10 @@ def test_the_losses_of_outputs_are_checked():
     with pytest.raises(ConfigError) as info:
         validate_config(config)
     for part in (
-        "loss.outputs.logits: there is no loss 'cros_entropy'",
+        "loss.outputs.logits.kind is 'cros_entropy': there is no loss 'cros_entropy'",
         "Did you mean 'cross_entropy'?",
         "loss.outputs.auxiliary.weight is -1.0; it must be at least 0",
-        "loss.outputs.border: there is no target 'lable'",
+        "loss.outputs.border.target is 'lable': there is no target 'lable'",
         "Did you mean 'label'?",
     ):
         assert part in str(info.value), str(info.value)

@@ -251,9 +251,15 @@ def test_another_model_names_parameter_shapes_and_way_out(config, tmp_path, monk
     StopAfter(monkeypatch, 2)
     train_and_evaluate(config, str(tmp_path))
     config.model.options = {"width": 6}
+    with pytest.raises(ConfigError, match=r"model\.options\.width: was 'not set', is 6") as info:
+        train_and_evaluate(config, str(tmp_path))
+    assert "allow_change" not in str(info.value)  # which cannot help
+    assert f"--config.init.model={tmp_path}" in str(info.value)
+    config.allow_change = "model"
     with pytest.raises(CheckpointError) as info:
         train_and_evaluate(config, str(tmp_path))
     message = str(info.value)
+    assert message.index("model.options.width: was") < message.index("params/")
     assert "params/stem/kernel: the checkpoint has [3, 3, 3, 4] float32" in message
     assert "this run [3, 3, 3, 6] float32" in message
     assert f"--config.init.model={tmp_path}" in message
@@ -270,7 +276,21 @@ def test_a_model_that_cannot_be_made_is_a_config_error(config, tmp_path):
         train_and_evaluate(config, str(tmp_path))
 
 
-def test_a_step_to_go_back_to(config, tmp_path):
+def test_settings_that_decide_the_arrays_are_named_first(config, tmp_path, monkeypatch):
+    StopAfter(monkeypatch, 2)
+    train_and_evaluate(config, str(tmp_path))
+    for field, value in {"name": "adamw", "ema_decay": 0.9, "frozen": "stem"}.items():
+        changed = config.copy_and_resolve_references()
+        changed.optimizer[field] = value
+        with pytest.raises(ConfigError, match=rf"optimizer\.{field}: was .* is {value!r}") as info:
+            train_and_evaluate(changed, str(tmp_path))
+        assert "params/" not in str(info.value)
+        changed.allow_change = f"optimizer.{field}"
+        with pytest.raises(CheckpointError, match=rf"go on with these:\s+- optimizer\.{field}"):
+            train_and_evaluate(changed, str(tmp_path))
+
+
+def test_a_step_to_go_back_to(config, tmp_path, monkeypatch, capsys):
     config.checkpoint.keep_last = 9
     whole = train_and_evaluate(config, str(tmp_path))
     digests = final_state(tmp_path)[0]
@@ -278,7 +298,20 @@ def test_a_step_to_go_back_to(config, tmp_path):
     with pytest.raises(CheckpointError, match=r"there are: 2, 3, 4, 6"):
         train_and_evaluate(config, str(tmp_path))
     config.checkpoint.restore_step = 2
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(ConfigError, match="learning_rate"):
+        train_and_evaluate(config, str(tmp_path))
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [2, 3, 4, 6]
+    config.optimizer.learning_rate = 0.05
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 5)
+        train_and_evaluate(config, str(tmp_path))
+    assert (tmp_path / "checkpoints" / "6.set_aside").is_dir()
+    capsys.readouterr()
     again = train_and_evaluate(config, str(tmp_path))
+    said = capsys.readouterr().err
+    assert "restore_step=2 was done at an earlier start; the run has gone on to step 5" in said
+    assert "going on from step 5" in said
     assert again.history == whole.history
     assert final_state(tmp_path)[0] == digests
 
@@ -295,6 +328,7 @@ def test_weights_to_start_from_are_loaded_once(config, tmp_path, monkeypatch, ca
 
     module = types.ModuleType("flaxseg.weights")
     module.load_backbone = load_backbone
+    module.find_source = module.read_bases = lambda source: None
     monkeypatch.setitem(sys.modules, "flaxseg.weights", module)
     monkeypatch.setattr(flaxseg, "weights", module, raising=False)
     config.init.backbone = "some_backbone"

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from flaxseg.errors import CheckpointError
+from flaxseg.errors import CheckpointError, ConfigError
 from flaxseg.training import run_directory
 from flaxseg.training.run_directory import RunDirectory
 
@@ -26,15 +26,15 @@ with RunDirectory(sys.argv[1]).lock():
 def test_a_file_as_workdir_is_refused(tmp_path):
     path = tmp_path / "run"
     path.write_text("mine")
-    with pytest.raises(CheckpointError, match=r"run is a file; it must be a folder"):
-        RunDirectory(path).create()
+    with pytest.raises(ConfigError, match=r"it must be a folder, and it is a file"):
+        RunDirectory(path)
     assert path.read_text() == "mine"
 
 
 def test_a_workdir_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot be written to"):
-        RunDirectory(tmp_path / "file" / "run").create()
+    with pytest.raises(ConfigError, match="Not a directory"):
+        RunDirectory(tmp_path / "file" / "run")
 
 
 def test_a_read_only_workdir_is_refused(tmp_path, monkeypatch):

@@ -42,6 +42,7 @@ def test_problems_are_collected_under_the_names_of_their_fields():
         ({"rates": 0}, {}, r"model\.options\.rates is 0; deeplabv3plus cannot be built"),
         ({"dropot": 0.5}, {}, r"model\.options\.dropot .* no option dropot"),
         ({"low_level_features": -3}, {}, r"model\.options\.low_level_features is -3"),
+        ({}, {"output_stride": 0}, r"model\.output_stride is 0"),
         ({}, {"output_stride": 12}, r"model\.output_stride is 12"),
         ({"backbone_options": {"width": 0.5}}, {"backbone": "resnet51"}, r"model\.backbone is"),
         ({"backbone_options": {"widht": 0.5}}, {}, r"model\.options\.backbone_options is"),

@@ -166,14 +166,19 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
 
 
 def check_split(info: DatasetInfo, split: str) -> None:
-    """Raises ConfigError unless a data set has the splits of a spec, whether it is prepared or
-    not."""
+    """Raises ConfigError unless a spec can be read and a data set has its splits, whether it is
+    prepared or not."""
     for part in split_names(split):
         if part not in info.splits:
             raise ConfigError(
                 f"data set {info.name!r} has no split {part!r}; its splits: "
                 f"{', '.join(info.splits)}.{near(part, info.splits)}"
             )
+    try:
+        for part in split.split("+"):
+            tfds.core.ReadInstruction.from_spec(part.strip())
+    except (AssertionError, ValueError) as error:
+        raise _no_part(split, str(error), info.split_sizes) from None
 
 
 def _stored_parts(info: DatasetInfo, split: str, sizes: Mapping[str, int]) -> str:

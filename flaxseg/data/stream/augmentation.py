@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL
-from flaxseg.settings import at_least, between, check_rules
+from flaxseg.settings import between, check_rules
 
 # Largest changes at photometric strength 1, as in SSD (Liu et al. 2016) and the trainers that
 # follow it.
@@ -23,6 +23,8 @@ _CONTRAST = 0.5  # factor 1 +- this, around mid-grey
 _SATURATION = 0.5  # factor 1 +- this
 _HUE = 18.0  # degrees
 _BLUR_SIGMA = (0.3, 1.2)  # pixels of the crop
+
+_MAX_SCALE = 1000  # an image is enlarged by, or reduced
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _RGB_TO_YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -60,7 +62,7 @@ class Augmentation:
     def __post_init__(self):
         rules = {
             "scale": _scale_range,
-            "scale_step": at_least(0),
+            "scale_step": _scale_step,
             "rotate": between(0, 180),
             "blur": between(0, 1),
             "photometric": between(0, 1),
@@ -70,8 +72,13 @@ class Augmentation:
 
 
 def _scale_range(value: tuple[float, ...]) -> str:
-    good = len(value) == 2 and 0.0 < value[0] <= value[1] < math.inf
-    return "" if good else "(least, greatest) with 0 < least <= greatest"
+    good = len(value) == 2 and 1 / _MAX_SCALE <= value[0] <= value[1] <= _MAX_SCALE
+    return "" if good else f"(least, greatest) with 0 < least <= greatest <= {_MAX_SCALE}"
+
+
+def _scale_step(value: float) -> str:
+    good = value == 0 or 1 / _MAX_SCALE <= value <= _MAX_SCALE
+    return "" if good else f"0, or at least {1 / _MAX_SCALE} and at most {_MAX_SCALE}"
 
 
 def _rgb(value: tuple[int, ...]) -> str:

@@ -26,12 +26,21 @@ from flaxseg.data.stream.decoded_cache import CachedRecords
 from flaxseg.errors import CheckpointError, DataError
 from flaxseg.files import PathLike
 from flaxseg.host_memory import keep_freed_memory
-from flaxseg.settings import Rule, at_least, check_rules, image_size, within
+from flaxseg.settings import (
+    MAX_WORKERS,
+    SEEDS,
+    Rule,
+    between,
+    check_rules,
+    count_from,
+    image_size,
+    within,
+)
 
 STREAM_RULES: dict[str, Rule] = {
     "crop_size": image_size(1),
-    "num_workers": at_least(0),
-    "skip_broken": at_least(0),
+    "num_workers": between(0, MAX_WORKERS),
+    "skip_broken": count_from(0),
 }
 """The rules of those arguments of `train_batches` that a config sets as they are."""
 
@@ -99,8 +108,8 @@ def train_batches(
     rules = {
         **STREAM_RULES,
         "batch_size": _multiple_of(process_count),
-        "seed": within(0, 2**32),
-        "num_threads": at_least(0),
+        "seed": SEEDS,
+        "num_threads": between(0, MAX_WORKERS),
         "process_index": within(0, process_count),
     }
     check_rules(numbers, rules)

@@ -1,9 +1,9 @@
 """Describes the loss of one output of a model; names the losses and targets there are."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flaxseg.call_text import Call, check_arguments, check_name, parse_call, parse_sum
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.layers import ALIGN_CORNERS, resize
-from flaxseg.settings import at_least, check_rules, member_of
+from flaxseg.settings import at_least, check_rules, member_of, raise_problems
 from flaxseg.training.losses.border import border_target, boundary_loss
 from flaxseg.training.losses.cross_entropy import segmentation_loss
 from flaxseg.training.losses.dice import dice_loss
@@ -99,12 +99,7 @@ class OutputLoss:
 
     def __post_init__(self):
         check_rules(vars(self), {"weight": at_least(0), "align_corners": member_of(ALIGN_CORNERS)})
-        # Runs the checks of the losses themselves on a label of two pixels; nothing is computed.
-        label = jax.ShapeDtypeStruct((1, 1, 2), jnp.uint8)
-        logits = jax.ShapeDtypeStruct((1, 1, 2, 2), jnp.float32)
-        jax.eval_shape(lambda label: self.target_of(label, (1, 2), 2), label)
-        for term in self.terms():
-            jax.eval_shape(term.loss, logits, label)
+        raise_problems(_problems(self))
 
     def terms(
         self,
@@ -135,7 +130,7 @@ class OutputLoss:
                 of_classes = {"label_smoothing": label_smoothing, "class_weights": class_weights}
                 options |= {key: value for key, value in of_classes.items() if key in known}
             counts_label = whole_label and call.name in _PIXEL_MEANS
-            terms.append(LossTerm(call.factor, partial(loss, **options), counts_label))
+            terms.append(LossTerm(call.factor, functools.partial(loss, **options), counts_label))
         return tuple(terms)
 
     @property
@@ -179,6 +174,30 @@ class OutputLoss:
         return resize(label[..., None], size, method="nearest", align_corners=self.align_corners)[
             ..., 0
         ]
+
+
+@functools.lru_cache(maxsize=256)
+def _problems(own: OutputLoss) -> list[tuple[str, str]]:
+    """Returns what the losses and targets themselves say of their arguments: they are run on a
+    label of two pixels, and nothing is computed."""
+    label = jax.ShapeDtypeStruct((1, 1, 2), jnp.uint8)
+    logits = jax.ShapeDtypeStruct((1, 1, 2, 2), jnp.float32)
+
+    def run_target() -> None:
+        jax.eval_shape(lambda label: own.target_of(label, (1, 2), 2), label)
+
+    def run_terms() -> None:
+        for term in own.terms():
+            jax.eval_shape(term.loss, logits, label)
+
+    problems = []
+    for name, run in (("target", run_target), ("kind", run_terms)):
+        try:
+            run()
+        except (ArithmeticError, TypeError, ValueError) as error:  # of any argument's value
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            problems.append((name, f"is {getattr(own, name)!r}: {reason}"))
+    return problems
 
 
 def _checked(call: Call, known: Mapping[str, Callable], what: str, *more: str) -> Callable:
