@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from flaxseg.errors import CheckpointError, ConfigError, listed
 from flaxseg.files import local_folder, write_text
 
+_LOCK = ".lock"
 # A lock that another host wrote is taken over when its owner has not renewed it for this long.
 _STALE_SECONDS = 120.0
 _RENEW_SECONDS = 20.0
@@ -48,6 +49,8 @@ class RunDirectory:
           ConfigError: it cannot be one.
         """
         wanted = local_folder(workdir)
+        if not wanted and os.path.isdir(os.path.join(workdir, _LOCK)):
+            wanted = f"a folder where {_LOCK} is not a folder itself"
         if wanted:
             raise ConfigError(
                 f"the workdir is {os.fspath(workdir)!r}; it must be {wanted}. Give another "
@@ -123,7 +126,7 @@ class RunDirectory:
         Raises:
           CheckpointError: another process holds it; names the process.
         """
-        path = self.path / ".lock"
+        path = self.path / _LOCK
         with open(path, "a+") as file:
             self._wait_for(file, path)
             owner = {"host": socket.gethostname(), "pid": os.getpid()}

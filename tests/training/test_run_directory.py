@@ -31,6 +31,12 @@ def test_a_file_as_workdir_is_refused(tmp_path):
     assert path.read_text() == "mine"
 
 
+def test_a_lock_that_is_a_folder_is_refused(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(ConfigError, match=r"the workdir is .* where \.lock is not a folder itself"):
+        RunDirectory(tmp_path)
+
+
 def test_a_workdir_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="Not a directory"):
