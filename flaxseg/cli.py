@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the arguments after the program's name; those of the process by default.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        # Names of files may hold bytes that are no text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except FlaxsegError as error:

@@ -84,8 +84,7 @@ class Progress:
 
     def print(self, text: str) -> None:
         """Prints a line of output on stdout, above the bar."""
-        # Names of files may hold bytes that are no text.
-        tqdm.tqdm.write(text.encode(errors="backslashreplace").decode(), file=sys.stdout)
+        tqdm.tqdm.write(text, file=sys.stdout)
 
     def say(self, text: str) -> None:
         """Prints a remark on stderr, above the bar."""

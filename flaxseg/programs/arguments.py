@@ -1,16 +1,16 @@
 """Defines the arguments that several commands share, and turns them into what they name."""
 
 import argparse
-import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import flaxseg
 from flaxseg import settings
 from flaxseg.classes import check_same_classes
 from flaxseg.errors import ConfigError, DataError
+from flaxseg.files import writing
 from flaxseg.settings import LARGEST_COUNT, Rule
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
@@ -166,15 +166,6 @@ def count(
     flag(parser, name, type=at_least(least, most), default=default, metavar=metavar, help=text)
 
 
-@contextlib.contextmanager
-def writing_to(out: pathlib.Path) -> Iterator[None]:
-    """Raises DataError, with the name of the folder, where a file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"could not write to {out}: {error.strerror or error}.") from error
-
-
 def print_written(paths: Iterable[pathlib.Path]) -> None:
     """Prints which files were written."""
     print("\n".join(["written:", *(f"  {path}" for path in paths)]))
@@ -184,19 +175,14 @@ def output_folder(path: str | os.PathLike) -> pathlib.Path:
     """Makes the folder if need be, and tries to write to it before any work is done.
 
     Raises:
-      DataError: nothing can be written there.
+      WriteError: nothing can be written there.
     """
     folder = pathlib.Path(path)
-    try:
+    with writing(f"to the output folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".flaxseg-{os.getpid()}.part"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise DataError(
-            f"cannot write to the output folder {folder}: {error.strerror or error}; choose "
-            "another --out."
-        ) from error
     return folder
 
 

@@ -113,26 +113,25 @@ def _write_results(
     }
     for rank, seen in enumerate(found.records.worst):
         panels[f"worst_{rank:03d}_{_file_name(seen)}"] = seen
-    with arguments.writing_to(out):
-        # Panels of an earlier evaluation would be taken for those of this one.
-        for old in [*out.glob("first_*.png"), *out.glob("worst_*.png")]:
-            old.unlink()
-        written = [out / "metrics.json", out / "confusion_matrix.csv"]
-        write_text(written[0], json.dumps(report, indent=2, allow_nan=False) + "\n")
-        write_text(written[1], found.metrics.matrix_as_csv(found.info.class_names))
-        for name, seen in panels.items():
-            miou = seen.score.miou
-            text = "all pixels ignored" if math.isnan(miou) else f"mIoU {100 * miou:.1f} %"
-            panel = side_by_side(
-                seen.record["image"],
-                seen.record["label"],
-                seen.pred,
-                found.info.class_names,
-                found.info.class_colors,
-                title=f"{seen.score.id}   {text}",
-            )
-            written.append(out / f"{name}.png")
-            save_image(written[-1], panel)
+    # Panels of an earlier evaluation would be taken for those of this one.
+    for old in [*out.glob("first_*.png"), *out.glob("worst_*.png")]:
+        old.unlink()
+    written = [out / "metrics.json", out / "confusion_matrix.csv"]
+    write_text(written[0], json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_text(written[1], found.metrics.matrix_as_csv(found.info.class_names))
+    for name, seen in panels.items():
+        miou = seen.score.miou
+        text = "all pixels ignored" if math.isnan(miou) else f"mIoU {100 * miou:.1f} %"
+        panel = side_by_side(
+            seen.record["image"],
+            seen.record["label"],
+            seen.pred,
+            found.info.class_names,
+            found.info.class_colors,
+            title=f"{seen.score.id}   {text}",
+        )
+        written.append(out / f"{name}.png")
+        save_image(written[-1], panel)
     return written
 
 

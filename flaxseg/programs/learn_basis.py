@@ -180,9 +180,8 @@ def _write(out: pathlib.Path, bases: "LabelBases", report: dict) -> tuple[pathli
     }
     arrays["report"] = np.asarray(json.dumps(report))
     files = (out / "bases.npz", out / "bases.png", out / "report.json")
-    with arguments.writing_to(out):
-        with whole_file(files[0]) as file:
-            np.savez_compressed(file, **arrays)
-        save_image(files[1], draw_bases(bases))
-        write_text(files[2], json.dumps(report, indent=2, allow_nan=False) + "\n")
+    with whole_file(files[0]) as file:
+        np.savez_compressed(file, **arrays)
+    save_image(files[1], draw_bases(bases))
+    write_text(files[2], json.dumps(report, indent=2, allow_nan=False) + "\n")
     return files

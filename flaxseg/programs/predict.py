@@ -1,8 +1,6 @@
 """Implements `python -m flaxseg predict`."""
 
 import argparse
-import os
-import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,13 +8,16 @@ from typing import TYPE_CHECKING
 
 import flaxseg
 from flaxseg.errors import ConfigError, DataError
+from flaxseg.name_list import names_in_list
 from flaxseg.programs import arguments
 from flaxseg.progress import Progress
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
     from flaxseg.crf import CrfPreset
     from flaxseg.inference import Protocol, Segmenter
-    from flaxseg.programs.prediction.image_folder import ImageResult, ImageTask, Writer
+    from flaxseg.programs.prediction.image_run import ImageResult, Writer
+    from flaxseg.programs.prediction.image_search import FoundImages
+    from flaxseg.programs.prediction.output_names import ImageTask
     from flaxseg.programs.prediction.prediction_record import PredictionRecord
 
 NAME = "predict"
@@ -31,6 +32,10 @@ done to one beyond decoding, such as transparent pixels laid over white, is prin
 with an EXIF orientation are turned upright, and so are their masks, but not for a submission. An
 image that cannot be read does not stop the others; it is named at the end, and the exit code is 1.
 
+NAME is the name of the image without suffix; of an image in a folder that is given, its path below
+that folder. If two images would have one NAME, or a file of that name is there that is not of the
+same image, nothing is done.
+
 DIR/predictions.jsonl records what has been done: the same command run again skips it, and does the
 rest, along with images that have changed or were predicted by another model or with other settings.
 
@@ -42,7 +47,8 @@ EPILOG = """examples:
   python -m flaxseg predict street.jpg --model=runs/camvid --out=masks
   python -m flaxseg predict photos/ --model=runs/camvid --out=masks --save=mask,probabilities
   python -m flaxseg predict 'photos/**/*.jpg' more/*.png --model=runs/camvid --out=masks
-  find photos -newer masks -name '*.jpg' | python -m flaxseg predict - --model=m --out=masks
+  find photos -newer masks -name '*.jpg' | python -m flaxseg predict - --root=photos --model=m \\
+      --out=masks
   python -m flaxseg predict leftImg8bit/test --model=m --out=sent --submission=cityscapes
 """
 
@@ -54,10 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="IMAGE|FOLDER|GLOB|-",
         help="image files, folders, patterns; - reads a list of files from standard input, one per "
-        "line",
+        "line or with zero bytes between them",
     )
     arguments.model_flag(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="keep the path of every image below this folder in the names of its results (default: "
+        "the path below a folder that is given; of a file, its name alone)",
+    )
     parser.add_argument(
         "--save",
         metavar="KIND,...",
@@ -86,41 +98,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
+    from flaxseg.programs.prediction.output_names import check_names
+
     crf = arguments.crf_of(args)
     padding = {"pad_multiple": args.pad_multiple} if args.pad_multiple > 1 else {}
     card = flaxseg.read_model_card(args.model)
     protocol = arguments.protocol_of(args, card, "--pad_multiple", **padding)
-    tasks, writer = _plan(args, card)
+    found, tasks, writer = _plan(args, card)
     record = _record(args, card, protocol, crf)
+    check_names(tasks, record, root_helps=not args.submission)
     arguments.output_folder(args.out)
+    for line in found.left_out:
+        print(line)
     to_do = [t for t in tasks if args.overwrite or not record.is_done(t.source, t.files)]
     if len(to_do) < len(tasks):
         print(
             f"{len(tasks) - len(to_do)} of {len(tasks)} images were done before, by the same model "
             "with the same settings; --overwrite redoes them"
         )
+    failed = []
     if to_do:
         from flaxseg.inference import Segmenter
 
         segment = Segmenter(*arguments.load_model(args), protocol, crf=crf)
         failed = _predict(segment, to_do, writer, record)
-        print(f"{len(to_do) - len(failed)} of {len(to_do)} images done; results in {args.out}")
-        if failed:
-            lines = [_failure(result) for result in failed]
-            raise DataError("\n".join([f"{len(failed)} of {len(to_do)} images failed:", *lines]))
+    _raise_failures(failed, len(to_do), found.missed)
     if args.submission:
         _say_how_to_submit(args, len(tasks))
     return 0
 
 
-def _plan(args: argparse.Namespace, card: dict) -> "tuple[list[ImageTask], Writer]":
-    """Returns the tasks, and what writes their files."""
-    from flaxseg.programs.prediction.image_folder import ImageTask, find_images, plan_tasks
+def _plan(args: argparse.Namespace, card: dict) -> "tuple[FoundImages, list[ImageTask], Writer]":
+    """Returns the images, the tasks, and what writes their files."""
+    from flaxseg.programs.prediction.image_search import find_images
+    from flaxseg.programs.prediction.output_names import plan_tasks
     from flaxseg.programs.prediction.prediction_files import FileWriter, parse_kinds
 
-    if args.submission and (args.save or args.top_classes):
-        name = "--save" if args.save else "--top_classes"
-        raise ConfigError(f"{name} cannot be combined with --submission; run predict twice.")
+    for name in ("save", "top_classes", "root"):
+        if args.submission and getattr(args, name):
+            raise ConfigError(f"--{name} cannot be combined with --submission; run predict twice.")
     kinds = parse_kinds(args.save or "mask,overlay")
     if args.top_classes and "probabilities" not in kinds:
         raise ConfigError("--top_classes is for probabilities; add --save=mask,probabilities.")
@@ -128,28 +144,26 @@ def _plan(args: argparse.Namespace, card: dict) -> "tuple[list[ImageTask], Write
         raise ConfigError(
             f"--top_classes is {args.top_classes} and the model has {card['num_classes']} classes."
         )
-    if not args.submission:
-        found = find_images(*_inputs(args.images, args.out))
-        writer = FileWriter(card["class_names"], card["class_colors"], args.top_classes)
-        return plan_tasks(found, args.out, kinds), writer
-    from flaxseg.programs.prediction.submissions import KIND, SUBMISSIONS
+    if args.submission:
+        from flaxseg.programs.prediction.submissions import SUBMISSIONS
 
-    submission = SUBMISSIONS[args.submission]
-    submission.check_classes(card["class_names"])
-    found = find_images(*_inputs(args.images, args.out))
-    files = submission.files(list(found), pathlib.Path(args.out).absolute())
-    return [ImageTask(source, {KIND: file}) for source, file in files.items()], submission
+        submission = SUBMISSIONS[args.submission]
+        submission.check_classes(card["class_names"])
+        found = find_images(*_inputs(args.images), args.out)
+        return found, submission.plan_tasks(found.names, args.out), submission
+    found = find_images(*_inputs(args.images), args.out, args.root)
+    writer = FileWriter(card["class_names"], card["class_colors"], args.top_classes)
+    return found, plan_tasks(found.names, args.out, kinds), writer
 
 
-def _inputs(images: Sequence[str], out: str) -> tuple[list[str], str, list[str]]:
-    """Returns the arguments of `find_images`; `-` stands for the list on standard input."""
+def _inputs(images: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the arguments but `-`, and the list on standard input that `-` stands for."""
     if "-" not in images:
-        return list(images), out, []
-    lines = os.fsdecode(sys.stdin.buffer.read()).split("\n")
-    listed = [line.removesuffix("\r") for line in lines if line.strip()]
-    if not listed:
+        return list(images), []
+    names = names_in_list(sys.stdin.buffer.read())
+    if not names:
         raise DataError("the list on standard input is empty; give one path per line.")
-    return [text for text in images if text != "-"], out, listed
+    return [text for text in images if text != "-"], names
 
 
 def _record(
@@ -181,33 +195,48 @@ def _predict(
     record: "PredictionRecord",
 ) -> "list[ImageResult]":
     """Does the tasks, prints what was written, and returns those that failed."""
-    from flaxseg.programs.prediction.image_folder import predict_images
+    from flaxseg.programs.prediction.image_run import predict_images
     from flaxseg.programs.prediction.submissions import Submission
 
     # The labels of published data sets, which a server compares with, were drawn on stored pixels.
     orientation = "as_stored" if isinstance(writer, Submission) else "upright"
-    failed = []
+    failed, done = [], 0
     with Progress("predicting", len(tasks)) as bar:
         results = predict_images(
             segment,
             tasks,
             writer,
-            record=record,
+            record,
             on_new_size=lambda size: bar.say(
                 f"compiling for {size[0]} x {size[1]} (height x width)"
             ),
             orientation=orientation,
         )
-        for result in results:
-            if result.error is not None:
-                failed.append(result)
-            else:
-                notes = f"  ({'; '.join(result.notes)})" if result.notes else ""
-                bar.print(f"{result.task.source}{notes}")
-                for path in result.task.files.values():
-                    bar.print(f"  {path}")
-            bar.advance()
+        try:
+            for result in results:
+                if result.error is not None:
+                    failed.append(result)
+                else:
+                    done += 1
+                    notes = f"  ({'; '.join(result.notes)})" if result.notes else ""
+                    bar.print(f"{result.task.source}{notes}")
+                    for path in result.task.files.values():
+                        bar.print(f"  {path}")
+                bar.advance()
+        finally:
+            bar.print(f"{done} of {len(tasks)} images done; results in {record.folder}")
     return failed
+
+
+def _raise_failures(failed: "list[ImageResult]", number: int, missed: Sequence[str]) -> None:
+    """Raises DataError if images failed, or were meant and could not be taken."""
+    lines = []
+    if failed:
+        lines = [f"{len(failed)} of {number} images failed:", *map(_failure, failed)]
+    if missed:
+        lines += ["not all images that are there could be taken:", *missed]
+    if lines:
+        raise DataError("\n".join(lines))
 
 
 def _failure(result: "ImageResult") -> str:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flaxseg.errors import DataError, FlaxsegError
+from flaxseg.folder_walk import walk
 from flaxseg.json_lines import read_run_log
 from flaxseg.json_text import parse_json
 
@@ -142,7 +143,7 @@ def collect_results(
     for folder in folders:
         if not pathlib.Path(folder).is_dir():
             raise DataError(f"there is no folder {folder}; give folders of runs or evaluations.")
-        for place in _places(pathlib.Path(folder)):
+        for place in _places(pathlib.Path(folder), problems):
             if place.resolve() in seen:
                 continue
             seen.add(place.resolve())
@@ -161,16 +162,14 @@ def collect_results(
     return _with_their_runs(results), problems
 
 
-def _places(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the folder and those below it, following links, each once."""
-    seen = set()
-    for path, names, _ in os.walk(folder, followlinks=True):
-        place = pathlib.Path(path)
-        if place.resolve() in seen:
-            names.clear()
-            continue
-        seen.add(place.resolve())
-        names[:] = sorted(n for n in names if n not in _NOT_SEARCHED and not n.startswith("."))
+def _places(folder: pathlib.Path, problems: list[tuple[str, str]]) -> Iterator[pathlib.Path]:
+    """Yields the folder and those below it, each once; adds those that cannot be read."""
+
+    def unreadable(error: OSError) -> None:
+        problems.append((str(error.filename), _reason(error)))
+
+    for place, folders, _ in walk(folder, on_error=unreadable):
+        folders[:] = [name for name in folders if name not in _NOT_SEARCHED]
         yield place
 
 

@@ -101,8 +101,7 @@ def run(args: argparse.Namespace) -> int:
     print(tuned.table())
     print(f'\nbest: --crf="{format_crf(tuned.best)}"')
     if out is not None:
-        with arguments.writing_to(out):
-            write_text(out / "crf.json", json.dumps(tuned.to_dict(), indent=2) + "\n")
+        write_text(out / "crf.json", json.dumps(tuned.to_dict(), indent=2) + "\n")
         arguments.print_written([out / "crf.json"])
     return 0
 

@@ -71,14 +71,13 @@ def write_report(report: "Report", out: pathlib.Path) -> list[pathlib.Path]:
       out: a folder, which must exist.
 
     Raises:
-      DataError: nothing can be written there.
+      WriteError: nothing can be written there.
     """
     from flaxseg.drawing.data_report import draw_report
     from flaxseg.drawing.images import save_image
 
     written = [out / "report.txt", out / "report.json", out / "report.png"]
-    with arguments.writing_to(out):
-        write_text(written[0], report.text() + "\n")
-        write_text(written[1], json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
-        save_image(written[2], draw_report(report))
+    write_text(written[0], report.text() + "\n")
+    write_text(written[1], json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
+    save_image(written[2], draw_report(report))
     return written

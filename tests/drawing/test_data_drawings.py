@@ -11,7 +11,7 @@ from flaxseg.data import Augmentation, DatasetInfo, Report, Statistics
 from flaxseg.data.raw.problems import Problem
 from flaxseg.drawing.data_report import draw_report
 from flaxseg.drawing.examples import draw_examples
-from flaxseg.errors import ConfigError, DataError
+from flaxseg.errors import ConfigError, WriteError
 from flaxseg.programs.show_data import show_data
 from flaxseg.programs.verify_data import write_report
 
@@ -175,5 +175,5 @@ def test_a_report_is_written_as_text_json_and_image(tmp_path):
     with Image.open(written[2]) as image:
         np.testing.assert_array_equal(np.asarray(image), draw_report(found))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(p.name for p in written)
-    with pytest.raises(DataError, match="could not write to"):
+    with pytest.raises(WriteError, match="cannot write"):
         write_report(found, tmp_path / "nowhere")

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ from flaxseg.errors import ConfigError, DataError
 from flaxseg.evaluation import BoundaryMetrics, ConfusionMatrix
 from flaxseg.inference import Segmenter, parse_protocol, predict, read_image
 from flaxseg.programs import COMMANDS
+from flaxseg.programs.prediction import prediction_files
 
 NAMES = ("ground", "tree", "car")
 COLORS = ((10, 20, 30), (0, 200, 0), (200, 0, 200))
@@ -133,25 +135,6 @@ def test_predict_goes_on_after_a_bad_file_and_names_it(tmp_path, model_dir, caps
     assert not list(out.glob(".*"))
 
 
-def test_predict_gives_every_image_its_own_names(tmp_path, model_dir, capsys):
-    sources = [
-        image_file(tmp_path / "one" / "a.jpg", seed=1),
-        image_file(tmp_path / "one" / "a.png", seed=2),
-        image_file(tmp_path / "two" / "A.png", seed=3),
-        image_file(tmp_path / "two" / "b.png", seed=4),
-        image_file(tmp_path / "two" / "a_png.png", seed=5),
-    ]
-    out = tmp_path / "out"
-    code, _, _ = run(capsys, "predict", *sources, "--model", model_dir, "--out", out)
-    assert code == 0
-    masks = sorted(p.name.casefold() for p in out.glob("*_mask.png"))
-    assert len(set(masks)) == len(sources)
-    assert {"a_jpg_mask.png", "a_png_mask.png", "b_mask.png"} <= set(masks)
-    model, variables = flaxseg.load_model(model_dir)
-    written = {indices(p).tobytes() for p in out.glob("*_mask.png")}
-    assert written == {predict(model, variables, read_image(s)).tobytes() for s in sources}
-
-
 def test_predict_never_writes_over_its_inputs(tmp_path, model_dir, capsys):
     first = image_file(tmp_path / "in" / "a.png")
     second = image_file(tmp_path / "in" / "a_mask.png", seed=1)
@@ -159,10 +142,10 @@ def test_predict_never_writes_over_its_inputs(tmp_path, model_dir, capsys):
     flags = ("--model", model_dir, "--out", tmp_path / "in")
     code, _, stderr = run(capsys, "predict", first, second, *flags)
     assert code == 2
-    assert "overwrite the input" in stderr
+    assert "a_mask.png exists, and no predictions.jsonl says" in stderr
     code, _, stderr = run(capsys, "predict", tmp_path / "in", *flags)
     assert code == 2
-    assert "choose another output folder" in stderr
+    assert "choose another --out" in stderr
     assert second.read_bytes() == before
     inside = tmp_path / "in" / "masks"
     for _ in range(2):
@@ -215,17 +198,39 @@ def test_predict_into_a_place_that_cannot_be_written(tmp_path, model_dir, capsys
     assert "cannot write to the output folder" in stderr
 
 
-def test_a_full_disk_is_named_for_each_image(tmp_path, model_dir, capsys, monkeypatch):
-    def full(*_):
+def test_predict_stops_where_nothing_can_be_written(tmp_path, model_dir, capsys, monkeypatch):
+    written = []
+
+    def full(path, *_):
+        written.append(path)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("flaxseg.programs.prediction.prediction_files.save_image", full)
-    source = image_file(tmp_path / "a.png")
-    code, _, stderr = run(
-        capsys, "predict", source, "--model", model_dir, "--out", tmp_path / "out"
-    )
+    sources = [image_file(tmp_path / f"{name}.png") for name in "abc"]
+    out = tmp_path / "out"
+    code, stdout, stderr = run(capsys, "predict", *sources, "--model", model_dir, "--out", out)
     assert code == 1
-    assert f"{source}: [Errno 28] No space left on device" in stderr
+    assert len(written) == 1
+    assert "0 of 3 images done" in stdout
+    assert stderr.splitlines()[-1] == f"error: cannot write {out}: No space left on device."
+    monkeypatch.undo()
+
+
+def test_predict_stops_where_its_folder_has_gone(tmp_path, model_dir, capsys, monkeypatch):
+    sources = [image_file(tmp_path / f"{name}.png") for name in "abc"]
+    out = tmp_path / "out"
+    flags = ("--model", model_dir, "--out", out)
+    save = prediction_files.save_image
+
+    def gone(path, image):
+        save(path, image)
+        shutil.rmtree(out)
+
+    monkeypatch.setattr("flaxseg.programs.prediction.prediction_files.save_image", gone)
+    code, _, stderr = run(capsys, "predict", *sources, *flags)
+    assert code == 1
+    assert stderr.splitlines()[-1] == f"error: cannot write {out}: No such file or directory."
+    assert not out.exists(), "an empty folder takes its place"
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Finds the files of a published layout, unpacked or in its archive."""
 
 import dataclasses
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from flaxseg.data.raw.archives import read_archive
 from flaxseg.data.raw.packed_files import PackedFile
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.errors import DataError, listed
+from flaxseg.folder_walk import files_below
 from flaxseg.image_files import UndecodableError
 
 _MAX_LIST_BYTES = 16 * 2**20
@@ -37,12 +37,10 @@ class Folder:
         return self.root / name
 
     def names(self, folder: str, suffix: str | tuple[str, ...]) -> list[str]:
-        found = []
-        for parent, folders, files in os.walk(self.root / folder):
-            folders.sort()
-            below = pathlib.Path(parent).relative_to(self.root).as_posix()
-            found += [f"{below}/{file}" for file in files if file.endswith(suffix)]
-        return sorted(found)
+        files = files_below(self.root / folder)
+        return sorted(
+            file.relative_to(self.root).as_posix() for file in files if file.name.endswith(suffix)
+        )
 
 
 @dataclasses.dataclass(frozen=True)

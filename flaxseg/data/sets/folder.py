@@ -7,7 +7,6 @@ the folder in which the set was prepared.
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -28,6 +27,7 @@ from flaxseg.data.sets.folder_file import (
     read_folder_file,
 )
 from flaxseg.errors import DataError
+from flaxseg.folder_walk import files_below
 from flaxseg.image_files import ImageFinder, UndecodableError, is_image_name, is_unread_image_name
 
 _USUAL_ORDER = ("train", "val", "valid", "validation", "test")
@@ -276,7 +276,7 @@ def _by_name(
 ) -> dict[str, pathlib.Path]:
     """Returns the image files below a folder by their path in it, without suffix and extension."""
     found: dict[str, pathlib.Path] = {}
-    for path in _files(root):
+    for path in files_below(root):
         if is_unread_image_name(path):
             message = f"{path}: {path.suffix} files are not read; convert it to PNG or JPEG"
             problems.append(Problem("undecodable", message, split, files=(str(path),)))
@@ -295,20 +295,6 @@ def _by_name(
             continue
         found[name] = path
     return found
-
-
-def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields all files below a folder but hidden ones, sorted; follows links to folders once."""
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        if os.path.realpath(folder) in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(folder))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):  # such as the "._a.jpg" that a Mac puts beside "a.jpg"
-                yield pathlib.Path(folder, name)
 
 
 def _no_partners(

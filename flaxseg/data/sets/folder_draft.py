@@ -1,7 +1,7 @@
 """Drafts a `dataset.toml` for a folder that has none, from what its masks hold."""
 
 import collections
-import os
+import itertools
 import pathlib
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.data.raw.decode import decode_color_label, decode_label
 from flaxseg.data.raw.label_map import count_ids
+from flaxseg.folder_walk import files_below
 from flaxseg.image_files import UndecodableError, is_image_name, read_file
 
 _MAX_MASKS = 100  # that are read
@@ -82,10 +83,5 @@ def _has_splits(images: pathlib.Path, masks: pathlib.Path) -> bool:
 
 
 def _some_masks(root: pathlib.Path) -> list[pathlib.Path]:
-    found: list[pathlib.Path] = []
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        found += [pathlib.Path(folder, n) for n in sorted(names) if is_image_name(n)]
-        if len(found) >= _MAX_MASKS:
-            break
-    return found[:_MAX_MASKS]
+    masks = (path for path in files_below(root) if is_image_name(path))
+    return list(itertools.islice(masks, _MAX_MASKS))

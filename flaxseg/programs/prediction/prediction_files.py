@@ -10,13 +10,7 @@ from flaxseg.drawing.images import Colors, overlay_with_legend, save_image, save
 from flaxseg.errors import ConfigError, DataError, near
 from flaxseg.files import whole_file
 from flaxseg.inference.segmenter import Segmentation
-
-ENDINGS = {
-    "mask": "_mask.png",
-    "overlay": "_overlay.png",
-    "probabilities": "_probabilities.npz",
-}
-"""How the name of an image ends, by kind of file."""
+from flaxseg.programs.prediction.output_names import ENDINGS
 
 MAX_BYTES = 1 << 30
 """Probabilities that take more bytes before compression are refused."""

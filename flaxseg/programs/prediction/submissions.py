@@ -13,7 +13,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.drawing.images import save_grey_png, save_palette_png
 from flaxseg.errors import DataError, listed
 from flaxseg.inference.segmenter import Segmentation
+from flaxseg.programs.prediction.output_names import ImageTask
 
 KIND = "submission"
 
@@ -60,37 +61,32 @@ class Submission:
         advice = "its predictions cannot be submitted."
         check_same_classes(class_names, self.data, wanted, advice)
 
-    def files(
-        self, sources: Sequence[pathlib.Path], out: pathlib.Path
-    ) -> dict[pathlib.Path, pathlib.Path]:
-        """Returns the file to write for each image.
+    def plan_tasks(
+        self, sources: Iterable[pathlib.Path], out: str | os.PathLike
+    ) -> list[ImageTask]:
+        """Returns what is to be written.
 
         Raises:
-          DataError: images are not named like those of the data set, or two have the same name; all
-            are counted, and the first ones named.
+          DataError: images are not named like those of the data set; all are counted, and the first
+            ones named.
         """
-        result, taken, bad, double = {}, {}, [], []
+        folder = pathlib.Path(os.path.abspath(out)) / self.folder
+        sources = list(sources)
+        tasks, bad = [], []
         for source in sources:
             match = re.fullmatch(self.image_name, source.stem)
             if match is None:
-                bad.append(str(source))
+                bad.append(source)
                 continue
-            result[source] = out / self.folder / f"{match['id']}{self.ending}.png"
-            if result[source] in taken:
-                double.append(f"{taken[result[source]]} and {source}")
-            taken.setdefault(result[source], source)
+            file = folder / f"{match['id']}{self.ending}.png"
+            tasks.append(ImageTask(source, {KIND: file}, [file]))
         if bad:
             raise DataError(
                 f"{len(bad)} of {len(sources)} images are not named like those of {self.data}, "
                 f"such as {self.example}, so the server would not find their results: "
                 f"{listed(bad)}. Give the images under their published names."
             )
-        if double:
-            raise DataError(
-                f"images have the same name, so they would have the same result: "
-                f"{listed(double)}. Give each once."
-            )
-        return result
+        return tasks
 
     def write(self, files: Mapping[str, os.PathLike], result: Segmentation) -> np.ndarray:
         """Writes the result of an image, and returns the classes.
