@@ -53,6 +53,7 @@ SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LA", "La", "PA", "RGBA", *SIXTEEN_BIT_MODES)
 _FEW_BITS = 14  # a 16-bit image that uses no more is at most a quarter as bright as it could be
 _EXIF_ORIENTATION = 0x0112
+_XMP = ("xmp", "XML:com.adobe.xmp")  # which can hold the orientation as well
 _UPRIGHT: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda stored: stored[:, ::-1],
     3: lambda stored: stored[::-1, ::-1],
@@ -216,10 +217,12 @@ def decode_image(
         bands that are not read, or is stored turned and that is refused.
     """
     with opened(encoded, max_pixels) as image:
-        plain = decode_plain(encoded, image) if decode_plain is not None else None
-        notes = [] if plain is not None else _frames(image)
-        pixels = plain if plain is not None else _to_rgb(image, notes)
-        is_plain_png = plain is not None and image.format == "PNG"
+        notes: list[str] = []
+        pixels = decode_plain(encoded, image) if decode_plain is not None else None
+        is_plain_png = pixels is not None and image.format == "PNG"
+        if pixels is None:
+            with _without_warnings():
+                pixels = _to_rgb(image, notes)
         if is_plain_png or (orientation == "as_stored" and image.format != "TIFF"):
             return ImageFile(pixels, tuple(notes))
         turned = stored_orientation(image, encoded)
@@ -253,24 +256,30 @@ def opened(encoded: bytes, max_pixels: int) -> Iterator[Image.Image]:
         )
     if tiff_header.is_tiff(encoded):
         _check_tiff(encoded)
+    with _open(encoded) as image:
+        if image.width * image.height > max_pixels:
+            raise UndecodableError(
+                f"{image.width} x {image.height} pixels are more than the limit of "
+                f"{max_pixels} pixels; scale the image down or cut it",
+                "too_large",
+                {"width": image.width, "height": image.height},
+            )
+        try:
+            yield image
+        except UndecodableError:
+            raise
+        except Exception as error:  # hostile bytes raise many kinds of errors in the decoders
+            raise UndecodableError(f"damaged image: {error}") from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silences Pillow; held briefly, because the filters belong to all threads."""
     with warnings.catch_warnings():
-        # Pillow's own limit is lower for warnings and higher for errors; ours below counts.
+        # Pillow's own limit is lower for warnings and higher for errors; ours counts.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-        with _open(encoded) as image:
-            if image.width * image.height > max_pixels:
-                raise UndecodableError(
-                    f"{image.width} x {image.height} pixels are more than the limit of "
-                    f"{max_pixels} pixels; scale the image down or cut it",
-                    "too_large",
-                    {"width": image.width, "height": image.height},
-                )
-            try:
-                yield image
-            except UndecodableError:
-                raise
-            except Exception as error:  # hostile bytes raise many kinds of errors in the decoders
-                raise UndecodableError(f"damaged image: {error}") from error
+        yield
 
 
 def sample_bits(image: Image.Image) -> int:
@@ -290,13 +299,33 @@ def sample_bits(image: Image.Image) -> int:
 
 
 def stored_orientation(image: Image.Image, encoded: bytes) -> int:
-    """Returns the EXIF orientation of a decoded image, or 1 (upright) where none can be read."""
+    """Returns the EXIF orientation of a decoded image, or 1 (upright) where none can be read.
+
+    Raises:
+      UndecodableError: the EXIF tags would fill the memory, each a copy of the same bytes.
+    """
+    exif = _exif(image)
+    if tiff_header.bytes_to_load(exif) > MAX_BYTES:
+        raise UndecodableError("its EXIF tags unpack to too many bytes; remove them", "too_large")
     try:
         if image.format == "TIFF":
             return (*tiff_header.read_tags(encoded).get(tiff_header.ORIENTATION, ()), 1)[0]
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
+        if not exif and not any(key in image.info for key in _XMP):
+            return 1
+        with _without_warnings():
+            return image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # unreadable metadata changes nothing
         return 1
+
+
+def _exif(image: Image.Image) -> bytes:
+    """Returns the EXIF block of an image, b"" if it has none."""
+    exif = image.info.get("exif", b"")
+    if not exif:  # ImageMagick writes it into PNGs as a text, in hexadecimal after three lines
+        text = image.info.get("Raw profile type exif", "")
+        with contextlib.suppress(ValueError):
+            exif = bytes.fromhex("".join(text.split("\n")[3:]))
+    return exif.removeprefix(b"Exif\0\0")
 
 
 def turned_error(orientation: int) -> UndecodableError:
@@ -320,7 +349,8 @@ def _check_tiff(encoded: bytes) -> None:
 
 def _open(encoded: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(encoded), formats=FORMATS)
+        with _without_warnings():
+            return Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise UndecodableError(_not_an_image(encoded)) from None
     except Image.DecompressionBombError as error:
@@ -342,20 +372,16 @@ def _not_an_image(encoded: bytes) -> str:
     return f"not an image of a known format (it starts with {encoded[:8]!r}); known are {known}"
 
 
-def _frames(image: Image.Image) -> list[str]:
-    """Returns the note on an image of several frames, of which Pillow decodes the first."""
-    # An MPO is a JPEG with previews, or the other eye's view, behind it. The number of frames is
-    # not asked for: to count millions of them takes minutes.
-    several = getattr(image, "is_animated", False) and image.format != "MPO"
-    return ["took the first of several frames"] if several else []
-
-
 def _to_rgb(image: Image.Image, notes: list[str]) -> np.ndarray:
     """Decodes an opened image to uint8 [H, W, 3], and notes what had to be done for that."""
     if image.mode not in _MODES:
         raise UndecodableError(
             f"pixel format {image.mode}; convert the image to 8-bit RGB", "pixel_format"
         )
+    # An MPO is a JPEG with previews, or the other eye's view, behind it. The number of frames is
+    # not asked for: to count millions of them takes minutes.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        notes.append("took the first of several frames")
     bits = sample_bits(image)
     image.load()
     if image.mode == "La":  # grey multiplied by its alpha

@@ -1,7 +1,9 @@
 """Reads what the header of a TIFF says about its samples, without trusting it."""
 
+import contextlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 BITS, COMPRESSION, PHOTOMETRIC = 258, 259, 262
 ORIENTATION, BANDS, EXTRA_BANDS, SAMPLE_FORMAT = 274, 277, 338, 339
@@ -14,6 +16,7 @@ LOSSY_COMPRESSIONS = (6, 7, 34712, 50001)
 
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_TAGS = 65_535
+_CUT_OFF = "the header of the TIFF is cut off"
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8,
                13: 4, 16: 8, 17: 8, 18: 8}  # fmt: skip
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
@@ -43,9 +46,39 @@ def read_tags(encoded: bytes) -> dict[int, tuple[int, ...]]:
       ValueError: the header is cut off, or its tags claim more bytes than the file has, which
         would fill the memory of a decoder that believes them.
     """
-    order = "<" if encoded.startswith(b"II") else ">"
+    order, claimed, tags = _order(encoded), 0, {}
+    for tag in _tags(encoded):
+        claimed += tag.size
+        if claimed > len(encoded):
+            raise ValueError(f"the tags of the TIFF claim more than its {len(encoded)} bytes")
+        if tag.kind in _INTEGERS:
+            content = encoded[tag.start : tag.start + tag.size]
+            if len(content) < tag.size:
+                raise ValueError(_CUT_OFF)
+            tags[tag.number] = struct.unpack(f"{order}{tag.length}{_INTEGERS[tag.kind]}", content)
+    return tags
+
+
+def bytes_to_load(exif: bytes) -> int:
+    """Returns how many bytes a decoder copies that loads all tags of an EXIF block."""
+    total = 0
+    with contextlib.suppress(ValueError):  # cut off: the decoder ends there as well
+        for tag in _tags(exif):
+            total += tag.size if tag.start + tag.size <= len(exif) else 0
+    return total
+
+
+class _Tag(NamedTuple):
+    number: int
+    kind: int  # of numbers
+    length: int
+    size: int  # bytes
+    start: int
+
+
+def _tags(encoded: bytes) -> Iterator[_Tag]:
+    order = _order(encoded)
     place, counter, entry = ("Q", "Q", "HHQ8s") if b"+" in encoded[2:4] else ("I", "H", "HHI4s")
-    claimed, tags = 0, {}
     try:
         (at,) = struct.unpack_from(order + place, encoded, 8 if place == "Q" else 4)
         (number,) = struct.unpack_from(order + counter, encoded, at)
@@ -55,18 +88,16 @@ def read_tags(encoded: bytes) -> dict[int, tuple[int, ...]]:
         for _ in range(number):
             tag, kind, count, value = struct.unpack_from(order + entry, encoded, at)
             at += struct.calcsize(order + entry)
-            size = count * _TYPE_BYTES.get(kind, 1)
-            claimed += size
-            if claimed > len(encoded):
-                raise ValueError(f"the tags of the TIFF claim more than its {len(encoded)} bytes")
-            if kind in _INTEGERS:
-                start = at - len(value)
-                if size > len(value):
-                    (start,) = struct.unpack(order + place, value)
-                tags[tag] = struct.unpack_from(f"{order}{count}{_INTEGERS[kind]}", encoded, start)
+            size, start = count * _TYPE_BYTES.get(kind, 1), at - len(value)
+            if size > len(value):
+                (start,) = struct.unpack(order + place, value)
+            yield _Tag(tag, kind, count, size, start)
     except struct.error:
-        raise ValueError("the header of the TIFF is cut off") from None
-    return tags
+        raise ValueError(_CUT_OFF) from None
+
+
+def _order(encoded: bytes) -> str:
+    return "<" if encoded.startswith(b"II") else ">"
 
 
 def complaint(tags: Mapping[int, Sequence[int]]) -> str | None:

@@ -219,7 +219,7 @@ def test_every_way_to_fail_has_a_kind():
         (decode_label, jpeg(IMAGE), "jpeg_label"),
         (decode_label, png(IMAGE), "color_label"),
         (decode_color_label, jpeg(IMAGE), "jpeg_label"),
-        (decode_color_label, png(np.zeros((4, 4), np.uint16)), "deep_label"),
+        (decode_color_label, png(np.zeros((4, 4), np.uint16)), "pixel_format"),
         (decode_color_label, png(IMAGE)[:200], "undecodable"),
     ]
     for decode, content, kind in cases:

@@ -144,7 +144,7 @@ def test_a_color_that_nobody_explained_is_named_with_its_pixels(tmp_path):
     assert problem.details["pixels"] == 2000
 
 
-def test_transparent_masks_of_colors_are_refused(tmp_path):
+def test_transparent_and_deep_masks_of_colors_are_refused(tmp_path):
     folder = write_folder(tmp_path / "toy", toml=WITH_COLORS, encode_mask=color_png)
     opaque = np.dstack([in_colors(label_of(0)), np.full(label_of(0).shape, 255, np.uint8)])
     (folder / "masks" / "train" / "000.png").write_bytes(png(opaque))
@@ -153,6 +153,10 @@ def test_transparent_masks_of_colors_are_refused(tmp_path):
     (folder / "masks" / "train" / "000.png").write_bytes(png(opaque))
     (problem,) = flaxseg.data.verify_data(f"folder:{folder}", progress=False).errors
     assert "transparent in places" in problem.message
+    deep = png_bytes(in_colors(label_of(0)).astype(int) * 257, 16, "RGB")
+    (folder / "masks" / "train" / "000.png").write_bytes(deep)
+    (problem,) = flaxseg.data.verify_data(f"folder:{folder}", progress=False).errors
+    assert "RGB values of more than 8 bits, not colours" in problem.message
 
 
 def test_list_files_in_all_their_forms(tmp_path):

@@ -275,6 +275,11 @@ def test_tags_that_claim_more_than_the_file_has_are_refused_before_a_decoder_bel
     claimed = whole[:count] + struct.pack("<I", 1 << 30) + whole[count + 4 :]
     with pytest.raises(UndecodableError, match="claim more than its"):
         decode_image(claimed)
+    tags = b"".join(struct.pack("<HHII", tag, 1, 600_000, 8) for tag in range(1000))
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1000) + tags + bytes(600_000)
+    image = saved(Image.new("RGB", (9, 6)), "PNG")
+    with pytest.raises(UndecodableError, match="EXIF tags unpack to too many bytes"):
+        decode_image(image[:33] + png_chunk(b"eXIf", exif[6:]) + image[33:])
     for end in (5, 9, 100, 140):
         with pytest.raises(UndecodableError):
             decode_image(whole[:end])

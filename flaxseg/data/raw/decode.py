@@ -98,8 +98,9 @@ def decode_color_label(encoded: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarr
     with opened(encoded, max_pixels) as image:
         if _load_label(encoded, image) > 8:
             raise UndecodableError(
-                f"the label holds {image.mode} values of more than 8 bits, not colours",
-                "deep_label",
+                f"the label holds {image.mode} values of more than 8 bits, not colours; store it "
+                "as 8-bit RGB",
+                "pixel_format",
             )
         if image.has_transparency_data:
             image = image.convert("RGBA")

@@ -15,7 +15,7 @@ KINDS: dict[str, str] = {
     "unreadable": "a file that cannot be read",
     "undecodable": "a file that is not a whole image of a known format",
     "too_large": "an image or file beyond the limits",
-    "pixel_format": "an image with bands or a depth that are not read",
+    "pixel_format": "an image or label with bands or a depth that are not read",
     "converted_image": "an image that was changed when it was read",
     "exif_rotation": "an image stored turned",
     "jpeg_label": "a label stored as JPEG",
