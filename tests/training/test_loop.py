@@ -14,12 +14,15 @@ from PIL import Image
 
 import flaxseg
 from flaxseg.errors import CheckpointError, ConfigError, NonFiniteLossError, WriteError
+from flaxseg.saved_model import model_folder
 from flaxseg.training import (
     assemble,
     default_config,
+    log_file,
     loop,
     run,
     run_evaluation,
+    run_log,
     train_and_evaluate,
     validate_config,
 )
@@ -66,6 +69,12 @@ def final_state(workdir, step=STEPS):
 
 def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def stable(workdir):
+    """The lines of the log without times."""
+    times = ("images_per_second", "data_wait", "seconds")
+    return [{k: v for k, v in line.items() if k not in times} for line in lines(workdir)]
 
 
 class StopAfter:
@@ -138,10 +147,8 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(config, tmp_path, monkeypa
     assert meta["iterator_state"] == other_meta["iterator_state"]
     assert json.loads(meta["iterator_state"]) == {"batches_taken": 6, "broken": []}
 
-    def stable(workdir):
-        return [(x["kind"], x["step"], x.get("miou")) for x in lines(workdir) if x["step"] % 2 == 0]
-
-    assert stable(tmp_path / "whole") == stable(tmp_path / "parts")
+    # Means are over the same steps, those before a stop included.
+    assert stable(tmp_path / "parts") == stable(tmp_path / "whole")
 
 
 def test_a_stop_within_an_evaluation_is_made_up_for(config, tmp_path, monkeypatch):
@@ -226,6 +233,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     message = str(info.value)
     assert "not finite in step 5" in message
     assert all(name in message for name in ids[4])
+    assert "checkpoint 4 is the last" in message
     assert "optimizer.learning_rate" in message
     assert info.value.exit_code == 3
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 4
@@ -288,6 +296,71 @@ def test_settings_that_decide_the_arrays_are_named_first(config, tmp_path, monke
         changed.allow_change = f"optimizer.{field}"
         with pytest.raises(CheckpointError, match=rf"go on with these:\s+- optimizer\.{field}"):
             train_and_evaluate(changed, str(tmp_path))
+
+
+def test_logs_are_on_the_disk_before_each_checkpoint(config, tmp_path, monkeypatch):
+    done = []
+    for owner, name in (
+        (log_file.LogFile, "append"),
+        (log_file.LogFile, "sync"),
+        (Checkpoints, "save"),
+    ):
+        method = getattr(owner, name)
+
+        def noted(*arguments, _method=method, _name=name):
+            done.append(_name)
+            return _method(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+    config.steps = 3
+    train_and_evaluate(config, str(tmp_path))
+    before = [done[place - 1] for place, name in enumerate(done) if name == "save"]
+    assert before == ["sync", "sync"]
+    assert "append" in done
+
+
+def test_a_run_without_room_for_logs_images_and_model_goes_on(
+    config, tmp_path, monkeypatch, caplog, capsys
+):
+    """All but images is there as soon as there is room."""
+    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+    capsys.readouterr()
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log_file, "open", full, raising=False)
+        patch.setattr(run_log, "save_image", full)
+        patch.setattr(model_folder, "_write_folder", full)
+        workdir = tmp_path / "full"
+        result = train_and_evaluate(config, str(workdir))
+    assert result.history == whole.history
+    assert final_state(workdir)[0] == final_state(tmp_path / "whole")[0]
+    said = [record.getMessage() for record in caplog.records]
+    for text in (
+        f"{workdir / 'metrics.jsonl'} cannot be written: No space left on device.",
+        f"cannot write {workdir / 'images/step_000003'}: No space left on device.",
+        f"cannot write {workdir / 'model'}: No space left on device. It needs",
+        f"{workdir / 'metrics.jsonl'} lacks the last 5 entries",
+    ):
+        assert any(line.startswith(text) for line in said), text
+    assert f"model: {workdir / 'model'} is not this model" in capsys.readouterr().err
+    again = train_and_evaluate(config, str(workdir))
+    assert again.history == whole.history
+    name = "model/model.safetensors"
+    assert (workdir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert flaxseg.read_model_card(workdir)["extra"]["step"] == whole.best["step"]
+    assert f"model: {workdir / 'model'}\n" in capsys.readouterr().err
+
+
+def test_a_run_without_its_checkpoints_is_not_begun_anew(config, tmp_path):
+    for name in ("config.json", "metrics.jsonl", "model/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(CheckpointError, match="give another --workdir, or delete this one"):
+        train_and_evaluate(config, str(tmp_path))
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
 
 
 def test_a_step_to_go_back_to(config, tmp_path, monkeypatch, capsys):

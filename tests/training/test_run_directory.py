@@ -52,6 +52,24 @@ def test_a_read_only_workdir_is_refused(tmp_path, monkeypatch):
         RunDirectory(tmp_path).create()
 
 
+def test_a_run_that_lost_its_checkpoints_is_refused(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.check_checkpoints()  # a new run
+    directory.checkpoints.mkdir()
+    directory.config_file.write_text("{}")
+    directory.metrics_file.write_text("")
+    directory.check_checkpoints()  # killed before its first checkpoint
+    directory.checkpoints.rmdir()
+    with pytest.raises(CheckpointError, match=r"holds metrics.jsonl of .* not in .*checkpoints"):
+        directory.check_checkpoints()
+    directory.checkpoints.mkdir()
+    directory.model.mkdir()
+    with pytest.raises(CheckpointError, match=r"holds metrics.jsonl, model of an earlier run"):
+        directory.check_checkpoints()  # a model is written after the first checkpoint
+    (directory.checkpoints / "5").mkdir()
+    directory.check_checkpoints()
+
+
 def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path, repository):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],

@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+from test_log_file import no_file_beyond
 
 from flaxseg.errors import WriteError
 from flaxseg.training.run_log import MetricsFile, TensorBoard
@@ -50,6 +51,33 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(WriteError, match=r"metrics.jsonl"):
         MetricsFile(tmp_path / "missing" / "metrics.jsonl")
+
+
+def test_a_damaged_line_is_dropped_and_named(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    for step in (10, 20, 30):
+        file.write("train", step, {"loss": 1.5})
+    file.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b"1.5", b"1\xff5")
+    path.write_bytes(b"".join(lines))
+    again = MetricsFile(path, from_step=30)
+    again.write("train", 40, {"loss": 1.5})
+    assert [line["step"] for line in read(path)] == [10, 30, 40]
+    assert "metrics.jsonl: line 2 damaged and left out" in caplog.text
+
+
+def test_a_full_disk_does_not_hold_up_tensorboard(tmp_path, caplog):
+    board = TensorBoard(tmp_path)
+    with no_file_beyond(100):
+        for step in range(50):
+            board.scalars("train", step, {"loss": 0.5})
+        board.close()
+    board.scalars("train", 50, {"loss": 0.5})
+    found = [event.step for event in events(tmp_path) for _ in event.summary.value]
+    assert found == list(range(51))
+    assert sum("cannot be written" in record.getMessage() for record in caplog.records) == 1
 
 
 def events(folder):
