@@ -1,7 +1,8 @@
 """Holds what every part of the library says about classes: the ignored label, VOC's names, and the
 palette of its label files."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 from flaxseg.errors import ConfigError, listed
 
@@ -30,6 +31,23 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
+
+
+def check_class_names(names: Iterable[str]) -> None:
+    """Checks that class names can be printed, drawn and written, each within its line.
+
+    Raises:
+      ValueError: a name is empty or holds a control character, such as a newline.
+    """
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"a class name is {name!r}; it must be a text that is not empty.")
+        bad = [c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]
+        if bad:
+            raise ValueError(
+                f"the class name {name!r} holds the control character {bad[0]!r}; names are a line "
+                "of text."
+            )
 
 
 def check_same_classes(

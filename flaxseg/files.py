@@ -58,6 +58,20 @@ def local_folder(path: PathLike) -> str:
     return wanted
 
 
+def readable(path: PathLike) -> str:
+    r"""Returns a path as text that can be printed and written, even where it is not UTF-8.
+
+    >>> print(readable(os.fsdecode(b"caf\xe9.png")))
+    caf\xe9.png
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def is_readable(path: PathLike) -> bool:
+    """Returns whether a path is UTF-8, so that it can be printed and written as it is."""
+    return readable(path) == os.fspath(path)
+
+
 @contextlib.contextmanager
 def writing(target: PathLike, advice: str = "") -> Iterator[None]:
     """Raises WriteError, with the name of what is written, where the system refuses to write.

@@ -4,7 +4,6 @@ says what had to be done for that.
 docs/data.md has the rule for each kind of file.
 """
 
-import collections
 import contextlib
 import dataclasses
 import io
@@ -108,30 +107,6 @@ def is_image_name(name: str | os.PathLike) -> bool:
 def is_unread_image_name(name: str | os.PathLike) -> bool:
     """Returns whether a file is by its suffix an image of a format that is not read."""
     return pathlib.PurePath(name).suffix.lower() in UNREAD_SUFFIXES
-
-
-class ImageFinder:
-    """Finds images and masks by their names without suffix; lists each folder once."""
-
-    def __init__(self) -> None:
-        self._listed: dict[pathlib.Path, dict[str, list[str]]] = {}
-
-    def find(self, stem: pathlib.Path) -> pathlib.Path | None:
-        """Returns the file named `stem` and a suffix in whatever case, or None; of several, the one
-        whose suffix comes first in `SUFFIXES`.
-        """
-        if stem.parent not in self._listed:
-            self._listed[stem.parent] = self._list(stem.parent)
-        names = self._listed[stem.parent].get(stem.name, [])
-        return stem.with_name(names[0]) if names else None
-
-    def _list(self, folder: pathlib.Path) -> dict[str, list[str]]:
-        names = filter(is_image_name, os.listdir(folder) if folder.is_dir() else [])
-        paths = sorted(map(pathlib.PurePath, names))
-        found = collections.defaultdict(list)
-        for path in sorted(paths, key=lambda path: SUFFIXES.index(path.suffix.lower())):
-            found[path.stem].append(path.name)
-        return found
 
 
 def read_image(path: str | os.PathLike, max_pixels: int = _MAX_PREDICTED_PIXELS) -> np.ndarray:

@@ -11,17 +11,25 @@ Example:
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.data.prepared.manifest import (
     Manifest,
+    check_trainable,
     default_data_dir,
     is_prepared,
     read_manifest,
     verify_prepared,
 )
 from flaxseg.data.prepared.preparation import prepare
-from flaxseg.data.prepared.records import Record, Records, check_split, open_split, split_names
+from flaxseg.data.prepared.records import (
+    Record,
+    Records,
+    check_split,
+    chosen_split,
+    open_split,
+)
 from flaxseg.data.prepared.set_check import verify_data
 from flaxseg.data.raw.dataset_info import DatasetInfo
 from flaxseg.data.raw.findings import Report, Statistics
 from flaxseg.data.raw.problems import Problem, problem_kinds
+from flaxseg.data.raw.split_names import split_for, split_names
 from flaxseg.data.sets.catalog import dataset_info, full_name, list_datasets
 from flaxseg.data.sets.cityscapes import to_label_ids as cityscapes_label_ids
 from flaxseg.data.stream.augmentation import Augmentation, augment
@@ -43,6 +51,8 @@ __all__ = [
     "TrainBatches",
     "augment",
     "check_split",
+    "check_trainable",
+    "chosen_split",
     "cityscapes_label_ids",
     "dataset_info",
     "default_data_dir",
@@ -53,6 +63,7 @@ __all__ = [
     "prepare",
     "problem_kinds",
     "read_manifest",
+    "split_for",
     "split_names",
     "train_batches",
     "verify_data",

@@ -73,14 +73,13 @@ def run(args: argparse.Namespace) -> int:
     name = data.full_name(args.data, args.manual_dir)
     out = arguments.output_folder(args.out)
     info = data.dataset_info(name)
-    args.split, args.held_out = args.split or info.splits[0], args.held_out or info.eval_split
+    args.split = data.chosen_split(info, args.split, info.train_split)
+    args.held_out = data.chosen_split(info, args.held_out, info.eval_split, "--held_out")
     if args.split == args.held_out:
         raise ConfigError(
             f"the bases would be learned from and measured on {args.split!r}; set --held_out to "
             f"another split or part of {', '.join(info.splits)}, such as 'train[80%:]'."
         )
-    for split in (args.split, args.held_out):
-        data.check_split(info, split)
     if args.num_bases > 64:
         raise ConfigError(f"num_bases is {args.num_bases}; filters of 8 x 8 have at most 64.")
     if args.manual_dir:

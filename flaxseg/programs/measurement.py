@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace, num_images: int | None) -> Measurement:
     card = flaxseg.read_model_card(args.model)
     name, info = arguments.data_of(args, card)
     own_split = "" if args.data else arguments.split_of_training(card)
-    split = args.split or own_split or info.eval_split
+    split = data.chosen_split(info, args.split, own_split or info.eval_split)
     records = data.open_split(name, split, args.data_dir)
     is_cityscapes = info.class_names == cityscapes.INFO.class_names
     if args.instances and not is_cityscapes:

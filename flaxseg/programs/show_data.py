@@ -114,11 +114,10 @@ def show_data(
     name = data.full_name(name, manual_dir)
     info = data.dataset_info(name)
     chosen = {**(_settings_of(config) if config else {}), **settings}
-    split = chosen.pop("split", info.splits[0])
+    split = data.chosen_split(info, chosen.pop("split", None), info.train_split)
     crop_size = tuple(chosen.pop("crop_size", (256, 256)))
     seed = chosen.pop("seed", 0)
     augmentation = data.Augmentation(**chosen)
-    data.check_split(info, split)
     data.prepare(name, data_dir, manual_dir, allow_problems=allow_problems)
     batches = data.train_batches(
         name,

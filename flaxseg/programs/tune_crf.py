@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     base = arguments.crf_of(args)
     card = flaxseg.read_model_card(args.model)
     name, info = arguments.data_of(args, card)
-    split = args.split or ("val" if "val" in info.splits else info.eval_split)
+    usual = data.split_for("val", info.splits) or info.eval_split
+    split = data.chosen_split(info, args.split, usual)
     records = data.open_split(name, split, args.data_dir)
     out = arguments.output_folder(args.out) if args.out else None
     segmenter = Segmenter(*arguments.load_model(args), arguments.protocol_of(args, card))

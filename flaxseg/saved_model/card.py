@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import flaxseg
-from flaxseg.classes import voc_colors
+from flaxseg.classes import check_class_names, voc_colors
 from flaxseg.errors import WeightsError
 from flaxseg.json_text import read_json
 
@@ -220,8 +220,7 @@ def check_classes(
             raise ValueError(
                 f"{what} has {len(values)} entries for {num_classes} classes; give one per class."
             )
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError("class_names must be strings.")
+    check_class_names(names)
     for color in colors:
         if len(color) != 3 or not all(0 <= part <= 255 for part in color):
             raise ValueError(f"class colour {color} is not three values in 0..255.")

@@ -98,6 +98,12 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
         progress=is_first,
         allow_problems=settings.data.allow_problems,
     )
+    data.check_trainable(
+        settings.data.name,
+        settings.data.train_split,
+        settings.data.dir,
+        settings.data.allow_problems,
+    )
     directory.create()
     with contextlib.ExitStack() as stack:
         if is_first:

@@ -1,6 +1,7 @@
 """`folder`: one's own images and masks, described by a small file."""
 
 import doctest
+import json
 import os
 import shutil
 
@@ -306,6 +307,14 @@ def test_every_mistake_in_the_file_is_named(tmp_path):
         ('images = "pics"\n' + TOML, "there is no folder"),
         ('eval_split = "test"\n' + TOML, "eval_split is 'test'; the splits are train, val"),
         (TOML.replace("color = [10, 20, 30]", ""), "no color is given for 'ground'"),
+        (TOML.replace("[200, 0, 200]", "[0, 200, 0]"), "'road' and 'car' have one color, [0, 200"),
+        (
+            TOML.replace('"car"', r'"c\nr"'),
+            "the class name 'c\\nr' holds the control character '\\n'",
+        ),
+        (TOML.replace('"car"', r'"c\u001b[31mr"'), "control character '\\x1b'"),
+        (TOML.replace('"car"', '" "'), "a class name is ' '"),
+        (TOML.replace('"car"', "3"), "a class name is 3"),
     ],
 )
 def test_single_mistakes(tmp_path, toml, words):
@@ -337,6 +346,14 @@ def test_without_the_file_a_draft_is_offered_that_works(tmp_path, encode_mask, w
         assert info.label_map == wanted
     report = flaxseg.data.verify_data(f"folder:{folder}", progress=False)
     assert not [error for error in report.errors if error.kind != "absent_class"]
+
+
+def test_the_file_may_begin_with_a_byte_order_mark_and_must_be_utf_8(tmp_path):
+    folder = write_folder(tmp_path / "toy")
+    (folder / "dataset.toml").write_bytes(b"\xef\xbb\xbf" + TOML.encode())
+    assert flaxseg.data.dataset_info(f"folder:{folder}").class_names == CLASSES
+    (folder / "dataset.toml").write_bytes(TOML.encode("utf-16"))
+    assert "dataset.toml: not UTF-8: " in problem_of(folder)
 
 
 def test_changed_files_are_prepared_anew_and_others_are_not(tmp_path):
@@ -414,6 +431,10 @@ def test_the_prepared_folder_alone_will_do(tmp_path):
     camvid.mkdir()
     (camvid / "flaxseg.json").write_text('{"info": null}')
     with pytest.raises(DataError, match="does not say what the classes are"):
+        flaxseg.data.dataset_info(f"folder:{camvid}")
+    facts = {**wanted, "class_names": ["ground", "ro\nad", "car"]}
+    (camvid / "flaxseg.json").write_text(json.dumps({"info": facts}))
+    with pytest.raises(DataError, match="holds the control character"):
         flaxseg.data.dataset_info(f"folder:{camvid}")
 
 

@@ -147,8 +147,8 @@ def test_impossible_numbers_are_named(camvid_dir):
         open_stream(camvid_dir, process_index=2, process_count=2)
     with pytest.raises(ConfigError, match=r"crop_size is \(0, 5\)"):
         open_stream(camvid_dir, crop_size=(0, 5))
-    with pytest.raises(ConfigError, match="no split 'training'; its splits: train, val, test"):
-        train_batches("camvid", "training", data_dir=camvid_dir, batch_size=1, crop_size=(8, 8))
+    with pytest.raises(ConfigError, match="no split 'trainval'; its splits: train, val, test"):
+        train_batches("camvid", "trainval", data_dir=camvid_dir, batch_size=1, crop_size=(8, 8))
 
 
 def test_a_bad_record_stops_the_stream_with_its_name(camvid_dir, monkeypatch):

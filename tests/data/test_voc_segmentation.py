@@ -162,7 +162,7 @@ def test_what_is_wrong_is_named_with_archive_and_file(tmp_path):
 def test_lists_that_are_none(tmp_path):
     """Images, nothing, and a file without end."""
     for content, words in (
-        (b"\x89PNG\xff", "val.txt: the list cannot be read: no text"),
+        (b"\x89PNG\xff", "val.txt: the list cannot be read: not text in UTF-8"),
         (b"\n\n", "val.txt: the list names no image"),
         (b"a\n" * (1 << 23) + b"b", "val.txt: the list cannot be read: more than 16777216 bytes"),
     ):

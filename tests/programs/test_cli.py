@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from own_folder import CLASSES, write_folder
+from own_folder import CLASSES, encoded, write_folder
 from PIL import Image
 from tiny_model import create_tiny, init
 
@@ -465,6 +465,18 @@ def test_report_finds_a_data_set_of_ones_own(tmp_path, model_dir, capsys):
     assert code == 1
     assert f"your own images in {folder}, and there is no such folder" in stderr
     assert run(capsys, "evaluate", tmp_path / "own", "--manual_dir", moved)[0] == 0
+
+
+def test_evaluate_takes_a_folder_with_a_test_set_alone(tmp_path, model_dir, capsys):
+    folder = write_folder(
+        tmp_path / "toy", {"test": 2}, encode_mask=lambda label: encoded(np.minimum(label, 1))
+    )
+    own = init(create_tiny("tiny", 3))
+    flaxseg.save_model(tmp_path / "own", own, name="tiny", num_classes=3, class_names=CLASSES)
+    flags = ("--data=folder", "--manual_dir", folder, "--data_dir", tmp_path / "data")
+    code, stdout, stderr = run(capsys, "evaluate", tmp_path / "own", *flags)
+    assert code == 0, stderr
+    assert "on toy test: 2 images" in stdout
 
 
 def test_evaluate_on_a_canvas(model_dir, dataset, capsys):

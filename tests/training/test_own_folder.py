@@ -5,7 +5,7 @@ import runpy
 import numpy as np
 import pytest
 import tiny_program
-from own_folder import CLASSES, COLORS, image_of, write_folder
+from own_folder import CLASSES, COLORS, TOML, image_of, write_folder
 
 import flaxseg
 from flaxseg.errors import ConfigError, DataError
@@ -74,13 +74,30 @@ def test_data_that_fails_is_refused_before_the_first_step(config, folder, tmp_pa
     assert train_and_evaluate(config, str(tmp_path / "run")).step == 2
 
 
+def test_usual_names_of_splits_need_no_setting(config, folder):
+    for kind in ("images", "masks"):
+        for split, name in (("train", "training"), ("val", "validation")):
+            (folder / kind / split).rename(folder / kind / name)
+    settings, _ = validate_config(config)
+    assert (settings.data.train_split, settings.data.eval_split) == ("training", "validation")
+
+
+def test_a_class_that_is_not_in_the_split_trained_on_is_refused(config, folder, tmp_path):
+    (folder / "dataset.toml").write_text(TOML + '[[classes]]\nname = "bus"\ncolor = [1, 1, 1]\n')
+    config.data.train_split = "train[:2]"
+    with pytest.raises(DataError, match="no pixel of class 'bus' in train") as caught:
+        train_and_evaluate(config, str(tmp_path / "run"))
+    assert str(caught.value).endswith(" --config.data.allow_problems=absent_class")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"data.manual_dir": ""}, "does not say where they are"),
         ({"data.name": "folder:/x"}, "write data.name='folder'"),
         ({"data.manual_dir": "/nowhere"}, "there is no folder /nowhere"),
-        ({"data.eval_split": "test"}, "data.eval_split is 'test'; it must be one of train, val"),
+        ({"data.eval_split": "test"}, "has no split 'test'; its splits: train, val"),
         ({"loss.class_weights": (1.0, 2.0)}, "has 2 values for 3 classes"),
         ({"data.allow_problems": "orphans"}, "Did you mean 'orphan'"),
     ],

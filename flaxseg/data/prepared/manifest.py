@@ -5,14 +5,17 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 from typing import Any
 
 from flaxseg.data.raw.dataset_info import DatasetInfo
+from flaxseg.data.raw.problems import problem_kinds
+from flaxseg.data.raw.split_names import split_names
 from flaxseg.data.sets import catalog
 from flaxseg.data.sets.catalog import MANIFEST
 from flaxseg.data.sets.data_sources import Examples, OwnFolder, Published, Source
-from flaxseg.errors import DataError, NotPreparedError
-from flaxseg.files import PathLike, write_text
+from flaxseg.errors import ConfigError, DataError, NotPreparedError
+from flaxseg.files import PathLike, is_readable, readable, write_text
 from flaxseg.json_text import read_json
 
 _FORMAT = 1
@@ -32,6 +35,7 @@ class Manifest:
       left_out: the number of pairs that could not be used, where that was allowed.
       info: of the user's own images, the facts as `DatasetInfo.to_json` gives them; else None.
       listing: of the user's own images, a digest of which files there were; else "".
+      absent: of the user's own images, the classes without a pixel in each split.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Manifest:
     left_out: int = 0
     info: dict[str, Any] | None = None
     listing: str = ""
+    absent: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def default_data_dir() -> pathlib.Path:
@@ -53,8 +58,18 @@ def default_data_dir() -> pathlib.Path:
 
 
 def as_data_dir(data_dir: PathLike | None) -> pathlib.Path:
-    """Returns the folder of prepared data sets that a caller means; None or "" is the default."""
-    return pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
+    """Returns the folder of prepared data sets that a caller means; None or "" is the default.
+
+    Raises:
+      ConfigError: its path is not UTF-8, which files of records need.
+    """
+    folder = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
+    if not is_readable(folder.resolve()):
+        raise ConfigError(
+            f"the folder of prepared data, {readable(folder.resolve())}, has a path that is not "
+            "UTF-8; give another with --data_dir (train: --config.data.dir) or FLAXSEG_DATA"
+        )
+    return folder
 
 
 def prepared_dir(info: DatasetInfo, data_dir: pathlib.Path) -> pathlib.Path:
@@ -97,12 +112,12 @@ def read_manifest(name: str, data_dir: PathLike | None = None) -> Manifest:
     data_dir = as_data_dir(data_dir)
     folder = prepared_dir(source.info, data_dir)
     manifest = load_manifest(folder)
-    again = f"Prepare it again: python -m flaxseg prepare-data {name} --data_dir={data_dir}"
+    again = f"Prepare it again: {prepare_command(name, data_dir)}"
     if manifest is None:
         manual = " --manual_dir=FOLDER_WITH_ITS_FILES" if isinstance(source, Published) else ""
         raise NotPreparedError(
             f"data set {name!r} is not prepared in {data_dir} (looked for {folder}). Prepare it "
-            f"with: python -m flaxseg prepare-data {name} --data_dir={data_dir}{manual}"
+            f"with: {prepare_command(name, data_dir)}{manual}"
         )
     if isinstance(source, OwnFolder):
         check_same_folder(manifest, source, folder)
@@ -120,6 +135,42 @@ def read_manifest(name: str, data_dir: PathLike | None = None) -> Manifest:
                 + f". {again}"
             )
     return manifest
+
+
+def prepare_command(name: str, data_dir: pathlib.Path, manual_dir: PathLike | None = None) -> str:
+    """Returns what prepares a data set, for a shell."""
+    words = ["python", "-m", "flaxseg", "prepare-data", name, f"--data_dir={data_dir}"]
+    if manual_dir and not name.startswith(catalog.FOLDER):
+        words.append(f"--manual_dir={manual_dir}")
+    return shlex.join(words)
+
+
+def check_trainable(
+    name: str, split: str, data_dir: PathLike | None = None, allow_problems: str = ""
+) -> None:
+    """Checks that every class is there to be learned where the user's own images are trained on.
+
+    Args:
+      name, split, data_dir: as for `open_split`.
+      allow_problems: as for `prepare`; "absent_class" allows it.
+
+    Raises:
+      DataError: the data set is not prepared, or lacks a class in the split.
+    """
+    absent_in = read_manifest(name, data_dir).absent
+    parts = split_names(catalog.dataset_info(name).in_own_names(split))
+    absent = [
+        kind
+        for kind in absent_in.get(parts[0], [])
+        if all(kind in absent_in.get(part, []) for part in parts)
+    ]
+    if absent and "absent_class" not in problem_kinds(allow_problems):
+        what = "class" if len(absent) == 1 else f"{len(absent)} classes"
+        raise DataError(
+            f"data set {name!r}: no pixel of {what} {', '.join(map(repr, absent))} in {split}; a "
+            "class that is not in the images trained on cannot be learned. Add images of it, or "
+            "train without: --config.data.allow_problems=absent_class"
+        )
 
 
 def verify_prepared(name: str, data_dir: PathLike | None = None) -> None:
@@ -159,7 +210,10 @@ def find_damage(name: str, data_dir: PathLike | None = None) -> str:
 
 def check_same_folder(manifest: Manifest, source: OwnFolder, prepared: pathlib.Path) -> None:
     """Raises DataError where another folder of the user's, of the same name, was prepared."""
-    if manifest.source != str(source.folder.resolve()) and pathlib.Path(manifest.source).is_dir():
+    if (
+        manifest.source != readable(source.folder.resolve())
+        and pathlib.Path(manifest.source).is_dir()
+    ):
         raise DataError(
             f"{prepared} was prepared from {manifest.source}, which has the name "
             f'{source.info.name!r} too; set another name = "..." in {source.folder}, or give '
@@ -192,6 +246,7 @@ def write_manifest(folder: pathlib.Path, source: Source, found: Examples) -> Non
         left_out=found.left_out,
         info=info.to_json() if isinstance(source, OwnFolder) else None,
         listing=found.listing,
+        absent=dict(found.absent),
     )
     content = {"format": _FORMAT, **dataclasses.asdict(manifest)}
     write_text(folder / MANIFEST, json.dumps(content, indent=2))

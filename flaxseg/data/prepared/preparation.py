@@ -23,6 +23,7 @@ from flaxseg.data.prepared.manifest import (
     check_same_folder,
     is_complete,
     load_manifest,
+    prepare_command,
     prepared_dir,
     write_manifest,
 )
@@ -71,9 +72,10 @@ def prepare(
         return target
     if isinstance(source, Prepared):
         raise DataError(f"{target} is damaged; prepare it again from the images")
-    name = source.info.name
     folder = pathlib.Path(manual_dir).expanduser() if manual_dir else None
-    request = Request(folder, data_dir / ".downloads" / name, allowed, progress)
+    command = prepare_command(name, data_dir, manual_dir)
+    name = source.info.name
+    request = Request(folder, data_dir / ".downloads" / name, command, allowed, progress)
     with _explained(name, data_dir):
         make_folder(data_dir)
         with _locked(data_dir / f".{name}.lock"):
@@ -104,11 +106,15 @@ def _prepare(
 
 
 def _find_examples(source: Source, request: Request) -> Examples:
-    """Finds the examples of each split and prints how their numbers differ from the published."""
-    found = source.find(request)
+    """Finds the examples of each split and prints what is missing: splits, images, classes."""
+    found, info = source.find(request), source.info
+    lines = [*info.differences(found.sizes)]
+    absent = found.absent.get(info.train_split)
+    if absent:
+        lines.append(f"no pixel of {', '.join(map(repr, absent))} in {info.train_split}")
     if request.progress:
-        for line in source.info.differences(found.sizes):
-            print(f"{source.info.name}: {line}", file=sys.stderr, flush=True)
+        for line in lines:
+            print(f"{info.name}: {line}", file=sys.stderr, flush=True)
     return found
 
 

@@ -7,10 +7,16 @@ from typing import SupportsIndex, TypedDict, overload
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flaxseg.data.prepared.manifest import as_data_dir, prepared_dir, read_manifest
+from flaxseg.data.prepared.manifest import (
+    as_data_dir,
+    prepare_command,
+    prepared_dir,
+    read_manifest,
+)
 from flaxseg.data.raw.dataset_info import DatasetInfo
 from flaxseg.data.raw.decode import decode_image, decode_label
 from flaxseg.data.raw.label_map import LabelMap
+from flaxseg.data.raw.split_names import split_names
 from flaxseg.data.sets import catalog
 from flaxseg.errors import ConfigError, DataError, near
 from flaxseg.files import PathLike
@@ -148,7 +154,7 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
       DataError: files are damaged.
     """
     info = catalog.dataset_info(name)
-    check_split(info, split)
+    split = check_split(info, split)
     manifest = read_manifest(name, data_dir)
     folder = prepared_dir(info, as_data_dir(data_dir)).resolve()
     for part in split_names(split):
@@ -156,7 +162,8 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
             raise DataError(
                 f"split {part!r} of data set {name!r} was left out when it was prepared, because "
                 f"{info.optional.get(part, 'its files')} was missing. Add it to the others, "
-                f"delete {folder} and prepare the data set again."
+                f"delete {folder} and prepare the data set again: "
+                f"{prepare_command(name, as_data_dir(data_dir))}"
             )
     stored = _stored_parts(info, split, manifest.splits)
     length = manifest.splits.get(stored)
@@ -165,9 +172,13 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
     return Records(info, split, folder, length, manifest.fingerprint, stored)
 
 
-def check_split(info: DatasetInfo, split: str) -> None:
-    """Raises ConfigError unless a spec can be read and a data set has its splits, whether it is
-    prepared or not."""
+def check_split(info: DatasetInfo, split: str) -> str:
+    """Returns a spec of splits in the data set's own names.
+
+    Raises:
+      ConfigError: the spec cannot be read, or the data set, prepared or not, lacks its splits.
+    """
+    split = info.in_own_names(split)
     for part in split_names(split):
         if part not in info.splits:
             raise ConfigError(
@@ -179,6 +190,21 @@ def check_split(info: DatasetInfo, split: str) -> None:
             tfds.core.ReadInstruction.from_spec(part.strip())
     except (AssertionError, ValueError) as error:
         raise _no_part(split, str(error), info.split_sizes) from None
+    return split
+
+
+def chosen_split(info: DatasetInfo, split: str | None, usual: str, flag: str = "--split") -> str:
+    """Returns the split that a user gave, in the data set's own names, or else the usual one.
+
+    Raises:
+      ConfigError: there is no such split; or none was given, and `usual` is "".
+    """
+    if not (split or usual):
+        raise ConfigError(
+            f"none of the splits of data set {info.name!r} is clearly meant for this by its name: "
+            f"{', '.join(info.splits)}; choose with {flag}"
+        )
+    return check_split(info, split or usual)
 
 
 def _stored_parts(info: DatasetInfo, split: str, sizes: Mapping[str, int]) -> str:
@@ -211,11 +237,6 @@ def _stored_parts(info: DatasetInfo, split: str, sizes: Mapping[str, int]) -> st
     if not written:
         raise _no_part(split, "there is no record in it", sizes)
     return "+".join(written)
-
-
-def split_names(split: str) -> tuple[str, ...]:
-    """Returns the names of splits in a spec: train and val of `"train[:4]+val"`."""
-    return tuple(part.partition("[")[0].strip() for part in split.split("+"))
 
 
 def _length_of_parts(

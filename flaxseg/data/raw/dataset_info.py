@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flaxseg.classes import IGNORE_LABEL
+from flaxseg.classes import IGNORE_LABEL, check_class_names
+from flaxseg.data.raw.split_names import TRAIN, own_name, split_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +22,9 @@ class DatasetInfo:
       class_colors: the RGB uint8 triple of each train id, for drawings.
       label_map: raw label id in the published files -> train id, or 255 (ignore). An id that is not
         a key is an error.
-      splits: names of the splits, the one to train on first.
+      splits: names of the splits, in the order train, val, test, others.
       split_sizes: the number of images in each split of the published set.
-      eval_split: the split whose score is reported.
+      eval_split: the split whose score is reported; "" where none is meant for that by its name.
       license, citation, homepage: terms of use, what to cite, and where it comes from.
       combined: splits that are not stored but are concatenations of others: name -> their names.
       repeated: splits that hold images of another split again: name -> the other's name.
@@ -51,13 +52,29 @@ class DatasetInfo:
     def __post_init__(self):
         assert len(self.class_names) == len(self.class_colors)
         assert set(self.label_map.values()) <= {*range(len(self.class_names)), IGNORE_LABEL}
-        assert self.eval_split in self.splits
+        assert self.eval_split in ("", *self.splits)
         assert {*self.split_sizes, *self.combined, *self.repeated, *self.optional} <= {*self.splits}
 
     @property
     def num_classes(self) -> int:
         """Returns the number of train ids."""
         return len(self.class_names)
+
+    @property
+    def train_split(self) -> str:
+        """Returns the split that is meant for training by its name; "" if none clearly is."""
+        return split_for(TRAIN, self.splits)
+
+    def in_own_names(self, split: str) -> str:
+        """Returns a spec of splits with the names of this data set: `"validation[:9]"` for
+        `"val[:9]"`; a name that means none of its splits stays.
+        """
+
+        def own(part: str) -> str:
+            name, bracket, rest = part.strip().partition("[")
+            return own_name(name.strip(), self.splits) + bracket + rest
+
+        return "+".join(map(own, split.split("+")))
 
     def differences(self, sizes: Mapping[str, int]) -> Iterator[str]:
         """Describes which splits differ from the published ones.
@@ -90,7 +107,10 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any], prepared: pathlib.Path) -> "DatasetInfo":
-        """Returns the facts from `to_json`; raises KeyError or TypeError if they are incomplete."""
+        """Returns the facts from `to_json`; raises KeyError, TypeError or ValueError if they are
+        incomplete or impossible.
+        """
+        check_class_names(facts["class_names"])
         return cls(
             **{
                 **facts,

@@ -127,9 +127,9 @@ def read_lines(file: pathlib.Path | PackedFile) -> list[str]:
     if len(content) > _MAX_LIST_BYTES:
         raise UndecodableError(f"more than {_MAX_LIST_BYTES} bytes")
     try:
-        return content.decode("utf-8").splitlines()
+        return content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UndecodableError(f"no text: {error}") from None
+        raise UndecodableError(f"not text in UTF-8: {error}") from None
 
 
 def read_ids(tree: FileTree, name: str, problems: list[str]) -> list[str]:

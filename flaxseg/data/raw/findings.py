@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,10 @@ class Statistics:
         self.ignored += int(pixels[IGNORE_LABEL])
         self.sizes[size] += 1
 
+    def absent(self, class_names: Sequence[str]) -> list[str]:
+        """Returns the names of the classes without a pixel."""
+        return [name for name, n in zip(class_names, self.pixels, strict=True) if not n]
+
     def __add__(self, other: "Statistics") -> "Statistics":
         """Returns the counts of both together."""
         return Statistics(
@@ -96,6 +100,8 @@ class Report:
       problems: everything that is wrong, and warnings.
       statistics: counts over the usable images of each split.
       unusable: the indices, in each split, of the pairs that cannot be used.
+      training_split: the split from which the class weights are computed; "" if no split is meant
+        for training.
     """
 
     name: str
@@ -106,6 +112,7 @@ class Report:
     problems: tuple[Problem, ...]
     statistics: Mapping[str, Statistics]
     unusable: Mapping[str, frozenset[int]]
+    training_split: str = ""
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -122,15 +129,12 @@ class Report:
         """Returns the counts of all splits together."""
         return sum(self.statistics.values(), Statistics.zero(len(self.class_names)))
 
-    @property
-    def training_split(self) -> str:
-        """Returns the first split, from which the class weights are computed."""
-        return next(iter(self.statistics), "")
-
-    def class_weights(self) -> np.ndarray:
-        """Returns the median-frequency weights of the training split, float64 [C]."""
-        if not self.statistics:
-            return np.ones(len(self.class_names))
+    def class_weights(self) -> np.ndarray | None:
+        """Returns the median-frequency weights of the training split, float64 [C], if there is
+        one.
+        """
+        if not self.training_split:
+            return None
         return self.statistics[self.training_split].median_frequency_weights()
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,7 +159,9 @@ class Report:
             },
             "class_pixels": _by_name(self.class_names, total.pixels),
             "ignored_pixels": total.ignored,
-            "median_frequency_weights": {
+            "median_frequency_weights": None
+            if weights is None
+            else {
                 name: round(float(weight), 6)
                 for name, weight in zip(self.class_names, weights, strict=True)
             },
@@ -191,7 +197,8 @@ class Report:
         splits = [f"{split} %" for split in self.statistics] if len(self.statistics) > 1 else []
         column = max([9, *map(len, splits)])
         head = f"{'':>3}  {'class':<{width}}  {'pixels':>15}  {'share %':>7}  {'images':>8}"
-        head += "".join(f"  {split:>{column}}" for split in splits) + f"  {'weight':>8}"
+        head += "".join(f"  {split:>{column}}" for split in splits)
+        head += "" if weights is None else f"  {'weight':>8}"
         lines = [head, "-" * len(head)]
         counted = max(1, int(total.pixels.sum()))
         for index, name in enumerate(self.class_names):
@@ -203,7 +210,7 @@ class Report:
             lines.append(
                 f"{index:>3}  {name:<{width}}  {total.pixels[index]:>15,}  "
                 f"{100 * total.pixels[index] / counted:>7.3f}  {total.class_images[index]:>8}"
-                f"{shares}  {weights[index]:>8.3f}"
+                f"{shares}" + ("" if weights is None else f"  {weights[index]:>8.3f}")
             )
         ignored = 100 * total.ignored / (counted + total.ignored)
         lines.append(
@@ -212,7 +219,13 @@ class Report:
         return "\n".join(lines)
 
     def _weights_line(self) -> str:
-        numbers = ", ".join(f"{weight:.3g}" for weight in self.class_weights())
+        weights = self.class_weights()
+        if weights is None:
+            return (
+                "No median-frequency weights: no split is meant for training by its name, such as "
+                "train or training"
+            )
+        numbers = ", ".join(f"{weight:.3g}" for weight in weights)
         return (
             f"Median-frequency weights, from {self.training_split}:\n"
             f'  --config.loss.class_weights="({numbers})"'

@@ -12,6 +12,7 @@ KINDS: dict[str, str] = {
     "files": "a list or folder with something wrong in it",
     "missing_file": "an image or label file that is missing",
     "orphan": "a file that belongs to no pair",
+    "file_name": "a file whose name is not UTF-8",
     "unreadable": "a file that cannot be read",
     "undecodable": "a file that is not a whole image of a known format",
     "too_large": "an image or file beyond the limits",
@@ -21,6 +22,8 @@ KINDS: dict[str, str] = {
     "jpeg_label": "a label stored as JPEG",
     "color_label": "a label that holds colours where ids are wanted",
     "deep_label": "a label of 16 bits",
+    "image_as_label": "an image that is its own label",
+    "shared_label": "a label of two images",
     "size_mismatch": "an image and a label of different sizes",
     "unknown_ids": "label ids outside the map",
     "unknown_colors": "label colours outside the map",
@@ -29,6 +32,7 @@ KINDS: dict[str, str] = {
     "duplicate_in_split": "the same image twice in a split",
     "absent_class": "a class without a pixel",
     "nothing_labelled": "a label with ignored pixels only",
+    "unlabelled_split": "a split without labels, which is left out",
 }
 """Every kind of problem, in the order of a report."""
 
@@ -36,11 +40,14 @@ _HARMLESS = (
     "files",
     "orphan",
     "converted_image",
+    "file_name",
+    "shared_label",
     "deep_label",
     "duplicate_across_splits",
     "duplicate_in_split",
     "absent_class",
     "nothing_labelled",
+    "unlabelled_split",
 )
 UNUSABLE = frozenset(KINDS) - frozenset(_HARMLESS)
 """The kinds that make a pair unusable."""

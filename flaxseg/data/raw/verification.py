@@ -69,7 +69,7 @@ def examine(
     *,
     source: str = "",
     known: Iterable[Problem] = (),
-    needs_every_class: bool = False,
+    trained_on: str = "",
     advance: Callable[[], None] = lambda: None,
     num_threads: int | None = None,
 ) -> Report:
@@ -85,8 +85,7 @@ def examine(
       info: the facts of the data set.
       source: where the files are, for the report.
       known: problems that were found before, in lists and folders.
-      needs_every_class: whether a class without a pixel in the first split is an error, not a
-        warning.
+      trained_on: the split in which a class without a pixel is an error, not a warning.
       advance: called once per pair, in this thread.
       num_threads: the number of decoding threads; one per core (at most 32) if None.
 
@@ -110,8 +109,7 @@ def examine(
             statistics[split].add(examined.size, examined.pixels)
         advance()
     for split, counted in statistics.items():
-        is_trained_on = split == next(iter(pairs))
-        problems += _absent_classes(split, counted, info, needs_every_class and is_trained_on)
+        problems += _absent_classes(split, counted, info, split == trained_on)
     return Report(
         name=info.name,
         source=source,
@@ -121,6 +119,7 @@ def examine(
         problems=tuple(problems),
         statistics=statistics,
         unusable={split: frozenset(numbers) for split, numbers in unusable.items()},
+        training_split=info.train_split if info.train_split in pairs else "",
     )
 
 
@@ -171,9 +170,7 @@ def _duplicate(split: str, pair: Checkable, other: str, earlier: Checkable) -> P
 def _absent_classes(
     split: str, counted: Statistics, info: DatasetInfo, is_error: bool
 ) -> list[Problem]:
-    absent = [
-        name for name, pixels in zip(info.class_names, counted.pixels, strict=True) if not pixels
-    ]
+    absent = counted.absent(info.class_names)
     if not absent or not counted.num_images:
         return []
     what = "class" if len(absent) == 1 else f"{len(absent)} classes"
@@ -188,12 +185,12 @@ def _examine_pair(pair: Checkable, label_map: LabelMap) -> _Examined:
     """Reads and decodes an image and its label, and compares their sizes."""
     examined = _Examined([])
     size = raw = None
-    encoded = _read(pair.image_bytes, pair.image, "image", pair, examined.problems)
-    if encoded is not None:
+    image = _read(pair.image_bytes, pair.image, "image", pair, examined.problems)
+    if image is not None:
         try:
-            size, examined.digest, notes = _decoded(encoded, pair.as_stored)
+            size, examined.digest, notes = _decoded(image, pair.as_stored)
         except UndecodableError as error:
-            examined.digest = hashlib.sha256(encoded).digest() if encoded else None
+            examined.digest = hashlib.sha256(image).digest() if image else None
             examined.problems.append(_undecodable(pair.image, error))
         else:
             examined.problems += _conversions(pair, notes)
@@ -203,6 +200,10 @@ def _examine_pair(pair: Checkable, label_map: LabelMap) -> _Examined:
             raw = pair.decode(encoded)
         except UndecodableError as error:
             examined.problems.append(_undecodable(pair.label, error))
+    if encoded and encoded == image and (raw is None or raw.min() < raw.max()):
+        message = f"{pair.label}: the file of the label is that of the image, {pair.image}"
+        files = (str(pair.label), str(pair.image))
+        examined.problems.append(Problem("image_as_label", message, files=files))
     if size is not None and raw is not None:
         examined.size = size
         if size != raw.shape:

@@ -16,6 +16,7 @@ from flaxseg.data.sets import (
 )
 from flaxseg.data.sets.data_sources import Generated, OwnFolder, Prepared, Published, Source
 from flaxseg.errors import ConfigError, DataError, near
+from flaxseg.files import is_readable, readable
 from flaxseg.json_text import read_json
 
 MANIFEST = "flaxseg.json"
@@ -72,9 +73,14 @@ def full_name(name: str, manual_dir: str | os.PathLike[str] | None = None) -> st
       manual_dir: the folder that the user named beside it; None or "" for none.
 
     Raises:
-      ConfigError: "folder" without a folder, or with two.
+      ConfigError: "folder" without a folder, or with two; or a path that is not UTF-8.
     """
     kind, colon, path = name.partition(":")
+    for given in filter(None, (path, manual_dir)):
+        if not is_readable(given):
+            raise ConfigError(
+                f"the path {readable(given)} is not UTF-8; rename the folder, or give a link to it"
+            )
     if kind != FOLDER:
         return name
     if not path and not manual_dir:

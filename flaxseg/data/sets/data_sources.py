@@ -13,6 +13,7 @@ from flaxseg.data.raw.verification import examine
 from flaxseg.data.sets.folder import find_pairs, listing_digest
 from flaxseg.data.sets.folder_file import FolderFile
 from flaxseg.errors import DataError
+from flaxseg.files import readable
 from flaxseg.progress import Progress
 
 Readers = Mapping[str, Callable[[], Iterator[EncodedExample]]]
@@ -26,12 +27,14 @@ class Request:
     Attributes:
       manual_dir: the folder with the published files; None to download them.
       download_dir: where downloads are kept until the data set is prepared.
+      command: prepares the data set from a shell.
       allowed: the kinds of problems that are no reason to stop.
       progress: show progress on stderr.
     """
 
     manual_dir: pathlib.Path | None
     download_dir: pathlib.Path
+    command: str
     allowed: frozenset[str] = frozenset()
     progress: bool = True
 
@@ -46,6 +49,7 @@ class Examples:
       source: where they come from.
       left_out: the number of pairs that cannot be used.
       listing: of the user's own images, a digest of which files there are; else "".
+      absent: of the user's own images, the classes without a pixel in each split.
     """
 
     readers: Readers
@@ -53,6 +57,7 @@ class Examples:
     source: str
     left_out: int = 0
     listing: str = ""
+    absent: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Files:
       problems: what is wrong with lists and folders.
       folder: where the files are.
       source: where they come from.
-      needs_every_class: whether a class without a pixel in the first split is an error.
+      are_own: whether they are the user's own, of which every class must be there to train on.
     """
 
     info: DatasetInfo
@@ -73,7 +78,7 @@ class Files:
     problems: Sequence[Problem | str]
     folder: pathlib.Path
     source: str
-    needs_every_class: bool = False
+    are_own: bool = False
 
     def check(self, progress: bool, num_threads: int | None = None) -> Report:
         """Reads all files and reports what is wrong with them; arguments as for `examine`."""
@@ -84,7 +89,7 @@ class Files:
                 self.info,
                 source=self.source,
                 known=as_problems(self.problems),
-                needs_every_class=self.needs_every_class,
+                trained_on=self.info.train_split if self.are_own else "",
                 advance=shown.advance,
                 num_threads=num_threads,
             )
@@ -100,26 +105,34 @@ class Files:
           DataError: there are other problems, all of them listed, or a split is left empty.
         """
         name, report = self.info.name, self.check(request.progress)
-        refused = [problem for problem in report.errors if problem.kind not in request.allowed]
-        if refused:
-            kinds = ",".join(dict.fromkeys(problem.kind for problem in refused))
-            advice += (
-                f" To continue without what cannot be used: --allow_problems={kinds} "
-                "(train: --config.data.allow_problems)."
-            )
-        raise_problems(name, refused, advice)
+        # What is trained on is known in the training, see `check_trainable`.
+        allowed = {*request.allowed, "absent_class"}
+        refused = [problem for problem in report.errors if problem.kind not in allowed]
         usable = {
             split: [pair for n, pair in enumerate(of_split) if n not in report.unusable[split]]
             for split, of_split in self.pairs.items()
         }
         empty = [split for split, of_split in usable.items() if not of_split]
+        if refused and not empty:
+            kinds = ",".join(dict.fromkeys([*sorted(request.allowed), *(p.kind for p in refused)]))
+            advice += (
+                " To continue without what cannot be used: "
+                f"{request.command} --allow_problems={kinds} (train: "
+                f"--config.data.allow_problems={kinds})"
+            )
+        raise_problems(name, refused, advice)
         if empty:
             raise DataError(
                 f"data set {name!r} cannot be prepared: nothing in {', '.join(empty)} can be used"
             )
         sizes = {split: len(of_split) for split, of_split in usable.items()}
         left_out = sum(map(len, self.pairs.values())) - sum(sizes.values())
-        return Examples(readers(usable, self.folder), sizes, self.source, left_out)
+        absent = {
+            split: counted.absent(self.info.class_names)
+            for split, counted in report.statistics.items()
+            if self.are_own
+        }
+        return Examples(readers(usable, self.folder), sizes, self.source, left_out, absent=absent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +182,7 @@ class Published:
                 "archives as downloaded, or with what was unpacked from them"
             )
         pairs, problems = self.find_pairs(folder, progress)
-        return Files(self.info, pairs, problems, folder, source or str(folder.resolve()))
+        return Files(self.info, pairs, problems, folder, source or readable(folder.resolve()))
 
     def find(self, request: Request) -> Examples:
         """Finds and checks the files, downloaded where no folder is given; raises DataError."""
@@ -215,8 +228,8 @@ class OwnFolder:
     def files(self) -> Files:
         """Finds the files."""
         pairs, problems = find_pairs(self.file, self.info)
-        source = str(self.folder.resolve())
-        return Files(self.info, pairs, problems, self.folder, source, needs_every_class=True)
+        source = readable(self.folder.resolve())
+        return Files(self.info, pairs, problems, self.folder, source, are_own=True)
 
     def find(self, request: Request) -> Examples:
         """Finds and checks the files; raises DataError."""

@@ -9,10 +9,11 @@ import numpy as np
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.data.raw.decode import decode_color_label, decode_label
 from flaxseg.data.raw.label_map import count_ids
-from flaxseg.folder_walk import files_below
-from flaxseg.image_files import UndecodableError, is_image_name, read_file
+from flaxseg.data.sets.folder_pairs import image_files, likely_endings, without_suffix
+from flaxseg.image_files import UndecodableError, read_file
 
 _MAX_MASKS = 100  # that are read
+_MAX_FILES = 5000  # whose names are looked at
 _MAX_VALUES = 60  # more cannot be classes
 _MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "label", "annots", "gt", "trainannot")
 _IMAGE_FOLDERS = ("images", "pictures", "imgs", "image", "img", "train")
@@ -20,10 +21,14 @@ _IMAGE_FOLDERS = ("images", "pictures", "imgs", "image", "img", "train")
 
 def draft(root: pathlib.Path) -> str:
     """Returns a `dataset.toml` with the folders and the ids or colours found below `root`."""
-    images, masks = _first_folder(root, _IMAGE_FOLDERS), _first_folder(root, _MASK_FOLDERS)
-    ids, colors = _values(_some_masks(root / masks))
-    use_colors = sum(colors.values()) > sum(ids.values())
+    images, masks, endings = _layout(root)
     head = [f'images = "{images}"', f'masks = "{masks}"']
+    if not (root / masks).is_dir():
+        head[1] += "  # this folder does not exist yet"
+    keys = zip(("image_suffix", "mask_suffix"), endings, strict=True)
+    head += [f'{key} = "{ending}"' for key, ending in keys if ending]
+    ids, colors = _values(_some_masks(root / masks, endings[1]))
+    use_colors = sum(colors.values()) > sum(ids.values())
     if not _has_splits(root / images, root / masks):
         head.append("val_share = 0.1  # the share of images that is held out for evaluation")
     head.append(f'mask_values = "{"colors" if use_colors else "ids"}"')
@@ -72,16 +77,38 @@ def _table(name: str, line: str) -> str:
     return f'[[classes]]\nname = "{name}"\n{line}'
 
 
-def _first_folder(root: pathlib.Path, names: tuple[str, ...]) -> str:
-    return next((name for name in names if (root / name).is_dir()), names[0])
+def _layout(root: pathlib.Path) -> tuple[str, str, tuple[str, str]]:
+    """Returns the folders of images and masks, and the endings in which their names differ."""
+    masks = _first_folder(root, _MASK_FOLDERS)
+    if masks is None:
+        for folder in (_first_folder(root, _IMAGE_FOLDERS[:-1]), "."):
+            names = [] if folder is None else _names(root / folder)
+            endings = likely_endings(names, names, in_one_folder=True)
+            if folder is not None and endings is not None:
+                return folder, folder, endings
+    images, masks = _first_folder(root, _IMAGE_FOLDERS) or "images", masks or "masks"
+    endings = likely_endings(_names(root / images), _names(root / masks))
+    return images, masks, endings or ("", "")
+
+
+def _first_folder(root: pathlib.Path, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if (root / name).is_dir()), None)
+
+
+def _names(root: pathlib.Path) -> list[str]:
+    """Returns the names of some images or masks, without suffix."""
+    some = itertools.islice(image_files(root), _MAX_FILES)
+    return [without_suffix(path.relative_to(root).as_posix()) for path in some]
 
 
 def _has_splits(images: pathlib.Path, masks: pathlib.Path) -> bool:
     return images.is_dir() and any(
-        path.is_dir() and (masks / path.name).is_dir() for path in images.iterdir()
+        path.is_dir() and (masks / path.name).is_dir() and any(image_files(path))
+        for path in images.iterdir()
     )
 
 
-def _some_masks(root: pathlib.Path) -> list[pathlib.Path]:
-    masks = (path for path in files_below(root) if is_image_name(path))
-    return list(itertools.islice(masks, _MAX_MASKS))
+def _some_masks(root: pathlib.Path, ending: str) -> list[pathlib.Path]:
+    found = (path for path in image_files(root) if path.stem.endswith(ending))
+    pngs = (path for path in found if path.suffix.lower() == ".png")
+    return list(itertools.islice(pngs, _MAX_MASKS))

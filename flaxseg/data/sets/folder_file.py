@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flaxseg.classes import IGNORE_LABEL
+from flaxseg.classes import IGNORE_LABEL, check_class_names
 from flaxseg.errors import DataError, near
 
 FILE_NAME = "dataset.toml"
@@ -82,9 +82,11 @@ def read_folder_file(path: pathlib.Path, reserved: Iterable[str] = ()) -> Folder
       DataError: it cannot be read, or what it says is impossible; all problems are listed.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8: {error}; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{path}: not TOML: {error}") from None
     return _Reader(path, content, reserved).read()
@@ -194,8 +196,10 @@ class _Reader:
         classes = []
         for number, table in enumerate(tables):
             name = table.get("name")
-            if not isinstance(name, str) or not name.strip():
-                self._wrong(f'class {number}: wanted name = "...", got {name!r}')
+            try:
+                check_class_names([name])
+            except ValueError as error:
+                self._wrong(f'class {number}: {error} Give it as name = "..."')
                 name = f"class {number}"
             where = f"class {name!r}: "
             self._check_keys(where, table, _CLASS_KEYS)
@@ -217,6 +221,13 @@ class _Reader:
 
     def _class_colors(self, classes: list, values: str) -> tuple[Color, ...] | None:
         missing = [name for name, color, *_ in classes if color is None]
+        first: dict[Color, str] = {}
+        for name, color, *_ in classes:
+            if color is not None and first.setdefault(color, name) != name:
+                self._wrong(
+                    f"classes {first[color]!r} and {name!r} have one color, {list(color)}; give "
+                    "them two, or nobody can tell them apart in a drawing"
+                )
         if not missing:
             return tuple(color for _, color, *_ in classes)
         if len(missing) < len(classes) or values == "colors":
