@@ -154,7 +154,7 @@ def open_split(name: str, split: str, data_dir: PathLike | None = None) -> Recor
       DataError: files are damaged.
     """
     info = catalog.dataset_info(name)
-    split = check_split(info, split)
+    split = _in_own_names(info, split)
     manifest = read_manifest(name, data_dir)
     folder = prepared_dir(info, as_data_dir(data_dir)).resolve()
     for part in split_names(split):
@@ -178,6 +178,16 @@ def check_split(info: DatasetInfo, split: str) -> str:
     Raises:
       ConfigError: the spec cannot be read, or the data set, prepared or not, lacks its splits.
     """
+    split = _in_own_names(info, split)
+    try:
+        for part in split.split("+"):
+            tfds.core.ReadInstruction.from_spec(part.strip())
+    except (AssertionError, ValueError) as error:
+        raise _no_part(split, str(error), info.split_sizes) from None
+    return split
+
+
+def _in_own_names(info: DatasetInfo, split: str) -> str:
     split = info.in_own_names(split)
     for part in split_names(split):
         if part not in info.splits:
@@ -185,11 +195,6 @@ def check_split(info: DatasetInfo, split: str) -> str:
                 f"data set {info.name!r} has no split {part!r}; its splits: "
                 f"{', '.join(info.splits)}.{near(part, info.splits)}"
             )
-    try:
-        for part in split.split("+"):
-            tfds.core.ReadInstruction.from_spec(part.strip())
-    except (AssertionError, ValueError) as error:
-        raise _no_part(split, str(error), info.split_sizes) from None
     return split
 
 
@@ -225,7 +230,7 @@ def _stored_parts(info: DatasetInfo, split: str, sizes: Mapping[str, int]) -> st
             known = {name: tfds.core.SplitInfo(name, [total], 0)}
             try:
                 (piece,) = tfds.core.ReadInstruction.from_spec(part).to_absolute(known)
-            except ValueError as error:
+            except (AssertionError, ValueError) as error:
                 raise _no_part(split, str(error), sizes) from None
             start = 0
             for member in members:
@@ -247,7 +252,7 @@ def _length_of_parts(
         if length > 0:
             return length
         reason = "there is no record in it"
-    except ValueError as error:  # TFDS cannot read it, or it goes beyond the end
+    except (AssertionError, ValueError) as error:  # TFDS cannot read it, or it goes beyond the end
         reason = str(error)
     raise _no_part(split, reason, sizes)
 
