@@ -30,7 +30,7 @@ FORMAT_VERSION = 1
 MAX_OPTION = 10_000
 """The largest number among the options: channels, kernels, rates. A card may come from anyone, and
 with larger ones its model takes minutes to describe."""
-_MAX_OPTION_VALUES = 1000
+_MAX_OPTION_VALUES = 200
 _MAX_OPTION_DEPTH = 6
 
 

@@ -15,8 +15,10 @@ from power_cuts import PowerCuts
 from tiny_model import create_tiny, init
 
 import flaxseg
+from flaxseg import json_text
 from flaxseg.errors import WeightsError, WriteError
 from flaxseg.layers import ImageNormalization
+from flaxseg.models import registry
 from flaxseg.saved_model import model_folder
 
 KERNEL = "params/backbone/kernel"
@@ -403,3 +405,84 @@ def test_replaced_while_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(model_folder, "_create", create_and_replace)
     _, loaded = flaxseg.load_model(tmp_path / "a")
     assert_same(loaded, init(create_tiny("tiny", 3, blur=True), 1))
+
+
+def deep(levels):
+    value = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_classes": 10**12}, "num_classes must be in 1..255"),
+        ({"num_classes": True}, "field 'num_classes' must have type int, got True"),
+        ({"num_classes": 3.0}, "field 'num_classes' must have type int, got 3.0"),
+        ({"class_names": ["a", 1, "c"]}, "a class name is 1"),
+        ({"class_names": {"a": 1}}, "field 'class_names' must have type list"),
+        ({"class_colors": [[1, 2, 3], [4, 5, "6"], [7, 8, 9]]}, "'str' object cannot"),
+        ({"class_colors": [[1, 2, 3], [4, 5, 6.5], [7, 8, 9]]}, "'float' object cannot"),
+        ({"class_colors": [1, 2, 3]}, "'int' object is not iterable"),
+        ({"model": ["tiny"]}, "field 'model' must have type str"),
+        ({"weights": []}, "field 'weights' must have type dict"),
+        ({"weights": {"sha256": 5, "parameters": 1}}, "field 'weights.sha256' must have type str"),
+        ({"weights": {"sha256": "", "parameters": "many"}}, "field 'weights.parameters'"),
+        ({"extra": []}, "field 'extra' must have type dict"),
+        ({"extra": {"data": ["toy/val"]}}, "field 'extra.data' must have type str"),
+        ({"extra": {"config": 3}}, "field 'extra.config' must have type dict"),
+        ({"extra": {"config": {"data": "toy"}}}, "field 'extra.config.data' must have type dict"),
+        ({"format_version": 1.5}, "format_version 1.5"),
+        ({"options": {"rates": [10**12]}}, "option 'rates' has 1000000000000"),
+        ({"options": {"rates": [1] * 10_000}}, "at most 200 of them"),
+        ({"options": {"rates": deep(50)}}, "nested 6 deep at most"),
+        ({"options": {"protocol": 7}}, "option 'protocol' is 7, no text"),
+        ({"options": float("nan")}, "the number NaN, which is not finite"),
+        ({"options": float("inf")}, "the number Infinity, which is not finite"),
+    ],
+)
+def test_a_card_with_impossible_values_is_refused_by_name(tmp_path, change, words):
+    save(tmp_path / "a")
+    rewrite_card(tmp_path / "a", lambda card: card.update(change))
+    with pytest.raises(WeightsError) as caught:
+        flaxseg.read_model_card(tmp_path / "a")
+    assert words in str(caught.value)
+    assert str(tmp_path / "a" / "config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backbone_options": {"stage_sizes": (1000, 1, 1, 1)}}, "more than 60 layers"),
+        ({"backbone_options": {"stage_sizes": (1,) * 4, "width": 9}}, "parameters, more than"),
+        ({"backbone_options": {"width": "wide"}}, "TypeError"),
+        ({"backbone_options": ("width",)}, "TypeError"),
+        ({"normalization": {"mean": [1, 2, 3]}}, "KeyError: 'std'"),
+        ({"norm": "batch"}, "'str' object is not callable"),
+        ({"dtype": "float23"}, "float23"),
+        ({"protocol": "wole"}, "Did you mean 'whole'"),
+        ({"protocol": "whole(window=0)"}, "window is 0"),
+    ],
+)
+def test_options_that_make_no_model_are_named(tmp_path, monkeypatch, options, words):
+    monkeypatch.setattr("flaxseg.models.create_model", registry.create_model)
+    monkeypatch.setattr("flaxseg.saved_model.tensors._MAX_CALLS", 60)
+    monkeypatch.setattr("flaxseg.saved_model.tensors._MAX_VALUES", 10**8)
+    options = {"backbone": "resnet18", "backbone_options": {"stage_sizes": (1,) * 4}} | options
+    with pytest.raises(WeightsError) as caught:
+        flaxseg.save_model(tmp_path / "a", {}, name="fcn", num_classes=3, options=options)
+    assert words in str(caught.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_deeply_nested_or_huge_card_is_refused(tmp_path):
+    save(tmp_path / "a")
+    for text, words in (
+        ("[" * 200_000, "nested too deeply"),
+        ('{"a": 1e999}', "1e999, which is not finite"),
+        (" " * (json_text.MAX_BYTES + 1), "at most 16777216 are read"),
+    ):
+        (tmp_path / "a" / "config.json").write_text(text)
+        with pytest.raises(WeightsError, match=words):
+            flaxseg.load_model(tmp_path / "a")
