@@ -2,8 +2,8 @@
 
     python benchmarks/kills.py --kills 100 --out runs/kills
 
-Trains with the recipe of `make demo`, with fewer steps and more frequent checkpoints, evaluations
-and reports. Each start is ended by SIGKILL at a random moment, until one finishes; then the next
+Trains with the recipe of `make demo`, with fewer steps, two crops of 49 x 49 to a batch, and more
+frequent checkpoints, evaluations and reports. Each start is ended by SIGKILL at a random moment, until one finishes; then the next
 run begins. One kill in five comes while the program opens the run and compiles, the others after
 its first step. Every finished run must equal the undisturbed one:
 parameters, statistics and optimizer bit for bit, the history of evaluations, every line of the log
@@ -32,6 +32,8 @@ from flaxseg.training.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SETTINGS = {
+    "batch_size": 2,
+    "data.crop_size": "49,49",
     "schedule.warmup_steps": 10,
     "checkpoint.every_steps": 4,
     "eval.every_steps": 50,
@@ -57,7 +59,12 @@ def command(workdir: pathlib.Path, steps: int) -> list[str]:
 def start(workdir: pathlib.Path, steps: int) -> subprocess.Popen:
     """Starts the program; what it says goes to a file beside the folder of its run."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(workdir.parent / "cache")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": cache}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     with said(workdir).open("w") as file:
         return subprocess.Popen(
             command(workdir, steps), cwd=ROOT, env=environment, stdout=file, stderr=file
@@ -175,7 +182,7 @@ def main() -> None:
     """Kills until there were enough kills, or until the time is over, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=400, help="of each run (default: 400)")
+    parser.add_argument("--steps", type=int, default=100, help="of each run (default: 100)")
     parser.add_argument("--within", type=float, default=10, help="seconds to a kill, at most")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="to end after")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/kills"))
