@@ -3,11 +3,11 @@
     python benchmarks/kills.py --kills 100 --out runs/kills
 
 Trains with the recipe of `make demo`, with fewer steps, two crops of 49 x 49 to a batch, and more
-frequent checkpoints, evaluations and reports. Each start is ended by SIGKILL at a random moment, until one finishes; then the next
-run begins. One kill in five comes while the program opens the run and compiles, the others after
-its first step. Every finished run must equal the undisturbed one:
-parameters, statistics and optimizer bit for bit, the history of evaluations, every line of the log
-apart from times, and every TensorBoard point.
+frequent checkpoints, evaluations and reports. Each start is ended by SIGKILL at a random moment,
+until one finishes; then the next run begins. One kill in five comes while the program opens the run
+and compiles, the others after its first step. Every finished run must equal the undisturbed one:
+parameters, statistics and optimizer bit for bit, the history of evaluations, the model, every line
+of the log apart from times, and every TensorBoard point.
 
 OUT/kills.jsonl has a line per kill and per finished run. The same command goes on from there.
 """

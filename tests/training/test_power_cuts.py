@@ -1,10 +1,20 @@
 """Power cuts while a run writes: each thing it writes is afterwards the old one or the new one."""
 
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
 from power_cuts import PowerCuts
 from test_checkpoint import content, make_state, meta, saved
 
 from flaxseg.files import write_text
-from flaxseg.training.checkpoint import Checkpoints
+from flaxseg.training.checkpoint import Checkpoints, _nest
 
 
 def check_checkpoints(images, states):
@@ -55,3 +65,78 @@ def test_a_file_that_is_replaced(tmp_path, monkeypatch):
         found = [(image / "config.json").read_text() for image in folders]
         assert found == sorted(found, reverse=True)
         assert {found[0], found[-1]} == {"old", "new"}
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own: the file that is its block device, and where it is mounted."""
+    image, place = tmp_path / "device", tmp_path / "disk"
+    place.mkdir()
+    try:
+        with image.open("wb") as file:
+            file.truncate(96 << 20)
+        subprocess.run(["mkfs.ext4", "-q", image], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", image, place], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount a file as a disk")
+    yield image, place
+    subprocess.run(["umount", place], check=True)
+
+
+def restored_step(folder: pathlib.Path) -> int:
+    """The step from which a run would go on."""
+    checkpoints = Checkpoints(folder)
+    leaves = checkpoints._read_meta(checkpoints.steps()[-1])["leaves"]
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"]) for name, leaf in leaves.items()
+    }
+    return checkpoints.restore(_nest(shapes)).step
+
+
+@pytest.mark.slow
+def test_images_of_the_disk_under_a_run(tmp_path, repository, shapes_dir, disk):
+    """The block device is copied at random moments: what a power cut at that moment leaves."""
+    device, place = disk
+    settings = {
+        "model.name": "tiny",
+        "data.dir": shapes_dir,
+        "data.crop_size": "16,16",
+        "batch_size": 2,
+        "steps": 100_000,
+        "eval.every_steps": 0,
+        "checkpoint.every_steps": 20,
+    }
+    program = pathlib.Path(__file__).with_name("tiny_program.py")
+    folder = place / "run" / "checkpoints"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, program, "--config=configs/default.py", f"--workdir={place / 'run'}"),
+            *(f"--config.{name}={value}" for name, value in settings.items()),
+        ],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository), "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.DEVNULL,
+    )
+    copies = []
+    try:
+        while not (folder / "40").is_dir():
+            assert process.poll() is None
+            time.sleep(0.01)
+        moments = random.Random(3)
+        for number in range(10):
+            time.sleep(moments.uniform(0.1, 1))
+            newest = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+            copies.append((tmp_path / f"copy_{number}", newest))
+            shutil.copyfile(device, copies[-1][0])
+    finally:
+        process.kill()
+        process.wait()
+    for copy, newest in copies:
+        seen = tmp_path / "seen"
+        seen.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-o", "loop", copy, seen], check=True)
+        try:
+            # Older ones are deleted only after the newest has its name on the disk.
+            assert restored_step(seen / "run" / "checkpoints") >= newest - 20
+        finally:
+            subprocess.run(["umount", seen], check=True)
