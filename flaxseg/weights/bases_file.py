@@ -3,7 +3,6 @@ model."""
 
 import fnmatch
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 
 from flaxseg.errors import WeightsError, listed
 from flaxseg.variable_paths import flatten, unflatten
+from flaxseg.weights.npz_file import read_npz
 
 _WAY_OUT = "Learn them with: python -m flaxseg learn-basis NAME --out=DIR"
 
@@ -29,13 +29,13 @@ def read_bases(path: str | os.PathLike) -> tuple[np.ndarray, tuple[str, ...]]:
     """
     path = os.fspath(path)
     file = os.path.join(path, "bases.npz") if os.path.isdir(path) else path
+    if not os.path.exists(file):
+        raise WeightsError(f"there are no bases at {file}. {_WAY_OUT}")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            filters = np.asarray(arrays["filters"], np.float32)
-            names = tuple(str(name) for name in arrays["class_names"])
-    except FileNotFoundError:
-        raise WeightsError(f"there are no bases at {file}. {_WAY_OUT}") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        arrays = read_npz(file)
+        filters = np.asarray(arrays["filters"], np.float32)
+        names = tuple(str(name) for name in np.atleast_1d(arrays["class_names"]))
+    except (WeightsError, ValueError, KeyError) as error:
         raise WeightsError(f"{file} holds no bases: {error}. {_WAY_OUT}") from error
     if filters.ndim != 4 or len(filters) != len(names) or filters.shape[2] != filters.shape[3]:
         raise WeightsError(

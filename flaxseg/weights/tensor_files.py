@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +10,12 @@ import numpy as np
 import safetensors
 
 from flaxseg.errors import WeightsError
+from flaxseg.weights.npz_file import read_npz
 from flaxseg.weights.torch_file import read_torch_file
 
 # `.tar` is for `.pth.tar`, as PyTorch's examples name what `torch.save` writes.
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
-# Uncompressed size that an .npz may claim; larger than any network of this field.
-_MAX_NPZ_BYTES = 8 << 30
 _MAX_DEPTH = 8
 _MAX_TENSORS = 100_000
 
@@ -54,7 +52,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".npz":
-        return _read_npz(path)
+        return read_npz(path)
     if path.suffix in TORCH_SUFFIXES:
         tensors: dict[str, np.ndarray] = {}
         _flatten(read_torch_file(path), "", 0, tensors, path)
@@ -105,28 +103,11 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
                 f"{', '.join(_SAFETENSORS_DTYPES)}."
             )
         values = np.frombuffer(entry["data"], _SAFETENSORS_DTYPES[entry["dtype"]])
-        tensors[name] = values.reshape(entry["shape"])
+        try:
+            tensors[name] = values.reshape(entry["shape"])
+        except ValueError as error:  # more axes than NumPy has
+            raise WeightsError(f"{path}: tensor {name}: {error}.") from error
     return tensors
-
-
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            claimed = sum(info.file_size for info in archive.infolist())
-        if claimed > _MAX_NPZ_BYTES:
-            raise WeightsError(
-                f"{path} says it unpacks to {claimed / 2**30:.0f} GiB; more than "
-                f"{_MAX_NPZ_BYTES >> 30} GiB are not read."
-            )
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except OSError as error:
-        raise WeightsError(f"could not read {path}: {error.strerror or error}.") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise WeightsError(
-            f"{path} is not a readable .npz file of arrays: {error}. Arrays of Python objects are "
-            "never read."
-        ) from error
 
 
 def _flatten(node: Any, prefix: str, depth: int, tensors: dict, path) -> None:

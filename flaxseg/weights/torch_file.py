@@ -7,7 +7,9 @@ tensors needs. It imports nothing, it calls nothing but the functions below, and
 the file is an error.
 
 Both layouts of `torch.save` are read: the zip archive (PyTorch 1.6 and later) and the older
-sequence of pickles followed by raw storages. No allocation exceeds the size of the file.
+sequence of pickles followed by raw storages. No allocation exceeds the size of the file, and what
+is done for an instruction does not grow with the objects before it: a few bytes can refer to an
+object again and again, so nothing looks into one for a hash or a message.
 """
 
 import io
@@ -38,7 +40,10 @@ _STORAGE_DTYPES = {
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # The names alone; of the largest networks they are a few hundred kilobytes.
 _MAX_PICKLE_BYTES = 1 << 26
-_MAX_INSTRUCTIONS = 5_000_000
+_MAX_INSTRUCTIONS = 2_000_000
+# Of an integer. Python keeps no hash of a longer one, as it does of strings.
+_MAX_BITS = 256
+_MAX_AXES = 8
 _MAX_DEPTH = 8
 _CONVERT = (
     "Only files that hold nothing but tensors are read. In PyTorch, save the weights alone, "
@@ -95,7 +100,10 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, Any]:
         raise
     except OSError as error:
         raise WeightsError(f"could not read {path}: {error.strerror or error}.") from error
-    except (ValueError, KeyError, IndexError, TypeError, struct.error, zipfile.BadZipFile) as error:
+    except (
+        *(ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError),
+        *(EOFError, RuntimeError, struct.error, zipfile.BadZipFile),
+    ) as error:
         raise WeightsError(
             f"{path} is damaged or not a file of PyTorch weights ({type(error).__name__}: "
             f"{error}). Take it from its source again."
@@ -115,7 +123,7 @@ def _read_zip(file: io.BufferedReader, path) -> dict[str, Any]:
         # The archive's numbers are what its table says, so nothing may be compressed: then the
         # size of the file bounds what is allocated.
         for info in records.values():
-            if info.compress_type != zipfile.ZIP_STORED:
+            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                 raise WeightsError(
                     f"{path}: record {info.filename} is compressed, which `torch.save` never does."
                 )
@@ -127,7 +135,11 @@ def _read_zip(file: io.BufferedReader, path) -> dict[str, Any]:
             raise WeightsError(f"{path}: its data.pkl is too large for a list of tensors.")
         root = _interpret(io.BytesIO(archive.read(pickles[0])), path)
 
+        # Records may lie over each other, so that together they are larger than the file.
+        left = os.fstat(file.fileno()).st_size
+
         def read(storage: _Storage) -> np.ndarray:
+            nonlocal left
             info = records.get(f"{folder}data/{storage.key}")
             wanted = storage.size * storage.dtype.itemsize
             if info is None or info.file_size != wanted:
@@ -136,6 +148,9 @@ def _read_zip(file: io.BufferedReader, path) -> dict[str, Any]:
                     f"{path} is damaged: storage {storage.key} must have {wanted} bytes, "
                     f"found {found}."
                 )
+            left -= wanted
+            if left < 0:
+                raise WeightsError(f"{path}: its storages are larger than the file. {_CONVERT}")
             return np.frombuffer(archive.read(info), storage.dtype)
 
         return _Materialiser(_cached(read), path, os.fstat(file.fileno()).st_size)(root)
@@ -159,7 +174,8 @@ def _read_legacy(file: io.BufferedReader, path) -> dict[str, Any]:
     found: dict[str, _Storage] = {}
     root = _interpret(file, path, found)
     keys = _interpret(file, path)
-    if not isinstance(keys, list) or not all(key in found for key in keys):
+    known = isinstance(keys, list) and all(isinstance(key, str) and key in found for key in keys)
+    if not known:
         raise WeightsError(f"{path} is damaged: its list of storages does not fit its tensors.")
     storages = {}
     for key in keys:
@@ -253,9 +269,16 @@ def _interpret(file, path, storages: dict[str, _Storage] | None = None) -> Any:
                 return items
         raise ValueError("the pickle has no mark where it needs one")
 
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if count > _MAX_INSTRUCTIONS:
+    work = 0
+
+    def spend(number: int) -> None:
+        nonlocal work
+        work += number
+        if work > _MAX_INSTRUCTIONS:
             raise WeightsError(f"{path} has too many instructions for a list of tensors.")
+
+    for opcode, argument, _ in pickletools.genops(file):
+        spend(1)
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -272,6 +295,8 @@ def _interpret(file, path, storages: dict[str, _Storage] | None = None) -> Any:
             case "NEWFALSE":
                 stack.append(False)
             case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4":
+                if argument.bit_length() > _MAX_BITS:
+                    raise ValueError(f"the pickle has an integer of {argument.bit_length()} bits")
                 stack.append(argument)
             case "FLOAT" | "BINFLOAT":
                 stack.append(argument)
@@ -297,8 +322,7 @@ def _interpret(file, path, storages: dict[str, _Storage] | None = None) -> Any:
             case "LIST":
                 stack.append(to_mark())
             case "DICT":
-                items = to_mark()
-                stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+                stack.append(_pairs(to_mark()))
             case "APPEND":
                 value = stack.pop()
                 _as(list, stack[-1]).append(value)
@@ -307,10 +331,10 @@ def _interpret(file, path, storages: dict[str, _Storage] | None = None) -> Any:
                 _as(list, stack[-1]).extend(items)
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                _as(dict, stack[-1])[key] = value
+                _as(dict, stack[-1])[_key(key)] = value
             case "SETITEMS":
                 items = to_mark()
-                _as(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+                _as(dict, stack[-1]).update(_pairs(items))
             case "PUT" | "BINPUT" | "LONG_BINPUT":
                 memo[int(argument)] = stack[-1]
             case "MEMOIZE":
@@ -328,6 +352,8 @@ def _interpret(file, path, storages: dict[str, _Storage] | None = None) -> Any:
                 stack.append(storage)
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
+                # Containers among the arguments are copied.
+                spend(sum(len(a) for a in _as(tuple, arguments) if isinstance(a, list | tuple)))
                 stack.append(_call(function, arguments, path))
             case "BUILD":
                 # The attributes of an OrderedDict (state_dict's `_metadata`): not needed.
@@ -345,6 +371,17 @@ def _as(kind: type, value: Any) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"the pickle treats a {type(value).__name__} as a {kind.__name__}")
     return value
+
+
+def _key(value: Any) -> Any:
+    """Returns a key of a dict; the hash of any other one could take for ever."""
+    if value is not None and type(value) not in (str, int, float, bool, bytes):
+        raise ValueError(f"the pickle has a {type(value).__name__} as a key")
+    return value
+
+
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    return dict(zip(map(_key, items[::2]), items[1::2], strict=True))
 
 
 def _global(module: str, name: str, path) -> _Global:
@@ -369,21 +406,25 @@ def _call(function: Any, arguments: Any, path) -> Any:
             f"{path} calls something that no file of tensors needs; it was not run. {_CONVERT}"
         )
     match function.name:
+        case "OrderedDict" if arguments:
+            (pairs,) = arguments  # as Python 2 wrote it
+            return {_key(key): value for key, value in (_as(list, p) for p in _as(list, pairs))}
         case "OrderedDict":
-            return dict(*arguments)
+            return {}
         case "Size":
-            return tuple(*arguments)
+            (numbers,) = arguments
+            return tuple(_as(tuple, numbers))
         case "_rebuild_parameter":
             if not isinstance(arguments[0], _Tensor):
                 raise ValueError("a parameter is not made of a tensor")
             return arguments[0]
         case "_rebuild_tensor_v2":
             storage, offset, shape, strides = arguments[:4]
-            numbers = (offset, *shape, *strides)
-            if not isinstance(storage, _Storage) or len(shape) != len(strides):
+            axes = len(_as(tuple, shape)), len(_as(tuple, strides))
+            if not isinstance(storage, _Storage) or axes[0] != axes[1] or axes[0] > _MAX_AXES:
                 raise ValueError("a tensor is not made of a storage, a shape and strides")
-            if len(shape) > 8 or not all(type(n) is int and n >= 0 for n in numbers):
-                raise ValueError(f"a tensor has offset {offset}, shape {shape}, strides {strides}")
+            if not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
+                raise ValueError("the offset, shape or strides of a tensor are no whole numbers")
             return _Tensor(storage, offset, tuple(shape), tuple(strides))
     raise WeightsError(f"{path} calls {function.module}.{function.name}. {_CONVERT}")
 
@@ -392,9 +433,9 @@ def _storage(identity: Any, path) -> _Storage:
     """Returns the storage that `("storage", type, key, device, size[, view])` names."""
     kind, storage_type, key, _, size = _as(tuple, identity)[:5]
     if kind != "storage" or not isinstance(storage_type, _Global) or not isinstance(key, str):
-        raise WeightsError(f"{path} refers to {kind!r} outside of the pickle. {_CONVERT}")
+        raise WeightsError(f"{path} refers to something outside of the pickle. {_CONVERT}")
     if len(identity) > 5 and identity[5] is not None:
         raise WeightsError(f"{path} has views of storages, as only PyTorch before 0.4 wrote them.")
     if type(size) is not int or size < 0 or storage_type.name not in _STORAGE_DTYPES:
-        raise ValueError(f"a storage of {size} {storage_type.name}")
+        raise ValueError(f"a {storage_type.name} of no known type or size")
     return _Storage(key, _STORAGE_DTYPES[storage_type.name], size)

@@ -87,7 +87,7 @@ def read_folder_file(path: pathlib.Path, reserved: Iterable[str] = ()) -> Folder
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8: {error}; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not TOML: {error}") from None
     return _Reader(path, content, reserved).read()
 
