@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import hashlib
 import os
 import pathlib
 import re
@@ -13,6 +14,10 @@ from typing import BinaryIO
 from flaxseg.errors import WriteError
 
 PathLike = str | os.PathLike
+
+_LONGEST = 60  # letters of a name, which may have four bytes each
+_PLAIN = re.compile(r"[\w-][\w.-]*")
+_NOT_PLAIN = re.compile(r"^\.|[^\w.-]+")
 
 # One letter is a drive, and a data set has a name such as folder:/home/me/images.
 _SCHEME = re.compile(r"(?!folder:)([A-Za-z][A-Za-z0-9+.-]+):/")
@@ -56,6 +61,23 @@ def local_folder(path: PathLike) -> str:
     if not wanted and path and pathlib.Path(path).expanduser().is_file():
         return "a folder, and it is a file"
     return wanted
+
+
+def file_name(subject: str) -> str:
+    """Returns a name without suffix for a file about a subject, such as the id of an image.
+
+    It depends on the subject alone, and differs for different ones: what cannot be kept is replaced
+    by a digest.
+
+    >>> file_name("val/street_1"), file_name("a b")
+    ('val__street_1', 'a_b-c8687a08')
+    """
+    parts = subject.split("/")
+    name = "__".join(parts)
+    if len(name) <= _LONGEST and _PLAIN.fullmatch(name) and name.split("__") == parts:
+        return name
+    digest = hashlib.sha256(subject.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{_NOT_PLAIN.sub('_', name)[:_LONGEST]}-{digest}"
 
 
 def readable(path: PathLike) -> str:

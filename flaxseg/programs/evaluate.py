@@ -4,13 +4,8 @@ import argparse
 import json
 import math
 import pathlib
-import re
-from typing import TYPE_CHECKING
 
 from flaxseg.programs import arguments, measurement
-
-if TYPE_CHECKING:  # slow to import, and `--help` needs none of it
-    from flaxseg.evaluation.record_scores import Seen
 
 NAME = "evaluate"
 SUMMARY = "measure a model on a data set"
@@ -106,17 +101,19 @@ def _write_results(
 ) -> list[pathlib.Path]:
     """Writes metrics.json, confusion_matrix.csv and the panels, and returns their paths."""
     from flaxseg.drawing import save_image, side_by_side
-    from flaxseg.files import write_text
+    from flaxseg.files import file_name, write_text
 
+    numbered = [
+        *(("first", seen.score.index, seen) for seen in found.records.first),
+        *(("worst", rank, seen) for rank, seen in enumerate(found.records.worst)),
+    ]
     panels = {
-        f"first_{seen.score.index:03d}_{_file_name(seen)}": seen for seen in found.records.first
+        f"{kind}_{number:03d}_{file_name(seen.score.id)}.png": seen
+        for kind, number, seen in numbered
     }
-    for rank, seen in enumerate(found.records.worst):
-        panels[f"worst_{rank:03d}_{_file_name(seen)}"] = seen
-    # Panels of an earlier evaluation would be taken for those of this one.
-    for old in [*out.glob("first_*.png"), *out.glob("worst_*.png")]:
-        old.unlink()
     written = [out / "metrics.json", out / "confusion_matrix.csv"]
+    _remove_panels(written[0])
+    report = {**report, "panels": list(panels)}
     write_text(written[0], json.dumps(report, indent=2, allow_nan=False) + "\n")
     write_text(written[1], found.metrics.matrix_as_csv(found.info.class_names))
     for name, seen in panels.items():
@@ -130,11 +127,20 @@ def _write_results(
             found.info.class_colors,
             title=f"{seen.score.id}   {text}",
         )
-        written.append(out / f"{name}.png")
+        written.append(out / name)
         save_image(written[-1], panel)
     return written
 
 
-def _file_name(seen: "Seen") -> str:
-    """Returns a record's id with all but letters, digits, '.', '_' and '-' replaced."""
-    return re.sub(r"[^\w.-]+", "_", seen.score.id)[:100]
+def _remove_panels(metrics: pathlib.Path) -> None:
+    """Removes the panels of an earlier evaluation, which would be taken for those of this one."""
+    from flaxseg.files import writing
+    from flaxseg.json_text import read_json
+
+    try:
+        panels = [pathlib.Path(name).name for name in read_json(metrics)["panels"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there is none
+    for name in panels:
+        with writing(metrics.parent / name):
+            (metrics.parent / name).unlink(missing_ok=True)

@@ -27,12 +27,12 @@ class Evaluation(NamedTuple):
 
     Attributes:
       metrics: over the whole split.
-      images: drawn predictions, uint8 ``[H, W, 3]``.
+      images: drawn predictions, uint8 ``[H, W, 3]``, by the ids of their records.
       seconds: that it took.
     """
 
     metrics: SegmentationMetrics
-    images: list[np.ndarray]
+    images: dict[str, np.ndarray]
     seconds: float
 
 
@@ -57,7 +57,7 @@ def evaluate_run(run: Run, position: Position, stop: StopRequest) -> Evaluation:
     if jax.process_count() > 1:
         variables = run.parallel.get_state(variables)
     segmenter = run.segmenter.with_variables(variables)
-    images: dict[int, np.ndarray] = {}
+    images: dict[str, np.ndarray] = {}
     metrics = evaluate(
         segmenter.run_batch,
         run.records,
@@ -70,7 +70,7 @@ def evaluate_run(run: Run, position: Position, stop: StopRequest) -> Evaluation:
     )
     _remember(position, metrics)
     seconds = time.perf_counter() - began
-    return Evaluation(metrics, [images[index] for index in sorted(images)], seconds)
+    return Evaluation(metrics, images, seconds)
 
 
 def _raise_stop(stop: StopRequest) -> Callable[[int, int], None]:
@@ -84,9 +84,9 @@ def _raise_stop(stop: StopRequest) -> Callable[[int, int], None]:
 
 
 def _draw(
-    run: Run, step: int, images: dict[int, np.ndarray]
+    run: Run, step: int, images: dict[str, np.ndarray]
 ) -> Callable[[int, data.Record, np.ndarray], None]:
-    """Returns what draws some predictions into `images`, by the places of their records."""
+    """Returns what draws some predictions into `images`, by the ids of their records."""
     # The first process draws, of the records that are its part.
     processes = jax.process_count()
     own = -(-len(run.records) // processes)
@@ -95,7 +95,7 @@ def _draw(
 
     def draw(index: int, record: data.Record, pred: np.ndarray) -> None:
         if index in drawn:
-            images[index] = side_by_side(
+            images[record["id"]] = side_by_side(
                 record["image"],
                 record["label"],
                 pred,

@@ -8,7 +8,7 @@ import pathlib
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from flaxseg.drawing import save_image
 from flaxseg.errors import WriteError
 from flaxseg.evaluation import SegmentationMetrics
-from flaxseg.files import write_text, writing
+from flaxseg.files import file_name, write_text, writing
 from flaxseg.json_lines import read_run_log
 from flaxseg.training.checkpoint import best_entry
 from flaxseg.training.log_file import LogFile
@@ -71,8 +71,8 @@ class RunLog:
         if self._board:
             self._board.scalars("eval", step, scalars)
             self._board.scalars("iou", step, iou)
-            for number, image in enumerate(found.images):
-                self._board.image(f"images/{number:03d}", step, image)
+            for name, image in found.images.items():
+                self._board.image(f"images/{file_name(name)}", step, image)
 
     def sync(self) -> None:
         """Waits until everything is on the disk that could be written."""
@@ -203,13 +203,13 @@ class TensorBoard:
         self._file.append(length + sums[0] + event + sums[1])
 
 
-def _save_images(folder: pathlib.Path, images: Sequence[np.ndarray]) -> None:
+def _save_images(folder: pathlib.Path, images: Mapping[str, np.ndarray]) -> None:
     """Writes the images of an evaluation; a failure is only reported."""
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for number, image in enumerate(images):
-                save_image(folder / f"{number:03d}.png", image)
+            for name, image in images.items():
+                save_image(folder / f"{file_name(name)}.png", image)
     except WriteError as error:
         _log.warning("%s The run goes on without these images.", error)
 

@@ -19,6 +19,7 @@ from flaxseg.classes import voc_colors
 from flaxseg.data import DatasetInfo
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.evaluation import BoundaryMetrics, ConfusionMatrix
+from flaxseg.files import file_name
 from flaxseg.inference import Segmenter, parse_protocol, predict, read_image
 from flaxseg.programs import COMMANDS
 from flaxseg.programs.prediction import prediction_files
@@ -334,9 +335,20 @@ def test_evaluate_prints_and_writes_the_metrics(tmp_path, model_dir, dataset, ca
     assert report["classes"][1]["name"] == "tree"
     worst = np.argsort(scores, kind="stable")[:2]
     assert sorted(p.name for p in out.glob("*.png")) == [
-        *(f"first_{i:03d}_seq_{i}_x.png" for i in range(2)),
-        *(f"worst_{rank:03d}_seq_{i}_x.png" for rank, i in enumerate(worst)),
+        *(f"first_{i:03d}_{file_name(f'seq/{i} x')}.png" for i in range(2)),
+        *(f"worst_{rank:03d}_{file_name(f'seq/{i} x')}.png" for rank, i in enumerate(worst)),
     ]
+
+
+def test_a_second_evaluation_removes_its_own_panels_alone(tmp_path, model_dir, dataset, capsys):
+    out = tmp_path / "report"
+    image_file(out / "first_day.png")
+    flags = ("evaluate", model_dir, "--data", "toy", "--out", out, "--num_images")
+    assert run(capsys, *flags, 3)[0] == 0
+    assert run(capsys, *flags, 1)[0] == 0
+    panels = json.loads((out / "metrics.json").read_text())["panels"]
+    assert len(panels) == 2
+    assert sorted(path.name for path in out.glob("*.png")) == sorted([*panels, "first_day.png"])
 
 
 def test_evaluate_without_out_writes_nothing(tmp_path, model_dir, dataset, capsys, monkeypatch):

@@ -14,6 +14,7 @@ from PIL import Image
 
 import flaxseg
 from flaxseg.errors import CheckpointError, ConfigError, NonFiniteLossError, WriteError
+from flaxseg.files import file_name
 from flaxseg.saved_model import model_folder
 from flaxseg.training import (
     assemble,
@@ -119,11 +120,16 @@ def test_a_run_from_start_to_end(config, tmp_path, capsys):
     images = sorted((tmp_path / "images").glob("*/*.png"))
     assert [p.parent.name for p in images] == ["step_000003"] * 2 + ["step_000006"] * 2
     assert np.asarray(Image.open(images[0])).shape[2] == 3
+    # Named by the image, so that they stay with it when `eval.num_images` changes.
+    records = flaxseg.data.open_split("shapes", config.data.eval_split, config.data.dir)
+    known = {f"{file_name(record['id'])}.png" for record in records}
+    assert images[0].name != images[1].name
+    assert {image.name for image in images} <= known
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == STEPS
     said = capsys.readouterr().err
     assert "crescent" in said  # the table per class
-    assert str(tmp_path / "images" / f"step_{result.best['step']:06d}" / "000.png") in said
+    assert str(tmp_path / "images" / f"step_{result.best['step']:06d}" / images[0].name) in said
     assert "first step took" in said
 
 
