@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from flaxseg.drawing.images import Colors, colorize, error_image
-from flaxseg.errors import DataError
 from flaxseg.evaluation.metrics import SegmentationMetrics
 from flaxseg.files import write_text
 from flaxseg.programs.report_frame import PAGE, SCRIPT, STYLE
@@ -114,12 +113,9 @@ def write_page(path: pathlib.Path, report: ReportData) -> None:
     """Writes the page.
 
     Raises:
-      DataError: it cannot be written there.
+      WriteError: it cannot be written there.
     """
-    try:
-        write_text(path, render_page(report))
-    except OSError as error:
-        raise DataError(f"could not write {path}: {error.strerror or error}.") from error
+    write_text(path, render_page(report))
 
 
 def _section(title: str, body: str) -> str:

@@ -134,6 +134,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints on disk, rising."""
+        if not self.directory.is_dir():  # somebody deleted it; the next save makes it anew
+            return []
         names = [path.name for path in self.directory.iterdir() if path.is_dir()]
         return sorted(int(name) for name in names if name.isdecimal())
 
@@ -396,9 +398,13 @@ class Checkpoints:
 
     def _check_room(self, step: int, size: int) -> None:
         """Raises CheckpointError where the disk has too little room, before anything is written."""
-        free = shutil.disk_usage(self.directory).free
-        if free < size:
+        if self._free() < size:
             raise self._save_failed(step, size, OSError("the disk is full"))
+
+    def _free(self) -> int:
+        """Returns the bytes that are free on the disk of the checkpoints."""
+        existing = (path for path in (self.directory, *self.directory.parents) if path.is_dir())
+        return shutil.disk_usage(next(existing)).free
 
     def _save_failed(self, step: int, size: int, error: BaseException) -> WriteError:
         """Returns the error to raise; deletes what was written of the checkpoint."""
@@ -408,7 +414,7 @@ class Checkpoints:
         failed = WriteError(
             f"checkpoint {step} could not be written to {self.directory / str(step)}: "
             f"{_first_line(error)}. It needs {_megabytes(size)}, and "
-            f"{_megabytes(shutil.disk_usage(self.directory).free)} are free; {kept}. "
+            f"{_megabytes(self._free())} are free; {kept}. "
             "Free some room or mend the permissions, then give the same command again."
         )
         failed.errno = getattr(error, "errno", None)
@@ -572,7 +578,7 @@ def _megabytes(size: int) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300].rstrip(".")
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import pathlib
 import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -314,6 +315,14 @@ def test_the_error_of_a_save_does_not_hide_what_ended_the_run(tmp_path, monkeypa
     with pytest.raises(KeyError, match="the cause"), checkpoints:
         raise KeyError("the cause")
     assert "I/O error" in caplog.text
+
+
+def test_a_folder_that_is_deleted_under_a_run_is_made_anew(tmp_path):
+    checkpoints = saved(tmp_path, (1,))
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert checkpoints.steps() == []
+    checkpoints.save(2, make_state(2), meta())
+    assert checkpoints.last() == 2
 
 
 def test_the_last_checkpoint_is_the_one_under_way(tmp_path):
