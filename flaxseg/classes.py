@@ -37,14 +37,14 @@ def check_class_names(names: Iterable[str]) -> None:
     """Checks that class names can be printed, drawn and written, each within its line.
 
     Raises:
-      ValueError: a name is empty or holds a control character, such as a newline.
+      ConfigError: a name is empty or holds a control character, such as a newline.
     """
     for name in names:
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"a class name is {name!r}; it must be a text that is not empty.")
+            raise ConfigError(f"a class name is {name!r}; it must be a text that is not empty.")
         bad = [c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]
         if bad:
-            raise ValueError(
+            raise ConfigError(
                 f"the class name {name!r} holds the control character {bad[0]!r}; names are a line "
                 "of text."
             )

@@ -9,6 +9,8 @@ from own_folder import TOML, encoded, image_of, label_of, write_folder
 
 import flaxseg.data
 from flaxseg import files
+from flaxseg.data.raw import verification
+from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.sets import folder_pairs
 from flaxseg.errors import ConfigError, DataError
 
@@ -245,6 +247,20 @@ def test_file_names_that_are_not_utf_8_are_named(tmp_path):
         path = os.fsencode(folder / kind / "train")
         os.rename(path + b"/caf\xe9" + suffix, path + "/café".encode() + suffix)
     np.testing.assert_array_equal(labels(folder, tmp_path / "data")["café"], label_of(0))
+
+
+def test_published_files_whose_names_are_not_utf_8_are_named(camvid_folder, tmp_path):
+    strange = tmp_path / os.fsdecode(b"caf\xe9.png")
+    strange.write_bytes(encoded(label_of(0)))
+    (camvid_folder / "val" / os.fsdecode(b"na\xefve.jpg")).write_bytes(b"")
+    info = flaxseg.data.dataset_info("camvid")
+    pairs = {"train": [Pair("a", strange, tmp_path / "none.png")]}
+    report = verification.examine(pairs, info)
+    assert report.unusable["train"] == {0}
+    assert rf"{tmp_path}/caf\xe9.png: the name is not UTF-8; rename the file" in report.text()
+    report = flaxseg.data.verify_data("camvid", camvid_folder, progress=False)
+    assert r"na\xefve.jpg: not in val.txt" in report.text()
+    report.text().encode()
 
 
 def test_folders_whose_path_is_not_utf_8_are_named(tmp_path):

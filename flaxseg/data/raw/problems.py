@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flaxseg.errors import ConfigError, DataError, near
+from flaxseg.files import readable
 
 MAX_LISTED_PROBLEMS = 50
 
@@ -40,7 +41,6 @@ _HARMLESS = (
     "files",
     "orphan",
     "converted_image",
-    "file_name",
     "shared_label",
     "deep_label",
     "duplicate_across_splits",
@@ -77,6 +77,9 @@ class Problem:
 
     def __post_init__(self):
         assert self.kind in KINDS, self.kind
+        # Messages are printed and written, whatever the names of files.
+        object.__setattr__(self, "message", readable(self.message))
+        object.__setattr__(self, "files", tuple(map(readable, self.files)))
 
     def __str__(self) -> str:
         return self.message

@@ -19,6 +19,7 @@ from flaxseg.data.raw.decode import decode_image
 from flaxseg.data.raw.findings import Report, Statistics
 from flaxseg.data.raw.label_map import LabelMap, count_ids
 from flaxseg.data.raw.problems import UNUSABLE, Problem
+from flaxseg.files import is_readable
 from flaxseg.image_files import ImageFile, UndecodableError
 
 _MAX_THREADS = 32
@@ -183,7 +184,14 @@ def _absent_classes(
 
 def _examine_pair(pair: Checkable, label_map: LabelMap) -> _Examined:
     """Reads and decodes an image and its label, and compares their sizes."""
-    examined = _Examined([])
+    files = (str(pair.image), str(pair.label))
+    examined = _Examined(
+        [
+            Problem("file_name", f"{file}: the name is not UTF-8; rename the file", files=(file,))
+            for file in files
+            if not is_readable(file)
+        ]
+    )
     size = raw = None
     image = _read(pair.image_bytes, pair.image, "image", pair, examined.problems)
     if image is not None:
@@ -202,7 +210,6 @@ def _examine_pair(pair: Checkable, label_map: LabelMap) -> _Examined:
             examined.problems.append(_undecodable(pair.label, error))
     if encoded and encoded == image and (raw is None or raw.min() < raw.max()):
         message = f"{pair.label}: the file of the label is that of the image, {pair.image}"
-        files = (str(pair.label), str(pair.image))
         examined.problems.append(Problem("image_as_label", message, files=files))
     if size is not None and raw is not None:
         examined.size = size

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flaxseg.classes import IGNORE_LABEL, check_class_names
-from flaxseg.errors import DataError, near
+from flaxseg.errors import ConfigError, DataError, near
 
 FILE_NAME = "dataset.toml"
 
@@ -198,7 +198,7 @@ class _Reader:
             name = table.get("name")
             try:
                 check_class_names([name])
-            except ValueError as error:
+            except ConfigError as error:
                 self._wrong(f'class {number}: {error} Give it as name = "..."')
                 name = f"class {number}"
             where = f"class {name!r}: "

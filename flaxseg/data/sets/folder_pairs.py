@@ -15,7 +15,7 @@ from typing import NamedTuple
 from flaxseg.data.raw.file_tree import read_lines
 from flaxseg.data.raw.problems import Problem
 from flaxseg.data.sets.folder_file import FolderFile
-from flaxseg.files import is_readable, readable
+from flaxseg.files import is_readable
 from flaxseg.folder_walk import walk
 from flaxseg.image_files import UndecodableError, is_image_name, is_unread_image_name
 
@@ -250,8 +250,7 @@ class _Names:
         return str(self.root / f"{name}{self._ending}.png")
 
     def _wrong(self, kind: str, path: pathlib.Path, text: str) -> None:
-        file = readable(path)
-        self.problems.append(Problem(kind, f"{file}: {text}", self._split, files=(file,)))
+        self.problems.append(Problem(kind, f"{path}: {text}", self._split, files=(str(path),)))
 
 
 def _is_mask_name(folder: FolderFile, path: pathlib.Path) -> bool:
