@@ -12,7 +12,7 @@ import pytest
 from flaxseg.errors import WeightsError
 from flaxseg.weights import read_bases, read_tensors
 
-DOUBLED = b")" + b"q\x00h\x00h\x00\x86" * 60  # each tuple holds the one before twice
+DOUBLED = b")" + b"q\x000h\x00h\x00\x86" * 60  # each tuple holds the one before twice
 ORDERED_DICT = b"ccollections\nOrderedDict\n"
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
@@ -22,7 +22,7 @@ PICKLES = {
     "a doubled tuple as a key": b"}" + DOUBLED + b"K\x01s.",
     "as a key among several": b"}(" + DOUBLED + b"K\x01u.",
     "as a key of a new dict": b"(" + DOUBLED + b"K\x01d.",
-    "as a key of an OrderedDict": ORDERED_DICT + b"](](" + DOUBLED + b"K\x01ea\x85R.",
+    "as a key of an OrderedDict": ORDERED_DICT + b"]](" + DOUBLED + b"K\x01ea\x85R.",
     "as a storage": DOUBLED + b"Q.",
     "as the kind of a storage": b"(" + DOUBLED + b"K\x01K\x01K\x01K\x01tQ.",
     "as the size of a storage": STORAGE + DOUBLED + b"tQ.",
@@ -58,6 +58,8 @@ def test_a_pickle_that_costs_far_more_than_its_size_is_refused(tmp_path, write, 
         read_tensors(path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 600
+    if " key" in name:
+        assert "a tuple as a key" in str(caught.value)
 
 
 def test_a_doubled_tuple_among_the_storages_is_refused(tmp_path):
