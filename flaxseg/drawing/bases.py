@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from flaxseg.data.label_bases import LabelBases
+from flaxseg.drawing.texts import drawable_names
 
 _PAPER = (255, 255, 255)
 _INK = (32, 33, 36)
@@ -23,7 +24,8 @@ def draw_bases(bases: LabelBases) -> np.ndarray:
     """
     num_bases = bases.components.shape[1]
     font = ImageFont.load_default(size=15)
-    left = 24 + int(max(font.getlength(name) for name in bases.class_names))
+    names = drawable_names(bases.class_names)
+    left = 24 + int(max(map(font.getlength, names)))
     step = _TILE + _GAP
     starts = [left, left + step + 18, left + step + 36 + num_bases * step]
     width = starts[2] + num_bases * step + 12
@@ -38,7 +40,7 @@ def draw_bases(bases: LabelBases) -> np.ndarray:
         for number in range(num_bases):
             place = (start + number * step + _TILE // 2, head - 14)
             draw.text(place, str(number + 1), fill=_INK, font=font, anchor="mm")
-    for row, name in enumerate(bases.class_names):
+    for row, name in enumerate(names):
         top = head + row * step
         draw.text((12, top + _TILE // 2), name, fill=_INK, font=font, anchor="lm")
         _paste(canvas, _grey(bases.mean[row]), starts[0], top)

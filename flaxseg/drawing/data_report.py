@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from flaxseg.data import Report
+from flaxseg.drawing.texts import drawable, drawable_names
 
 _PAPER = (255, 255, 255)
 _INK = (32, 33, 36)
@@ -31,15 +32,15 @@ def draw_report(report: Report) -> np.ndarray:
     """
     total = report.total
     font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=12)
-    names = max(int(font.getlength(name)) for name in (*report.class_names, "ignored"))
-    left = _MARGIN + names + 40
+    names = drawable_names(report.class_names)
+    left = _MARGIN + int(max(map(font.getlength, (*names, "ignored")))) + 40
     width = max(left + _BARS + 190, 2 * (_MARGIN + 56 + _HISTOGRAM[0]) + _MARGIN)
     top = 100
     classes_end = top + (len(report.class_names) + 1) * _LINE
     height = classes_end + 52 + _HISTOGRAM[1] + 40
     canvas = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    title = f"{report.name}: {report.splits_line()}"
+    title = drawable(f"{report.name}: {report.splits_line()}")
     _fitted(draw, (_MARGIN, 14), title, 20, width - 2 * _MARGIN)
     draw.text((_MARGIN, 46), "share of the labelled pixels", fill=_INK, font=font)
     draw.text((left + _BARS + 76, top - 22), "in images", fill=_PALE, font=small)
@@ -63,7 +64,11 @@ def _draw_classes(draw: ImageDraw.ImageDraw, report: Report, left: int, top: int
     rows: list[tuple[str, float, str, Sequence[int]]] = [
         (name, int(pixels) / labelled, f"{int(images)}", color)
         for name, pixels, images, color in zip(
-            report.class_names, total.pixels, total.class_images, report.class_colors, strict=True
+            drawable_names(report.class_names),
+            total.pixels,
+            total.class_images,
+            report.class_colors,
+            strict=True,
         )
     ]
     rows.append(("ignored", total.ignored / (labelled + total.ignored), "", (228, 228, 228)))

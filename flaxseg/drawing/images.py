@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from flaxseg.classes import IGNORE_LABEL, voc_colors
+from flaxseg.drawing.texts import drawable, drawable_names
 from flaxseg.files import whole_file
 
 Colors = Sequence[Sequence[int]]
@@ -218,10 +219,11 @@ def _legend(
 ) -> np.ndarray:
     """Draws a strip of colour patches and names, at least `width` wide, in as many columns as
     fit."""
+    names = drawable_names(class_names)
     entries = [
         ("ignored", None)
         if index == IGNORE_LABEL and len(colors) <= IGNORE_LABEL
-        else (str(class_names[index]), tuple(int(part) for part in colors[index]))
+        else (names[index], tuple(int(part) for part in colors[index]))
         for index in map(int, present)
     ]
     size = _font_size(width)
@@ -262,6 +264,7 @@ def titled(panel: np.ndarray, text: str) -> np.ndarray:
 
 def _title_bar(width: int, text: str, extra: int) -> np.ndarray:
     """Returns one line of text, as large as fits in the width."""
+    text = drawable(text)
     size = max(12, min(22, width // 26))
     font = ImageFont.load_default(size=size)
     while size > 8 and font.getlength(text) > width - 8:
