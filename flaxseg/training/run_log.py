@@ -174,9 +174,11 @@ class TensorBoard:
         """Writes the finite numbers of `values`; others are left out."""
         from tensorboardX import summary
 
+        event = summary.Summary()
         for name, value in values.items():
             if isinstance(value, (int, float)) and math.isfinite(value):
-                self._write(step, summary=summary.scalar(f"{prefix}/{name}", value))
+                event.MergeFrom(summary.scalar(f"{prefix}/{name}", value))
+        self._write(step, summary=event)
 
     def image(self, name: str, step: int, image: np.ndarray) -> None:
         """Writes an image, uint8 [H, W, 3]."""
