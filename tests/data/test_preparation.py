@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from power_cuts import PowerCuts
 from published_files import jpeg, png, write_camvid
 
 import flaxseg.data
@@ -246,3 +247,18 @@ def test_progress_is_plain_lines_without_a_terminal(camvid_folder, tmp_path, cap
     assert len(shown.err.splitlines()) <= 12
     assert shown.out == ""
     assert time.monotonic() - start < 30
+
+
+def test_a_power_cut_leaves_no_data_that_only_looks_prepared(camvid_folder, tmp_path, monkeypatch):
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    cuts = PowerCuts(data_dir, tmp_path, monkeypatch)
+    with cuts.everywhere():
+        prepare(camvid_folder, data_dir)
+    for images in cuts.images.values():
+        found = [flaxseg.data.is_prepared("camvid", image) for image in images]
+        assert found == sorted(found)
+        assert (found[0], found[-1]) == (False, True)
+        for image, is_prepared in zip(images, found, strict=True):
+            if is_prepared:
+                flaxseg.data.verify_prepared("camvid", image)
