@@ -22,6 +22,7 @@ EPILOG = """examples:
   python -m flaxseg evaluate runs/camvid
   python -m flaxseg evaluate runs/camvid --data=camvid --split=test
   python -m flaxseg evaluate runs/camvid --data=camvid --split=val --out=report
+  python -m flaxseg evaluate runs/holes --data=folder --manual_dir=more_holes
   python -m flaxseg evaluate runs/camvid --data=camvid --batch_size=8 --pad_to 385 481
   python -m flaxseg evaluate runs/camvid --data=camvid --crf=deeplab_v2_vgg16
   python -m flaxseg evaluate runs/pspnet --data=cityscapes --protocol=pspnet_cityscapes_ms
