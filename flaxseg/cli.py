@@ -1,8 +1,8 @@
 """The command line: `flaxseg COMMAND`, `python -m flaxseg COMMAND`, and `train.py`.
 
 What the commands do is in `flaxseg.programs`. Exit codes: 0 done; 1 an error that is named on
-stderr; 2 wrong flags or settings; 3 a loss that is not finite; 75 a training that a signal stopped;
-130 interrupted.
+stderr; 2 wrong flags or settings; 3 a loss that is not finite; 4 a training that hung; 75 one that
+a signal stopped; 130 interrupted.
 """
 
 import argparse
@@ -10,13 +10,15 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 import flaxseg
-from flaxseg.errors import ConfigError, FlaxsegError, missing_package, near
+from flaxseg.errors import ConfigError, FlaxsegError, HungError, missing_package, near
 from flaxseg.files import local_text
 from flaxseg.host_memory import keep_freed_memory
-from flaxseg.programs import COMMANDS
+from flaxseg.training.signals import Interrupted, run_program
 
 _INTERRUPTED = 130
 
@@ -34,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code.
 
     Args:
-      argv: the arguments after the program's name; those of the process by default.
+      argv: the arguments after the program's name; those of the process by default, which is then
+        the command's until its end: see `flaxseg.training.signals`.
     """
+    if argv is None and sys.argv[1:2] == ["train"]:
+        return run_program(lambda: main(sys.argv[1:]))
     if hasattr(sys.stdout, "reconfigure"):
         # Names of files may hold bytes that are no text.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -48,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if missing is None:
             raise
         return _fail(missing)
+    except Interrupted:
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -55,17 +62,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone, as in `... | head`; the flush at exit must not fail on it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception:
+        if not _is_one_of_several():
+            raise
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _run(argv: Sequence[str]) -> int:
     """Finds the command, lets it read its flags, and runs it; returns the exit code."""
+    # Imported once signals and errors are handled, for it takes a moment.
+    from flaxseg.programs import COMMANDS
+
     own_flags = {command.NAME: command for command in COMMANDS if hasattr(command, "main")}
     if argv and argv[0] in own_flags:
         program = _program()
         words = program if program.endswith("train.py") else f"{program} {argv[0]}"
         keep_freed_memory()
         return own_flags[argv[0]].main(argv[1:], words)
-    parser = _parser()
+    parser = _parser(COMMANDS)
     if not argv:
         print(parser.format_help(), flush=True)
         raise ConfigError("no command is given; they are listed above")
@@ -94,11 +109,15 @@ def _program() -> str:
 def _fail(error: FlaxsegError) -> int:
     """Prints an error and returns its exit code."""
     print(f"error: {error}", file=sys.stderr, flush=True)
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        # Leaving in good order would wait minutes for the other processes, which wait for this one.
+    if _is_one_of_several() or isinstance(error, HungError):
         os._exit(error.exit_code)
     return error.exit_code
+
+
+def _is_one_of_several() -> bool:
+    """Returns whether leaving in good order would wait minutes for other processes to leave."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
         return actions
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(all_commands: Sequence[ModuleType]) -> argparse.ArgumentParser:
     program = _program()
     parser = _Parser(
         prog=program,
@@ -145,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"flaxseg {flaxseg.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
+    for command in all_commands:
         if hasattr(command, "main"):  # reads its own flags, and is here for the list alone
             commands.add_parser(command.NAME, help=command.SUMMARY)
             continue

@@ -73,6 +73,12 @@ class NonFiniteLossError(FlaxsegError):
     exit_code = 3
 
 
+class HungError(FlaxsegError):
+    """A run made no progress for so long that it was ended, or one of its processes is gone."""
+
+    exit_code = 4
+
+
 class MissingPackageError(FlaxsegError, ImportError):
     """A package is missing that only one of the extras of flaxseg brings."""
 

@@ -33,7 +33,8 @@ flags:
 fields that are set most often:
 {fields}
 exit codes: 0 done; 1 an error, named on stderr; 2 a wrong flag or setting; 3 the loss is not
-finite; 75 stopped by SIGTERM or SIGINT, with everything saved
+finite; 4 the run hung, or lost one of its processes; 75 stopped by SIGTERM or SIGINT, with
+everything saved, so that the same command continues
 
 examples:
 {examples}"""
@@ -89,13 +90,12 @@ def main(arguments: Sequence[str], command: str = "flaxseg train") -> int:
 
     if given.compilation_cache != "off":
         enable_compilation_cache(given.compilation_cache or None)
-    if given.multi_process or given.coordinator:
-        _join_processes(given.coordinator, given.num_processes, given.process_id)
-
     from flaxseg.training import train_and_evaluate
     from flaxseg.training.assemble import default_workdir
     from flaxseg.training.signals import EXIT_STOPPED
 
+    if given.multi_process or given.coordinator:
+        _join_processes(given.coordinator, given.num_processes, given.process_id)
     result = train_and_evaluate(config, given.workdir or default_workdir(config))
     return EXIT_STOPPED if result.stopped_by else 0
 
@@ -204,6 +204,8 @@ def _join_processes(coordinator: str, num_processes: int | None, process_id: int
             "--coordinator needs --num_processes and --process_id, the same command on each host "
             "but for --process_id, which counts from 0"
         )
+    # JAX's own handling of SIGTERM would take the place of `flaxseg.training.signals`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator or None, num_processes, process_id)
     except (RuntimeError, TypeError, ValueError) as error:

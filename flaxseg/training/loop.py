@@ -12,22 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from flaxseg import data
 from flaxseg.errors import NonFiniteLossError
 from flaxseg.training.checkpoint import best_entry
+from flaxseg.training.companions import Companions
 from flaxseg.training.compilation import CompilationWatch
 from flaxseg.training.config_check import validate_config
 from flaxseg.training.device_memory import explain_memory
-from flaxseg.training.prefetch import (
-    Batch,
-    Prefetch,
-    decode_iterator_state,
-    encode_iterator_state,
-)
+from flaxseg.training.prefetch import Prefetch, decode_iterator_state, encode_iterator_state
 from flaxseg.training.resume import Position, check_start, save, start_or_resume
 from flaxseg.training.run import Run, open_batches, open_run
 from flaxseg.training.run_directory import RunDirectory
@@ -38,7 +33,8 @@ from flaxseg.training.run_evaluation import (
     is_evaluation_missing,
 )
 from flaxseg.training.run_log import RunLog
-from flaxseg.training.signals import StopRequest, stop_on_signals
+from flaxseg.training.run_settings import DataSettings
+from flaxseg.training.signals import EXIT_STOPPED, stop_on_signals
 from flaxseg.training.state import TrainState
 from flaxseg.training.window import Window
 
@@ -79,6 +75,7 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
       How it ended. SIGTERM and SIGINT end it early, saved.
 
     Raises:
+      Interrupted: by one of these signals, before the first step was done.
       ConfigError: a setting is wrong, or differs from those the run was started with.
       DataError: the data set is missing or damaged.
       WeightsError: the weights to start from could not be loaded.
@@ -86,26 +83,16 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
       WriteError: a checkpoint or the config cannot be written.
       NonFiniteLossError: the loss became infinite or not a number.
     """
-    is_first = jax.process_index() == 0
-    directory = RunDirectory(workdir)
-    settings, network = validate_config(config, device_count=jax.device_count())
-    if not directory.has_checkpoints():
-        check_start(settings.start)
-    data.prepare(
-        settings.data.name,
-        settings.data.dir,
-        settings.data.manual_dir,
-        progress=is_first,
-        allow_problems=settings.data.allow_problems,
-    )
-    data.check_trainable(
-        settings.data.name,
-        settings.data.train_split,
-        settings.data.dir,
-        settings.data.allow_problems,
-    )
-    directory.create()
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
+        companions = stack.enter_context(Companions(stop))
+        is_first = jax.process_index() == 0
+        directory = RunDirectory(workdir)
+        settings, network = validate_config(config, device_count=jax.device_count())
+        if not directory.has_checkpoints():
+            check_start(settings.start)
+        _prepare_data(settings.data, progress=is_first)
+        directory.create()
         if is_first:
             stack.enter_context(directory.lock())
             directory.check_checkpoints()
@@ -117,14 +104,14 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
             directory.write_config(settings.fields)
         log = RunLog(run, position.step)
         stack.callback(log.close)
-        stop = stack.enter_context(stop_on_signals())
-        _train(run, position, log, stop)
+        _train(run, position, log, companions)
         run.checkpoints.finish()
         export_best(run, position)
         if jax.process_count() > 1:  # the first one writes; the others must not end before it
             multihost_utils.sync_global_devices("the run is saved")
         left = position.step < settings.timetable.steps or is_evaluation_missing(run, position)
-        stopped_by = stop.signal_name if left else ""
+        stopped_by = companions.stopped_by if left else ""
+        stop.finish(EXIT_STOPPED if stopped_by else 0)
         log.last_words(position, stopped_by)
         return TrainingResult(
             step=position.step,
@@ -135,18 +122,26 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
         )
 
 
-def _train(run: Run, position: Position, log: RunLog, stop: StopRequest) -> None:
+def _prepare_data(own: DataSettings, *, progress: bool) -> None:
+    """Prepares the data set, unless it is, and checks that it can be trained on."""
+    data.prepare(
+        own.name, own.dir, own.manual_dir, progress=progress, allow_problems=own.allow_problems
+    )
+    data.check_trainable(own.name, own.train_split, own.dir, own.allow_problems)
+
+
+def _train(run: Run, position: Position, log: RunLog, companions: Companions) -> None:
     """Takes all steps from `position` to the last, or to the stop; `position` is moved along."""
     if is_evaluation_missing(run, position):
         with contextlib.suppress(StoppedError):
-            _evaluate(run, position, log, stop)
+            _evaluate(run, position, log, companions)
+            companions.stop.hold()
             _save(run, position, log)
     export_best(run, position)
-    if position.step >= run.settings.timetable.steps or stop:
+    if position.step >= run.settings.timetable.steps or companions.stops_after(position.step):
         return
     with contextlib.ExitStack() as stack:
         iterator = open_batches(run)
-        stack.callback(iterator.close)
         if position.iterator_state:
             iterator.set_state(decode_iterator_state(position.iterator_state))
         else:
@@ -156,7 +151,7 @@ def _train(run: Run, position: Position, log: RunLog, stop: StopRequest) -> None
         watch = CompilationWatch()
         stack.callback(watch.close)
         with explain_memory(run.settings):
-            _run_steps(run, position, batches, watch, log, stop)
+            _run_steps(run, position, batches, watch, log, companions)
 
 
 def _run_steps(
@@ -165,7 +160,7 @@ def _run_steps(
     batches: Prefetch,
     watch: CompilationWatch,
     log: RunLog,
-    stop: StopRequest,
+    companions: Companions,
 ) -> None:
     """Takes one step after the other.
 
@@ -176,16 +171,16 @@ def _run_steps(
     window = Window(run.settings.batch_size, position.window)
     running = None  # an output of the step under way
     for step in range(position.step + 1, timetable.steps + 1):
-        batch = _next_batch(batches, running, stop)
-        if batch is None:
-            _save(run, position, log, window)
-            return
+        companions.at(step, f"reading the batch of step {step}")
+        batch = batches.next(running)
+        companions.at(step, f"computing step {step}", waits=True)
         began, compiled = time.perf_counter(), watch.count
         position.state, metrics = train_step(position.state, batch.arrays)
         position.step, position.iterator_state = step, batch.iterator_state
         window.add(step, metrics, batch.ids)
         if running is None:
             metrics["loss"].block_until_ready()
+            companions.stop.hold()
             _note_first_step(run, step, time.perf_counter() - began)
             window.resume(batches.seconds_waited)
         else:
@@ -196,7 +191,7 @@ def _run_steps(
         run.progress.advance(step)
 
         reports, saves = timetable.reports(step), timetable.saves(step)
-        stopped = _is_stop_agreed(stop, at_report=reports)
+        stopped = companions.stops_after(step)
         if not (reports or saves or stopped):
             continue
         _check_finite(position.state, window, run)
@@ -206,10 +201,11 @@ def _run_steps(
         window.pause()
         try:
             if timetable.evaluates(step) and not stopped:
-                _evaluate(run, position, log, stop)
+                _evaluate(run, position, log, companions)
         except StoppedError:
             stopped = True
         if saves or stopped:
+            companions.at(step, f"saving step {step}", waits=jax.process_index() > 0)
             _save(run, position, log, window)
             export_best(run, position)
         if stopped:
@@ -225,33 +221,15 @@ def _save(run: Run, position: Position, log: RunLog, window: Window | None = Non
     save(run, position)
 
 
-def _evaluate(run: Run, position: Position, log: RunLog, stop: StopRequest) -> None:
+def _evaluate(run: Run, position: Position, log: RunLog, companions: Companions) -> None:
     """Evaluates the model and reports what was found."""
-    log.evaluation(position.step, evaluate_run(run, position, stop))
-
-
-def _next_batch(batches: Prefetch, running: jax.Array | None, stop: StopRequest) -> Batch | None:
-    """Returns the next batch, or None where a stop ended the reading."""
-    try:
-        return batches.next(running)
-    except Exception:
-        # Ctrl-C reaches the data workers too; what they then fail with did not end the run.
-        if stop:
-            return None
-        raise
+    log.evaluation(position.step, evaluate_run(run, position, companions))
 
 
 def _note_first_step(run: Run, step: int, seconds: float) -> None:
     """Says how long the first step took, and leaves it out of the pace."""
     run.progress.say(f"first step took {seconds:.1f} s, compilation included")
     run.progress.restart_clock(step)
-
-
-def _is_stop_agreed(stop: StopRequest, *, at_report: bool) -> bool:
-    """Returns whether to stop; several processes agree where they synchronise anyway."""
-    if jax.process_count() == 1:
-        return bool(stop)
-    return at_report and bool(multihost_utils.process_allgather(np.array(bool(stop))).any())
 
 
 def _check_finite(state: TrainState, window: Window, run: Run) -> None:

@@ -14,8 +14,15 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from flaxseg.errors import HungError
+
 PATIENCE = 60.0
 """Seconds without a batch after which a warning says where the reader is."""
+
+HANG_SECONDS = 1800.0
+"""Seconds without any progress after which a run ends; no compilation should take as long."""
+
+_CLOSE_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +32,7 @@ class BatchIterator(Protocol):
 
     def __next__(self) -> dict[str, np.ndarray]: ...
     def get_state(self) -> Any: ...
+    def close(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,43 +82,50 @@ class Prefetch:
 
         Raises:
           Whatever the iterator raised for this batch.
+          HungError: there has been none for `HANG_SECONDS`.
         """
-        warn_at = time.perf_counter() + PATIENCE
+        waited, warn_at = 0.0, PATIENCE
         while True:
             before = time.perf_counter()
             try:
                 item = self._queue.get(timeout=0.002)
             except queue.Empty:
+                elapsed = time.perf_counter() - before
                 if running is None or running.is_ready():
-                    self.seconds_waited += time.perf_counter() - before
-                if time.perf_counter() > warn_at:
-                    self._warn_of_silence()
-                    warn_at = time.perf_counter() + PATIENCE
+                    self.seconds_waited += elapsed
+                waited += min(elapsed, 1.0)  # more where this process was suspended
+                if waited > HANG_SECONDS:
+                    raise HungError(self._describe_silence(waited)) from None
+                if waited > warn_at:
+                    _log.warning(self._describe_silence(waited))
+                    warn_at += PATIENCE
                 continue
             if isinstance(item, BaseException):
                 raise item
             return item
 
     def close(self) -> None:
-        """Stops reading."""
+        """Stops reading and closes the iterator; a thread that hangs in it is left behind."""
         self._closed.set()
+        end = time.perf_counter() + _CLOSE_SECONDS
         while self._thread.is_alive():
+            if time.perf_counter() > end:
+                return
             try:
                 self._queue.get(timeout=0.05)
             except queue.Empty:
                 self._thread.join(0.05)
+        self._iterator.close()
 
-    def _warn_of_silence(self) -> None:
+    def _describe_silence(self, seconds: float) -> str:
         frame = sys._current_frames().get(self._thread.ident)
         where = (
             "".join(traceback.format_stack(frame)[-3:]) if frame else "  nowhere: it has ended\n"
         )
-        _log.warning(
-            "no batch has come for %.0f s. The disk or a worker may hang, or records may be slow "
-            "to decode with so few data.num_threads. The reading thread is at:"
-            "\n%s",
-            PATIENCE,
-            where.rstrip(),
+        return (
+            f"no batch has come for {seconds:.0f} s. The disk or a worker may hang, or records may "
+            "be slow to decode with so few data.num_threads. The reading thread is at:\n"
+            f"{where.rstrip()}"
         )
 
     def _read(self) -> None:

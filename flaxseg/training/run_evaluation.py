@@ -15,9 +15,9 @@ from flaxseg.evaluation import SegmentationMetrics, evaluate
 from flaxseg.saved_model import save_model
 from flaxseg.saved_model.card import WEIGHTS_FILE, read_card_or_none
 from flaxseg.training.checkpoint import best_entry
+from flaxseg.training.companions import Companions
 from flaxseg.training.resume import Position
 from flaxseg.training.run import Run
-from flaxseg.training.signals import StopRequest
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def is_evaluation_missing(run: Run, position: Position) -> bool:
     return position.step > 0 and run.settings.timetable.evaluates(position.step) and not done
 
 
-def evaluate_run(run: Run, position: Position, stop: StopRequest) -> Evaluation:
+def evaluate_run(run: Run, position: Position, companions: Companions) -> Evaluation:
     """Evaluates the model and notes the result in the history.
 
     Raises:
@@ -65,7 +65,7 @@ def evaluate_run(run: Run, position: Position, stop: StopRequest) -> Evaluation:
         **segmenter.batch_options(settings.evaluation.batch_size),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        progress=_raise_stop(stop),
+        progress=_note_progress(position.step, companions),
         on_prediction=_draw(run, position.step, images),
     )
     _remember(position, metrics)
@@ -73,14 +73,17 @@ def evaluate_run(run: Run, position: Position, stop: StopRequest) -> Evaluation:
     return Evaluation(metrics, images, seconds)
 
 
-def _raise_stop(stop: StopRequest) -> Callable[[int, int], None]:
-    """Returns what ends an evaluation as soon as a stop is requested."""
+def _note_progress(step: int, companions: Companions) -> Callable[[int, int], None]:
+    """Returns what is told of an evaluation, and ends it as soon as a stop is requested."""
+    doing = f"evaluating after step {step}"
+    companions.at(step, doing)
 
-    def check(done: int, total: int) -> None:
-        if stop and done < total and jax.process_count() == 1:
+    def note(done: int, total: int) -> None:
+        companions.at(step, doing, waits=done == total)
+        if companions.stop and done < total and jax.process_count() == 1:
             raise StoppedError
 
-    return check
+    return note
 
 
 def _draw(

@@ -28,6 +28,9 @@ class Counter:
     def get_state(self):
         return {"taken": self.taken}
 
+    def close(self):
+        self.closed = True
+
 
 def test_the_state_is_that_of_the_batch_not_of_the_iterator():
     iterator = Counter()

@@ -13,6 +13,7 @@ WAIT = """
 import time
 from flaxseg.training.signals import stop_on_signals
 with stop_on_signals() as stop:
+    stop.hold()
     print("ready", flush=True)
     while not stop:
         time.sleep(0.01)
@@ -43,6 +44,7 @@ def test_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with stop_on_signals() as stop:
         assert not stop
+        stop.hold()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop
         assert stop.signal_name == "SIGTERM"
