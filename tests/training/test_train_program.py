@@ -248,8 +248,8 @@ def test_mistakes_have_a_message_and_a_code(train, tmp_path, config, arguments, 
 def test_a_workdir_that_is_a_file(train, tmp_path, tiny_arguments):
     (tmp_path / "run").write_text("")
     done = train(*tiny_arguments, f"--workdir={tmp_path / 'run'}", program=TINY)
-    assert done.returncode == 1
-    assert f"error: the workdir {tmp_path / 'run'} is a file" in done.stderr
+    assert done.returncode == 2
+    assert f"{tmp_path / 'run'}; it must be a folder, and it is a file" in done.stderr
 
 
 def test_a_loss_that_is_not_finite_exits_3(train, tmp_path, tiny_arguments):
