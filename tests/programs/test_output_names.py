@@ -130,6 +130,8 @@ def test_images_and_results_can_be_moved_together(folder):
     predict("old/in", out="old/out")
     os.rename("old", "new")
     assert predict("new/in", out="new/out") == 1
+    os.symlink("new", "mounted")
+    assert predict("mounted/in", out="mounted/out") == 1
     image("old/in/a.png")  # there is another image of the name that is recorded
     with pytest.raises(ConfigError, match=r"is the result of .*old/in/a\.png"):
         plan("new/in", out="new/out")

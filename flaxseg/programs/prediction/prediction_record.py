@@ -177,11 +177,13 @@ class PredictionRecord:
         self._whole = True
 
     def _is_of(self, entry: _Entry, source: pathlib.Path) -> bool:
-        """Returns whether an entry is about an image, which may have been moved with the folder."""
+        """Returns whether an entry is about an image, by whatever path, or moved with the folder."""
         if entry.image == str(source):
             return True
-        moved = entry.relative == os.path.relpath(source, self.folder)
-        return moved and not os.path.exists(entry.image)
+        try:
+            return os.path.samefile(entry.image, source)
+        except OSError:  # one of them is not there
+            return entry.relative == os.path.relpath(source, self.folder)
 
     def _index(self, file: pathlib.Path) -> str:
         return folded(file.relative_to(self.folder).as_posix())
