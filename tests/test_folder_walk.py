@@ -37,8 +37,8 @@ def test_links_are_followed_once_and_a_folder_keeps_its_own_path(tmp_path):
     (tmp_path / "in/a-link").symlink_to("z")
     (tmp_path / "in/back").symlink_to("..")
     (tmp_path / "in/z/loop").symlink_to(".")
-    (tmp_path / "in/z/nowhere").symlink_to("gone")
-    assert below(tmp_path / "in") == ["z/a", "z/nowhere", "back/elsewhere/b"]
+    (tmp_path / "in/z/nowhere.txt").symlink_to("gone")
+    assert below(tmp_path / "in") == ["z/a", "z/nowhere.txt", "back/elsewhere/b"]
     assert [path.name for path in files_below(tmp_path / "in/back")][:1] == ["b"]
 
 
@@ -58,3 +58,13 @@ def test_a_folder_that_cannot_be_read_is_never_passed_over(tmp_path, monkeypatch
     assert below(tmp_path, on_error=errors.append) == ["a"]
     assert [error.filename for error in errors] == [str(tmp_path / "sub")]
     assert list(files_below(tmp_path / "missing")) == []
+
+
+def test_a_link_that_may_be_one_to_a_folder_is_never_passed_over(tmp_path):
+    make(tmp_path, "a")
+    (tmp_path / "more").symlink_to("unmounted")
+    with pytest.raises(DataError, match="more: is a link to unmounted, which does not exist"):
+        list(files_below(tmp_path))
+    errors = []
+    assert below(tmp_path, on_error=errors.append) == ["a"]
+    assert len(errors) == 1

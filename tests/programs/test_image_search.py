@@ -90,6 +90,7 @@ def test_predictions_and_hidden_folders_are_left_out_and_said(folder):
     with pytest.raises(DataError, match=r"no image is left to predict:\nleft out, as predictions"):
         names("ph/m1/sub")
     assert not find_images(["ph/a.png"], [], "out").left_out
+    assert not find_images(["ph/*.png"], [], "out").left_out
 
 
 def test_what_looks_like_an_image_and_is_not_taken_is_named(folder):
@@ -100,13 +101,22 @@ def test_what_looks_like_an_image_and_is_not_taken_is_named(folder):
     found = find_images(["in"], [], "out")
     assert [source.name for source in found.names] == ["a.jpg", "e.jpg"], "e.jpg fails when read"
     (nowhere, unread) = found.missed
-    assert f"{folder}/in/more: is a link to /unmounted/folder, which does not exist" in nowhere
+    assert (
+        f"{folder}/in/more cannot be searched: is a link to /unmounted/folder, which does not exist"
+        in nowhere
+    )
     assert "images of formats that are not read (.avif, .heic, .jp2): 3 (" in unread
     assert f"{folder}/in/b.HEIC" in unread
     assert "a.CR2" not in unread
     assert found.left_out == [
         f"left out, as not read and beside an image of the same name: 1 ({folder}/in/a.CR2)"
     ]
+    assert not find_images(["in/*.jpg"], [], "out").missed, "no folder is asked for"
+    assert len(find_images(["in/**/*.jpg"], [], "out").missed) == 1
+    os.makedirs("linked")
+    os.symlink("unmounted", "linked/more")
+    with pytest.raises(DataError, match=r"linked has no images in it.*\n.*is a link to unmounted"):
+        names("linked")
     touch("raw/x.dng")
     with pytest.raises(DataError, match=r"no image is left.*\n.*not read \(\.dng\): 1"):
         names("raw")
@@ -121,7 +131,7 @@ def test_what_is_wrong_with_arguments_is_said_at_once(folder):
         "none.png does not exist; check the path.",
         "empty has no images in it",
         "no image matches '*.gif'; check the pattern and the folder",
-        "link.png: is a link to gone.png, which does not exist",
+        "link.png is a link to gone.png, which does not exist; check the path.",
     ]
     with pytest.raises(ConfigError, match=r"a/1\.png is not below --root=.*/empty"):
         names("a", root="empty")

@@ -130,8 +130,8 @@ def test_what_was_meant_and_not_taken_is_a_failure(tmp_path, predict):
         assert code == 1
         assert done in stdout
         assert "1 of " in stderr
-        assert "c.png: No such file or directory (it is a link to gone.png)" in stderr
-        assert "in/more: is a link to unmounted, which does not exist" in stderr
+        assert "c.png: is a link to gone.png, which does not exist" in stderr
+        assert "in/more cannot be searched: is a link to unmounted, which does not exist" in stderr
         assert "not read (.heic): 1" in stderr
     assert len(list((tmp_path / "out").glob("*_mask.png"))) == 1
 

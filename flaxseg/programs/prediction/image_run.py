@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import Protocol
 
 from flaxseg.errors import DataError, FlaxsegError, WriteError
 from flaxseg.files import writing
+from flaxseg.folder_walk import broken_link
 from flaxseg.image_files import ImageFile, Orientation, read_image_file
 from flaxseg.inference.segmenter import Segmentation, Segmenter
 from flaxseg.programs.prediction.output_names import ImageTask
@@ -108,10 +108,7 @@ def _read(source: pathlib.Path, orientation: Orientation) -> tuple[Stamp, ImageF
     try:
         stamp = Stamp.of(source)  # before reading: an image that changes meanwhile is not done
     except OSError as error:
-        reason = error.strerror or error
-        if os.path.islink(source):
-            reason = f"{reason} (it is a link to {os.readlink(source)})"
-        raise DataError(f"{source}: {reason}") from None
+        raise DataError(f"{source}: {broken_link(source) or error.strerror}") from None
     except ValueError as error:  # a name with a zero in it
         raise DataError(f"{source!s:.200}: {error}") from None
     return stamp, read_image_file(source, orientation=orientation)

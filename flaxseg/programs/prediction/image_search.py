@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 
 from flaxseg.errors import ConfigError, DataError, listed
-from flaxseg.folder_walk import walk
+from flaxseg.folder_walk import broken_link, walk
 from flaxseg.image_files import SUFFIXES, is_image_name, is_unread_image_name
 from flaxseg.programs.prediction.prediction_record import RECORD_FILE, recorded_files
 
@@ -60,7 +60,7 @@ def find_images(
     search = _Search(out, root)
     problems = [problem for text in inputs if (problem := search.take(text))]
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError("\n".join([*problems, *search.missed()]))
     for text in listed_files:
         search.add_file(_absolute(text))
     if not search.names:
@@ -99,8 +99,8 @@ class _Search:
         if os.path.exists(path):
             self.add_file(path)
             return ""
-        if os.path.islink(path):
-            return f"{text}: {_leads_nowhere(path)}"
+        if broken := broken_link(path):
+            return f"{text} {broken}; check the path."
         if not glob.has_magic(text):
             return f"{text} does not exist; check the path."
         parts = pathlib.Path(text).parts
@@ -130,7 +130,7 @@ class _Search:
 
     def missed(self) -> list[str]:
         """Returns lines about what should have been taken."""
-        lines = [f"  {path}: {reason}" for path, reason in sorted(self._broken.items())]
+        lines = [f"  {path} {reason}" for path, reason in sorted(self._broken.items())]
         unread = sorted(self._alone())
         if unread:
             kinds = ", ".join(sorted({path.suffix.lower() for path in unread}))
@@ -150,13 +150,26 @@ class _Search:
         """Takes the images below a folder whose paths match; returns what is wrong if none do."""
         found = False
         real_out = os.path.realpath(self._out)
-        for place, folders, files in walk(
-            folder, on_hidden=self._hidden.add, on_error=self._cannot_search
-        ):
+
+        def enters(path: pathlib.Path) -> bool:
+            return _may_hold(path.relative_to(folder).parts, pattern)
+
+        def leave_out(path: pathlib.Path) -> None:
+            if enters(path):
+                self._hidden.add(path)
+
+        def cannot_search(error: OSError) -> None:
+            path = pathlib.Path(error.filename)
+            if enters(path):
+                self._broken[path] = f"cannot be searched: {error.strerror}"
+
+        for place, folders, files in walk(folder, on_hidden=leave_out, on_error=cannot_search):
             below = place.relative_to(folder).parts
-            if "**" not in pattern and len(below) + 1 == len(pattern):
-                folders.clear()
-            folders[:] = [n for n in folders if os.path.realpath(place / n) != real_out]
+            folders[:] = [
+                name
+                for name in folders
+                if enters(place / name) and os.path.realpath(place / name) != real_out
+            ]
             for name in files:
                 if _matches((*below, name), pattern):
                     found |= self._take_found(place / name, folder)
@@ -164,11 +177,11 @@ class _Search:
 
     def _take_found(self, path: pathlib.Path, folder: pathlib.Path) -> bool:
         """Takes a file that was found below a folder; returns whether it is or may be an image."""
-        exists, unread = os.path.exists(path), is_unread_image_name(path)
-        if is_image_name(path) and (os.path.isfile(path) or not exists):
+        broken, unread = broken_link(path), is_unread_image_name(path)
+        if is_image_name(path) and (os.path.isfile(path) or broken):
             self._add(path, path.relative_to(folder))
-        elif not exists and (unread or not path.suffix):  # such as a folder that is not mounted
-            self._broken[path] = _leads_nowhere(path)
+        elif broken and unread:
+            self._broken[path] = broken
         elif unread:
             self._unread.add(path)
         else:
@@ -200,9 +213,6 @@ class _Search:
             self._records[folder] = (*above, (folder, files)) if files else above
         return self._records[folder]
 
-    def _cannot_search(self, error: OSError) -> None:
-        self._broken[pathlib.Path(error.filename)] = f"cannot be searched: {error.strerror}"
-
 
 def _absolute(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(os.path.abspath(path))
@@ -219,6 +229,11 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     )
 
 
-def _leads_nowhere(path: pathlib.Path) -> str:
-    """Returns what is wrong with a link to a file that is missing."""
-    return f"is a link to {os.readlink(path)}, which does not exist"
+def _may_hold(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Returns whether files below a folder may match a pattern."""
+    for part, wanted in zip(parts, pattern, strict=False):
+        if wanted == "**":
+            return True
+        if not fnmatch.fnmatch(part, wanted):
+            return False
+    return len(parts) < len(pattern)

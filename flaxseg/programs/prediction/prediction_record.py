@@ -177,7 +177,7 @@ class PredictionRecord:
         self._whole = True
 
     def _is_of(self, entry: _Entry, source: pathlib.Path) -> bool:
-        """Returns whether an entry is about an image, by whatever path, or moved with the folder."""
+        """Returns whether an entry is about an image, which may have another path or have moved."""
         if entry.image == str(source):
             return True
         try:
