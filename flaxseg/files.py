@@ -114,19 +114,20 @@ def writing(target: PathLike, advice: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_file(path: PathLike) -> Iterator[BinaryIO]:
+def whole_file(path: PathLike, advice: str = "") -> Iterator[BinaryIO]:
     """Opens a file for writing that gets its name once everything is written and on the disk.
 
     If anything is raised meanwhile, nothing is left and a file of that name stays as it was.
 
     Args:
       path: the file; its folder must exist.
+      advice: what to do where it cannot be written, to end the message with.
 
     Raises:
       WriteError: it cannot be written.
     """
     path = pathlib.Path(path)
-    with writing(path):
+    with writing(path, advice):
         handle, name = tempfile.mkstemp(
             prefix=f".{path.stem[:100]}.", suffix=".part", dir=path.parent
         )

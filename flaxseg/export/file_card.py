@@ -121,15 +121,10 @@ def write_file(path: str | os.PathLike, data: bytes) -> pathlib.Path:
     """Writes a file whole or not at all.
 
     Raises:
-      DataError: it cannot be written.
+      WriteError: it cannot be written.
     """
     path = pathlib.Path(path)
-    try:
-        with whole_file(path) as file:
-            file.write(data)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror or error}. It needs {len(data) / 1e6:.1f} "
-            "MB; free some room or choose another --out."
-        ) from error
+    advice = f"It needs {len(data) / 1e6:.1f} MB; free some room or choose another --out."
+    with whole_file(path, advice) as file:
+        file.write(data)
     return path

@@ -61,7 +61,7 @@ def export_onnx(
       ConfigError: the size, batch or outputs are impossible.
       ExportError: packages are missing, or ONNX has no such network: it has an operation that
         cannot be converted, or more than 2 GB of weights.
-      DataError: the file cannot be written.
+      WriteError: the file cannot be written.
       ValueError: names or colours do not fit the classes.
     """
     with _quiet():

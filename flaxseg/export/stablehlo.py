@@ -69,7 +69,7 @@ def export_stablehlo(
     Raises:
       ConfigError: the size, batch, outputs or platforms are impossible.
       ExportError: a package is missing.
-      DataError: the file cannot be written.
+      WriteError: the file cannot be written.
       ValueError: names or colours do not fit the classes.
     """
     require("flatbuffers", "StableHLO")
