@@ -127,6 +127,7 @@ _KINDS = {
     "weights.parameters": int,
     "extra": dict,
 }
+_ABSENT = object()
 # What programs read of `extra`, where it is there.
 _KINDS_OF_EXTRA = {"data": str, "config": dict, "config.data": dict}
 
@@ -141,7 +142,7 @@ def _checked(card: dict[str, Any]) -> dict[str, Any]:
         _check_kind(name, _field(card, name), kind)
     for name, kind in _KINDS_OF_EXTRA.items():
         value = _field(card["extra"], name)
-        if value is not None:
+        if value is not _ABSENT:
             _check_kind(f"extra.{name}", value, kind)
     _check_options(card["options"])
     names, colors = check_classes(card["num_classes"], card["class_names"], card["class_colors"])
@@ -149,18 +150,17 @@ def _checked(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def _field(card: Mapping[str, Any], name: str) -> Any:
-    """Returns the value of a dotted name, None where there is none."""
+    """Returns the value of a dotted name, `_ABSENT` where there is none."""
     *sections, last = name.split(".")
     for section in sections:
         card = card.get(section, {})
-    return card.get(last)
+    return card.get(last, _ABSENT)
 
 
 def _check_kind(name: str, value: Any, kind: type) -> None:
     if type(value) is not kind:
-        raise ValueError(
-            f"field {name!r} must have type {kind.__name__}, got {reprlib.repr(value)}."
-        )
+        got = "nothing" if value is _ABSENT else reprlib.repr(value)
+        raise ValueError(f"field {name!r} must have type {kind.__name__}, got {got}.")
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
