@@ -44,3 +44,23 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"it has the number {text}, which is not finite")
     return value
+
+
+Form = type | list["Form"] | tuple["Form", ...] | dict[str, "Form"]
+"""A type; `[form]` for a list of such values, `(form, form)` for a list of these, and
+`{"": form}` for an object whose values have the form."""
+
+
+def has_form(value: Any, form: Form) -> bool:
+    """Returns whether a JSON value has a form.
+
+    >>> has_form({"train": [3, "a"]}, {"": (int, str)})
+    True
+    """
+    if isinstance(form, list):
+        return type(value) is list and all(has_form(item, form[0]) for item in value)
+    if isinstance(form, tuple):
+        return has_form(value, list) and len(value) == len(form) and all(map(has_form, value, form))
+    if isinstance(form, dict):
+        return type(value) is dict and all(has_form(item, form[""]) for item in value.values())
+    return type(value) is form

@@ -16,9 +16,15 @@ from flaxseg.data.sets.catalog import MANIFEST
 from flaxseg.data.sets.data_sources import Examples, OwnFolder, Published, Source
 from flaxseg.errors import ConfigError, DataError, NotPreparedError
 from flaxseg.files import PathLike, is_readable, readable, write_text
-from flaxseg.json_text import read_json
+from flaxseg.json_text import Form, has_form, read_json
 
 _FORMAT = 1
+_FORMS: dict[str, Form] = {
+    **dict.fromkeys(("name", "version", "source", "fingerprint", "listing"), str),
+    "splits": {"": int},
+    "files": {"": (int, str)},
+    "left_out": int,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,9 +264,13 @@ def load_manifest(folder: pathlib.Path) -> Manifest | None:
         content = read_json(folder / MANIFEST)
         if content.pop("format") != _FORMAT:
             return None
-        files = {
-            name: (int(size), str(digest)) for name, (size, digest) in content["files"].items()
-        }
+        if not all(has_form(content[name], form) for name, form in _FORMS.items()):
+            return None
+        files = {name: (size, digest) for name, (size, digest) in content["files"].items()}
+        # No record is shorter than a byte.
+        total = sum(size for size, _ in files.values() if size >= 0)
+        if not all(0 < number <= total for number in content["splits"].values()):
+            return None
         return Manifest(**{**content, "files": files})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

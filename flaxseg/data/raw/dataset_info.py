@@ -8,6 +8,20 @@ from typing import Any
 
 from flaxseg.classes import IGNORE_LABEL, check_class_names
 from flaxseg.data.raw.split_names import TRAIN, own_name, split_for
+from flaxseg.json_text import Form, has_form
+
+_FORMS: dict[str, Form] = {
+    **dict.fromkeys(("name", "version", "description", "eval_split", "license"), str),
+    **dict.fromkeys(("citation", "homepage"), str),
+    "class_names": [str],
+    "class_colors": [(int, int, int)],
+    "label_map": [(int, int)],
+    "splits": [str],
+    "split_sizes": {"": int},
+    "combined": {"": [str]},
+    "repeated": {"": str},
+    "optional": {"": str},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,14 +124,21 @@ class DatasetInfo:
         """Returns the facts from `to_json`; raises KeyError, TypeError or ValueError if they are
         incomplete or impossible.
         """
+        for name, form in _FORMS.items():
+            if not has_form(facts[name], form):
+                raise ValueError(f"its {name} have another form")
         check_class_names(facts["class_names"])
-        return cls(
-            **{
-                **facts,
-                "class_names": tuple(facts["class_names"]),
-                "class_colors": tuple(map(tuple, facts["class_colors"])),
-                "label_map": dict(facts["label_map"]),
-                "splits": tuple(facts["splits"]),
-                "prepared": prepared,
-            }
-        )
+        if not all(0 <= part <= 255 for color in facts["class_colors"] for part in color):
+            raise ValueError("a colour is not three values in 0..255")
+        read = {
+            **facts,
+            "class_names": tuple(facts["class_names"]),
+            "class_colors": tuple(map(tuple, facts["class_colors"])),
+            "label_map": dict(facts["label_map"]),
+            "splits": tuple(facts["splits"]),
+            "prepared": prepared,
+        }
+        try:
+            return cls(**read)
+        except AssertionError:
+            raise ValueError("its parts contradict each other") from None
