@@ -16,7 +16,7 @@ from types import ModuleType
 
 import flaxseg
 from flaxseg.errors import ConfigError, FlaxsegError, HungError, missing_package, near
-from flaxseg.files import local_text
+from flaxseg.files import any_path, is_remote, local_text
 from flaxseg.host_memory import keep_freed_memory
 from flaxseg.training.signals import Interrupted, run_program
 
@@ -94,7 +94,9 @@ def _check_texts(args: argparse.Namespace) -> None:
     """Raises ConfigError for an argument that no command can take, whatever it means."""
     for name, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
-            wanted = local_text(text) if isinstance(text, str) else ""
+            if not isinstance(text, str):
+                continue
+            wanted = (any_path if name == "model" and is_remote(text) else local_text)(text)
             if wanted:
                 raise ConfigError(f"{name} is {text!r}; it must be {wanted}")
 

@@ -1,14 +1,25 @@
-"""Writes files and folders that appear whole or not at all, and survive a power cut."""
+"""Reads and writes files and folders on this machine, and in buckets of Google Cloud Storage.
 
+On a disk, files and folders appear whole or not at all, and survive a power cut. In a bucket, what
+is under a path that begins with gs:// is reached through `etils.epath`. Objects there appear whole,
+and nothing can be appended to them; there are no folders, only names with slashes, and moving one
+is copying everything in it. So a folder is made on this machine and copied, and the object
+`.whole`, which lists its files, comes last: without it the folder counts for nothing.
+"""
+
+import concurrent.futures
 import contextlib
 import glob
 import hashlib
+import importlib.util
+import io
+import json
 import os
 import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from flaxseg.errors import WriteError
@@ -18,9 +29,46 @@ PathLike = str | os.PathLike
 _LONGEST = 60  # letters of a name, which may have four bytes each
 _PLAIN = re.compile(r"[\w-][\w.-]*")
 _NOT_PLAIN = re.compile(r"^\.|[^\w.-]+")
+_BUCKETS = "gs://"
+_WHOLE = ".whole"
+_TRANSFERS = 8  # at a time
+_CHUNK = 16 * 2**20  # bytes of a transfer in memory
 
 # One letter is a drive, and a data set has a name such as folder:/home/me/images.
 _SCHEME = re.compile(r"(?!folder:)([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+def is_remote(path: PathLike) -> bool:
+    """Returns whether a path is in a bucket."""
+    return os.fspath(path).startswith(_BUCKETS)
+
+
+def as_path(path: PathLike) -> pathlib.Path:
+    """Returns an absolute path, or one in a bucket, which has the same methods for most purposes.
+
+    The functions of this module are for the others: to delete, to rename, and to write.
+    """
+    if not is_remote(path):
+        return pathlib.Path(os.path.abspath(path))
+    from etils import epath  # of an extra
+
+    return epath.Path(os.fspath(path))
+
+
+def any_path(path: PathLike) -> str:
+    """Returns "" for a path here or in a bucket that can be reached, else what is wanted, as
+    `local_path`."""
+    text = os.fspath(path)
+    if not is_remote(text):
+        return local_path(text)
+    if not re.match(r"gs://[^/\0]+/[^/\0][^\0]*$", text):
+        return "gs://BUCKET/FOLDER"
+    if _reaches_buckets():
+        return ""
+    return (
+        "a path on this machine, because what reaches gs:// is not installed; it comes with: "
+        'pip install "flaxseg[gcs]"'
+    )
 
 
 def local_path(path: PathLike) -> str:
@@ -106,10 +154,14 @@ def writing(target: PathLike, advice: str = "") -> Iterator[None]:
         yield
     except WriteError:
         raise
-    except OSError as error:
-        reason = f"{error.strerror or error}."
-        wrapped = WriteError(f"cannot write {target}: {reason} {advice}".rstrip())
-        wrapped.errno = error.errno
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_remote(target):
+            raise
+        # What fails on the way to a bucket has many types.
+        lines = (getattr(error, "strerror", None) or str(error).strip()).splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        wrapped = WriteError(f"cannot write {target}: {reason.rstrip('.')}. {advice}".rstrip())
+        wrapped.errno = getattr(error, "errno", None)
         raise wrapped from error
 
 
@@ -126,6 +178,12 @@ def whole_file(path: PathLike, advice: str = "") -> Iterator[BinaryIO]:
     Raises:
       WriteError: it cannot be written.
     """
+    if is_remote(path):
+        buffer = io.BytesIO()
+        yield buffer
+        with writing(path, advice):
+            as_path(path).write_bytes(buffer.getvalue())
+        return
     path = pathlib.Path(path)
     with writing(path, advice):
         handle, name = tempfile.mkstemp(
@@ -159,6 +217,8 @@ def make_folder(folder: PathLike) -> None:
     Raises:
       WriteError: it cannot be created.
     """
+    if is_remote(folder):
+        return  # it comes with the first object in it
     folder = pathlib.Path(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(folder):
@@ -167,19 +227,93 @@ def make_folder(folder: PathLike) -> None:
             sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def staging(path: PathLike) -> Iterator[pathlib.Path]:
+    """Returns where a folder is made before `replace_folder` gives it its place.
+
+    That is `path` itself, or for one in a bucket a folder of this machine, deleted in the end.
+    """
+    if not is_remote(path):
+        yield as_path(path)
+        return
+    folder = _cache_folder(path)
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed process
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def fetched(path: PathLike) -> Iterator[pathlib.Path]:
+    """Returns a file or a whole folder on this machine: `path` itself, or for one in a bucket a
+    copy, which is deleted in the end.
+
+    Raises:
+      OSError: it cannot be fetched.
+    """
+    path = as_path(path)
+    if not is_remote(path):
+        yield path
+        return
+    place = _cache_folder(path).parent
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fetched-", dir=place) as folder:
+        copy = pathlib.Path(folder, path.name)
+        with _reading(path):
+            names = [""] if path.is_file() else json.loads((path / _WHOLE).read_text())
+            _transfer((path / name, copy / name) for name in names)
+        yield copy
+
+
+def is_whole(folder: pathlib.Path) -> bool:
+    """Returns whether a folder that `replace_folder` writes is there."""
+    return folder.is_dir() and (not is_remote(folder) or (folder / _WHOLE).exists())
+
+
+def free_space(folder: PathLike) -> int:
+    """Returns the bytes that can be written to a folder, or staged for one in a bucket."""
+    place = _cache_folder(folder) if is_remote(folder) else as_path(folder)
+    existing = (path for path in (place, *place.parents) if path.is_dir())
+    return shutil.disk_usage(next(existing)).free
+
+
+def remove_tree(folder: PathLike, on_error: Callable | None = None) -> None:
+    """Deletes a folder and all in it, as far as that is possible.
+
+    Args:
+      folder: it need not exist.
+      on_error: told what cannot be deleted, as `shutil.rmtree` does.
+    """
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=on_error is None, onerror=on_error)
+        return
+    try:
+        (as_path(folder) / _WHOLE).unlink(missing_ok=True)
+        as_path(folder).rmtree(missing_ok=True)
+    except Exception as error:
+        if on_error is not None:
+            on_error(remove_tree, str(folder), (type(error), error, None))
+
+
 def replace_folder(staged: PathLike, target: PathLike) -> None:
     """Gives a finished folder its final name; a folder that has this name is deleted.
 
     At every moment, and after a power cut, there is a whole folder at `target` or, between two
-    renames, at `previous_of(target)`; see `take_back`.
+    renames, at `previous_of(target)`; see `take_back`. In a bucket there is none while it is
+    copied.
 
     Args:
-      staged: the folder, on the same disk, that nothing writes to any more.
+      staged: the folder of `staging`, that nothing writes to any more.
       target: its final place.
 
     Raises:
       OSError: it cannot be written; the old folder is in its place.
     """
+    if is_remote(target):
+        _upload(pathlib.Path(staged), as_path(target))
+        return
     staged, target = pathlib.Path(staged), pathlib.Path(target)
     previous = previous_of(target)
     sync_tree(staged)
@@ -198,7 +332,7 @@ def replace_folder(staged: PathLike, target: PathLike) -> None:
 
 def previous_of(target: PathLike) -> pathlib.Path:
     """Returns where `replace_folder` keeps the old folder until the new one has its name."""
-    target = pathlib.Path(target)
+    target = as_path(target) if is_remote(target) else pathlib.Path(target)
     return target.parent / f".{target.name}.previous"  # with_name refuses the root
 
 
@@ -248,6 +382,53 @@ def _discard(folder: pathlib.Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     if folder.exists():
         folder.rename(tempfile.mkdtemp(prefix=f"{folder.name}.left-", dir=folder.parent))
+
+
+def _upload(folder: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a folder to a bucket."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    with writing(target):
+        if target.exists():
+            remove_tree(target)
+        _transfer((folder / name, target / name) for name in names)
+        (target / _WHOLE).write_text(json.dumps(names))
+
+
+def _transfer(pairs: Iterable[tuple[pathlib.Path, pathlib.Path]]) -> None:
+    """Copies files to or from a bucket, several at a time."""
+
+    def copy(source: pathlib.Path, target: pathlib.Path) -> None:
+        if not is_remote(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, _CHUNK)
+
+    with concurrent.futures.ThreadPoolExecutor(_TRANSFERS) as pool:
+        list(pool.map(lambda pair: copy(*pair), pairs))
+
+
+def _reaches_buckets() -> bool:
+    """Returns whether the packages are there with which `etils.epath` reads and writes buckets."""
+    has = {name: importlib.util.find_spec(name) for name in ("etils", "gcsfs", "tensorflow")}
+    return bool(has["etils"] and (has["gcsfs"] or has["tensorflow"]))
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """Raises OSError for whatever fails on the way to a bucket."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"cannot read {path}: {error}") from error
+
+
+def _cache_folder(path: PathLike) -> pathlib.Path:
+    """Returns the folder of this machine that stands for a path in a bucket."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    name = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]
+    return pathlib.Path(base, "flaxseg", "staging", name)
 
 
 def _umask() -> int:

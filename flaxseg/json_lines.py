@@ -2,12 +2,11 @@
 
 import json
 import logging
-import pathlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flaxseg.errors import listed
-from flaxseg.files import PathLike
+from flaxseg.files import PathLike, as_path
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ def read_json_lines(path: PathLike, parse: Callable[[dict[str, Any]], Entry]) ->
       OSError: the file cannot be read.
     """
     entries, damaged = [], []
-    lines = pathlib.Path(path).read_bytes().split(b"\n")[:-1]
+    lines = as_path(path).read_bytes().split(b"\n")[:-1]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -2,10 +2,9 @@
 
 import json
 import math
-import pathlib
 from typing import Any
 
-from flaxseg.files import PathLike
+from flaxseg.files import PathLike, as_path
 
 MAX_BYTES = 16 * 2**20
 """A larger file is refused before it is read; those of flaxseg have a few kilobytes."""
@@ -18,10 +17,11 @@ def read_json(path: PathLike) -> Any:
       OSError: it cannot be read.
       ValueError: as for `parse_json`, or it is too large.
     """
-    size = pathlib.Path(path).stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"it has {size} bytes; at most {MAX_BYTES} are read")
-    return parse_json(pathlib.Path(path).read_bytes())
+    with as_path(path).open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has too many bytes; at most {MAX_BYTES} are read")
+    return parse_json(content)
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -7,6 +7,8 @@ import platform
 from typing import TYPE_CHECKING
 
 import flaxseg
+from flaxseg.errors import ConfigError
+from flaxseg.files import as_path, is_remote
 from flaxseg.json_lines import read_run_log
 from flaxseg.programs import arguments, measurement
 
@@ -42,11 +44,13 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
     from flaxseg.programs.report_page import write_page
 
+    if is_remote(args.model) and not args.out:
+        raise ConfigError(f"{args.model} is in a bucket; say with --out where the page goes")
     out = pathlib.Path(args.out) if args.out else pathlib.Path(args.model) / "report.html"
     flaxseg.read_model_card(args.model)  # before a folder is made
     arguments.output_folder(out.parent)
     found = measurement.measure(args, args.num_images)
-    write_page(out, _page(found, pathlib.Path(args.model)))
+    write_page(out, _page(found, as_path(args.model)))
     print(found.metrics.summary())
     arguments.print_written([out])
     return 0

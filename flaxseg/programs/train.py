@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flaxseg.errors import ConfigError, near
+from flaxseg.files import local_folder
 from flaxseg.programs.recipe_list import find_recipe, load_recipe, recipe_names, table
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ def main(arguments: Sequence[str], command: str = "flaxseg train") -> int:
         print(f"{table()}\n\nName a recipe to train by it:\n{examples}", flush=True)
         raise ConfigError(f"no recipe is given\nSee: {command} --help")
     config, given = parse_command_line(arguments)
+    wanted = local_folder(given.compilation_cache)
+    if wanted:
+        raise ConfigError(
+            f"--compilation_cache is {given.compilation_cache!r}; it must be {wanted}"
+        )
     _set_up_logging()
     # Slow to import, and needless for a wrong flag.
     from flaxseg.training.compilation import enable_compilation_cache

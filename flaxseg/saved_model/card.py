@@ -184,6 +184,17 @@ def _check_options(options: Mapping[str, Any]) -> None:
             )
 
 
+def weights_file(folder: pathlib.Path, card: Mapping[str, Any]) -> pathlib.Path:
+    """Returns the file of the weights of a card.
+
+    In a bucket, where two files cannot be replaced together, each save has a name of its own.
+    """
+    name = card["weights"].get("file")
+    return folder / (
+        name if re.fullmatch(r"model-[0-9a-f]+\.safetensors", str(name)) else WEIGHTS_FILE
+    )
+
+
 def read_card_or_none(folder: pathlib.Path) -> dict[str, Any] | None:
     """Returns the card of a folder, or None where `read_card` raises."""
     try:

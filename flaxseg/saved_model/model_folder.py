@@ -21,7 +21,18 @@ import safetensors.numpy
 
 from flaxseg import models
 from flaxseg.errors import FlaxsegError, WeightsError
-from flaxseg.files import PathLike, make_folder, previous_of, replace_folder, take_back, writing
+from flaxseg.files import (
+    PathLike,
+    any_path,
+    as_path,
+    fetched,
+    is_remote,
+    make_folder,
+    previous_of,
+    replace_folder,
+    take_back,
+    writing,
+)
 from flaxseg.inference import model_protocol
 from flaxseg.saved_model.card import (
     CARD_FILE,
@@ -35,6 +46,7 @@ from flaxseg.saved_model.card import (
     normalization_of,
     read_card,
     read_card_or_none,
+    weights_file,
 )
 from flaxseg.saved_model.tensors import (
     Spec,
@@ -88,7 +100,7 @@ def save_model(
       WriteError: the folder could not be written (permissions, disk full, other files in it); an
         existing model stays as it was.
     """
-    directory = pathlib.Path(os.path.abspath(directory))
+    directory = as_path(directory)
     options = {k: v for k, v in (options or {}).items() if k not in _RUN_OPTIONS}
     names, colors = check_classes(num_classes, class_names, class_colors)
     flat = flatten(jax.device_get(variables))
@@ -101,6 +113,9 @@ def save_model(
     )
     check_finite(flat)
     weights = safetensors.numpy.save(flat, metadata={"format": FORMAT})
+    digest = hashlib.sha256(weights).hexdigest()
+    # In a bucket no two files change at one moment: the new one comes first, then its card.
+    file_name = f"model-{digest[:12]}.safetensors" if is_remote(directory) else WEIGHTS_FILE
     card = make_card(
         model,
         name,
@@ -109,18 +124,22 @@ def save_model(
         class_names=names,
         class_colors=colors,
         weights={
+            "file": file_name,
             "parameters": count_parameters(flat),
-            "sha256": hashlib.sha256(weights).hexdigest(),
+            "sha256": digest,
         },
         extra=extra or {},
     )
-    files = {WEIGHTS_FILE: weights, CARD_FILE: card_text(card).encode()}
+    files = {file_name: weights, CARD_FILE: card_text(card).encode()}
     advice = (
         f"It needs {len(weights) / 1e6:.1f} MB; free some space or choose a folder that can be "
         "written. A model saved there before is unchanged."
     )
     with writing(directory, advice):
-        _write_folder(directory, files)
+        if is_remote(directory):
+            _write_objects(directory, files)
+        else:
+            _write_folder(directory, files)
     return directory
 
 
@@ -198,24 +217,25 @@ def _load(
             f"predictions would be wrong. Use flaxseg {card.get('flaxseg_version')}, with which "
             "it was saved."
         )
-    path = folder / WEIGHTS_FILE
+    path = weights_file(folder, card)
     if not path.is_file():
         raise WeightsError(f"{path} is missing; {folder} has only a part of a saved model.")
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    wanted = card["weights"].get("sha256")
-    if digest != wanted:
-        raise WeightsError(
-            f"{path} was changed or damaged after it was saved: its SHA-256 is {digest}, "
-            f"{CARD_FILE} says {wanted}. "
-            "Take the folder from its source again."
+    with fetched(path) as here:
+        with open(here, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        wanted = card["weights"].get("sha256")
+        if digest != wanted:
+            raise WeightsError(
+                f"{path} was changed or damaged after it was saved: its SHA-256 is {digest}, "
+                f"{CARD_FILE} says {wanted}. "
+                "Take the folder from its source again."
+            )
+        variables = read_tensors(
+            here,
+            expected,
+            f"{path} does not fit {_describe(card['model'], card['num_classes'], options)}",
+            f"{CARD_FILE} and {WEIGHTS_FILE} must come from the same save.",
         )
-    variables = read_tensors(
-        path,
-        expected,
-        f"{path} does not fit {_describe(card['model'], card['num_classes'], options)}",
-        f"{CARD_FILE} and {WEIGHTS_FILE} must come from the same save.",
-    )
     return model, variables
 
 
@@ -280,6 +300,15 @@ def _write_folder(directory: pathlib.Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def _write_objects(directory: pathlib.Path, files: Mapping[str, bytes]) -> None:
+    """Writes files to a bucket, one after the other, then deletes the weights of earlier saves."""
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+    for path in directory.iterdir():
+        if path.name.endswith(".safetensors") and path.name not in files:
+            path.unlink()
+
+
 def _refuse_foreign(directory: pathlib.Path) -> None:
     """Raises if replacing the folder would delete anything but a saved model."""
     if not directory.exists():
@@ -303,7 +332,10 @@ def _refuse_foreign(directory: pathlib.Path) -> None:
 def _find_folder(directory: PathLike) -> pathlib.Path:
     """Returns the directory itself, its `model` subfolder, or what an interrupted save left of
     either."""
-    directory = pathlib.Path(os.path.abspath(directory))
+    problem = any_path(directory)
+    if problem:
+        raise WeightsError(f"the model is {os.fspath(directory)!r}; it must be {problem}.")
+    directory = as_path(directory)
     for candidate in (directory, directory / "model"):
         for folder in (candidate, previous_of(candidate)):
             if (folder / WEIGHTS_FILE).is_file() or is_card(folder / CARD_FILE):

@@ -22,7 +22,6 @@ import logging
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -31,7 +30,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flaxseg.errors import CheckpointError, NonFiniteLossError, WriteError
-from flaxseg.files import make_folder, previous_of, replace_folder, take_back
+from flaxseg.files import (
+    as_path,
+    fetched,
+    free_space,
+    is_remote,
+    is_whole,
+    make_folder,
+    previous_of,
+    remove_tree,
+    replace_folder,
+    staging,
+    take_back,
+    writing,
+)
 
 FORMAT_VERSION = 1
 
@@ -117,7 +129,7 @@ class Checkpoints:
         """
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}; it must be at least 1.")
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = as_path(directory)
         self._keep_last, self._keep_best = keep_last, keep_best
         self._saving: _Save | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
@@ -136,8 +148,8 @@ class Checkpoints:
         """Returns the steps of the complete checkpoints on disk, rising."""
         if not self.directory.is_dir():  # somebody deleted it; the next save makes it anew
             return []
-        names = [path.name for path in self.directory.iterdir() if path.is_dir()]
-        return sorted(int(name) for name in names if name.isdecimal())
+        found = [path for path in self.directory.iterdir() if path.name.isdecimal()]
+        return sorted(int(path.name) for path in found if is_whole(path))
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
         """Begins to write a checkpoint, and returns.
@@ -303,10 +315,9 @@ class Checkpoints:
             raise self._misfit(step, misfits, changes)
         template = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in content["leaves"]}
         try:
-            nested = self._orbax.restore(
-                self.directory / str(step),
-                ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=_nest(template))),
-            ).state
+            args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=_nest(template)))
+            with fetched(self.directory / str(step)) as folder:
+                nested = self._orbax.restore(folder, args).state
             leaves = {name: np.asarray(_find(nested, name)) for name in content["leaves"]}
         except Exception as error:
             raise _DamagedError(self._name_unreadable(step, content["leaves"], error)) from error
@@ -324,8 +335,7 @@ class Checkpoints:
     def _read_meta(self, step: int) -> dict[str, Any]:
         path = self.directory / str(step) / "meta"
         try:
-            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            meta = self._orbax.restore(path.parent, args).meta
+            meta = json.loads((path / "metadata").read_text(encoding="utf-8"))
             content = meta["content"]
             good = meta["sha256"] == _digest_json(content)
         except Exception as error:
@@ -384,27 +394,19 @@ class Checkpoints:
             "leaves": _describe(leaves),
             **dataclasses.asdict(meta),
         }
-        staged = self.directory / f"{step}.saving"
-        self._orbax.save(
-            staged,
-            ocp.args.Composite(
-                state=ocp.args.PyTreeSave(_nest(leaves)),
-                meta=ocp.args.JsonSave({"sha256": _digest_json(content), "content": content}),
-            ),
-            force=True,
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(_nest(leaves)),
+            meta=ocp.args.JsonSave({"sha256": _digest_json(content), "content": content}),
         )
-        replace_folder(staged, self.directory / str(step))
+        with staging(self.directory / f"{step}.saving") as staged:
+            self._orbax.save(staged, args, force=True)
+            replace_folder(staged, self.directory / str(step))
         self._prune(meta.history)
 
     def _check_room(self, step: int, size: int) -> None:
         """Raises CheckpointError where the disk has too little room, before anything is written."""
-        if self._free() < size:
+        if free_space(self.directory) < size:
             raise self._save_failed(step, size, OSError("the disk is full"))
-
-    def _free(self) -> int:
-        """Returns the bytes that are free on the disk of the checkpoints."""
-        existing = (path for path in (self.directory, *self.directory.parents) if path.is_dir())
-        return shutil.disk_usage(next(existing)).free
 
     def _save_failed(self, step: int, size: int, error: BaseException) -> WriteError:
         """Returns the error to raise; deletes what was written of the checkpoint."""
@@ -414,7 +416,7 @@ class Checkpoints:
         failed = WriteError(
             f"checkpoint {step} could not be written to {self.directory / str(step)}: "
             f"{_first_line(error)}. It needs {_megabytes(size)}, and "
-            f"{_megabytes(self._free())} are free; {kept}. "
+            f"{_megabytes(free_space(self.directory))} are free; {kept}. "
             "Free some room or mend the permissions, then give the same command again."
         )
         failed.errno = getattr(error, "errno", None)
@@ -429,10 +431,12 @@ class Checkpoints:
         )
         keep = {*steps[-self._keep_last :], *ranked[: self._keep_best]}
         for step in steps:
-            if step not in keep:
+            if step not in keep and is_remote(self.directory):
+                remove_tree(self.directory / str(step), _report_failed_delete)
+            elif step not in keep:
                 self._move(step, "deleted")
         for path in self.directory.glob("*.deleted"):
-            shutil.rmtree(path, onerror=_report_failed_delete)
+            remove_tree(path, _report_failed_delete)
 
     def _move(self, step: int, suffix: str) -> None:
         """Renames a checkpoint, so that it ceases to be one in a single moment."""
@@ -441,22 +445,28 @@ class Checkpoints:
         source = self.directory / str(step)
         target = self.directory / f"{step}.{suffix}"
         try:
-            if target.exists():
-                shutil.rmtree(target)
-            source.rename(target)
+            remove_tree(target)
+            with writing(target):
+                source.rename(target)
         except OSError as error:
             _log.warning("%s cannot be renamed to %s: %s", source, target.name, error)
 
     def _clean_up(self) -> None:
         """Takes back a checkpoint whose replacement was never completed; drops other leftovers."""
+        if is_remote(self.directory):  # what was cut short; there is nothing to take back
+            found = list(self.directory.iterdir()) if self.directory.is_dir() else []
+            for path in found:
+                if path.name.isdecimal() and not is_whole(path):
+                    remove_tree(path)
+            return
         for step in [path.name.split(".")[1] for path in self.directory.glob(".*.previous")]:
             take_back(self.directory / step)
-            shutil.rmtree(previous_of(self.directory / step), ignore_errors=True)
+            remove_tree(previous_of(self.directory / step))
         # Some files of a failed save may still be in the making: what cannot be deleted now is not
         # a checkpoint, and is deleted the next time.
         for suffix in ("deleted", "saving", "orbax-checkpoint-tmp"):
             for path in self.directory.glob(f"*.{suffix}"):
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(path)
 
 
 def _open_orbax() -> ocp.Checkpointer:

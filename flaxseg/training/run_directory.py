@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from flaxseg.errors import CheckpointError, ConfigError, listed
-from flaxseg.files import local_folder, write_text
+from flaxseg.files import any_path, as_path, is_remote, local_folder, write_text
 
 _LOCK = ".lock"
 # A lock that another host wrote is taken over when its owner has not renewed it for this long.
@@ -48,15 +48,16 @@ class RunDirectory:
         Raises:
           ConfigError: it cannot be one.
         """
-        wanted = local_folder(workdir)
-        if not wanted and os.path.isdir(os.path.join(workdir, _LOCK)):
+        wanted = any_path(workdir) if is_remote(workdir) else local_folder(workdir)
+        path = os.path.expanduser(workdir)
+        if not wanted and os.path.isdir(os.path.join(path, _LOCK)):
             wanted = f"a folder where {_LOCK} is not a folder itself"
         if wanted:
             raise ConfigError(
                 f"the workdir is {os.fspath(workdir)!r}; it must be {wanted}. Give another "
                 "--workdir."
             )
-        self.path = pathlib.Path(workdir).expanduser().absolute()
+        self.path = as_path(path)
         self.config_file = self.path / "config.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -71,6 +72,11 @@ class RunDirectory:
           CheckpointError: nothing can be written there.
         """
         try:
+            if is_remote(self.path):
+                probe = self.path / f".probe-{os.getpid()}"
+                write_text(probe, "")
+                probe.unlink()
+                return
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -90,7 +96,9 @@ class RunDirectory:
           CheckpointError: they are missing.
         """
         found = [path for path in (self.metrics_file, self.model) if path.exists()]
-        killed_early = self.checkpoints.is_dir() and self.model not in found
+        # A bucket has no empty folders.
+        has_folder = is_remote(self.path) or self.checkpoints.is_dir()
+        killed_early = has_folder and self.model not in found
         if found and not killed_early and not self.has_checkpoints():
             raise CheckpointError(
                 f"{self.path} holds {listed(path.name for path in found)} of an earlier run, but "
@@ -120,21 +128,25 @@ class RunDirectory:
         """Holds the run for this process.
 
         The kernel frees the lock of a process that was killed. On disks that are shared without a
-        common kernel, the owner renews the file, and an owner that stopped doing so is gone; that
-        is waited for.
+        common kernel, and in buckets, the owner renews the file, and an owner that stopped doing so
+        is gone; that is waited for.
 
         Raises:
           CheckpointError: another process holds it; names the process.
         """
         path = self.path / _LOCK
-        with open(path, "a+") as file:
+        remote = is_remote(path)
+        with contextlib.nullcontext() if remote else open(path, "a+") as file:
             self._wait_for(file, path)
             owner = {"host": socket.gethostname(), "pid": os.getpid()}
-            file.truncate(0)
-            file.write(json.dumps(owner))
-            file.flush()
+            if remote:
+                self._take_object(path, owner)
+            else:
+                file.truncate(0)
+                file.write(json.dumps(owner))
+                file.flush()
             done = threading.Event()
-            renewal = threading.Thread(target=_renew, args=(path, done), daemon=True)
+            renewal = threading.Thread(target=_renew, args=(path, owner, done), daemon=True)
             renewal.start()
             try:
                 yield
@@ -142,20 +154,28 @@ class RunDirectory:
                 done.set()
                 renewal.join()
                 if _read_owner(path) == owner:
-                    file.truncate(0)
+                    path.unlink() if remote else file.truncate(0)
 
-    def _wait_for(self, file: TextIO, path: pathlib.Path) -> None:
+    def _take_object(self, path: pathlib.Path, owner: Mapping[str, Any]) -> None:
+        """Takes the lock in a bucket, where of two that do so at a time the last one has it."""
+        write_text(path, json.dumps({**owner, "time": time.time()}))
+        time.sleep(_LOOK_SECONDS)
+        found = _read_owner(path)
+        if found != owner:
+            raise CheckpointError(self._in_use(found))
+
+    def _wait_for(self, file: TextIO | None, path: pathlib.Path) -> None:
         """Returns once nobody else holds the lock file; an owner on another host may be dead.
 
         Raises:
           CheckpointError: the owner is alive.
         """
         locked = _lock(file, path)
-        owner, seen, waited = _read_owner(path), path.stat().st_mtime, 0.0
+        owner, seen, waited = _read_owner(path), _renewed(path), 0.0
         while locked is False or (owner and _may_live(owner, locked)):
             # The kernel of this host knows its processes; those of others give signs of life.
             known = locked is False and (owner is None or owner["host"] == socket.gethostname())
-            renewed = path.stat().st_mtime
+            renewed = _renewed(path)
             left = _STALE_SECONDS - max(time.time() - renewed, waited)
             if known or renewed != seen or (locked is False and left <= 0):
                 raise CheckpointError(self._in_use(owner))
@@ -180,8 +200,10 @@ class RunDirectory:
         )
 
 
-def _lock(file: TextIO, path: pathlib.Path) -> bool | None:
+def _lock(file: TextIO | None, path: pathlib.Path) -> bool | None:
     """Locks an open file; returns whether that worked, or None where the disk has no locks."""
+    if file is None:
+        return None  # a bucket; `_take_object` says who was faster
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -223,8 +245,21 @@ def _read_owner(path: pathlib.Path) -> dict[str, Any] | None:
         return None
 
 
-def _renew(path: pathlib.Path, done: threading.Event) -> None:
-    """Touches the lock file until `done`."""
+def _renewed(path: pathlib.Path) -> float:
+    """Returns when the lock file was touched, in seconds since 1970; 0 where there is none."""
+    if not is_remote(path):
+        return path.stat().st_mtime
+    try:
+        return float(json.loads(path.read_text())["time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _renew(path: pathlib.Path, owner: Mapping[str, Any], done: threading.Event) -> None:
+    """Touches the lock file until `done`; one in a bucket only while it is the owner's."""
     while not done.wait(_RENEW_SECONDS):
         with contextlib.suppress(OSError):
-            os.utime(path)
+            if not is_remote(path):
+                os.utime(path)
+            elif _read_owner(path) == owner:
+                write_text(path, json.dumps({**owner, "time": time.time()}))

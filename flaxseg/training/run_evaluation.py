@@ -13,7 +13,7 @@ from flaxseg.drawing import side_by_side
 from flaxseg.errors import WriteError
 from flaxseg.evaluation import SegmentationMetrics, evaluate
 from flaxseg.saved_model import save_model
-from flaxseg.saved_model.card import WEIGHTS_FILE, read_card_or_none
+from flaxseg.saved_model.card import read_card_or_none, weights_file
 from flaxseg.training.checkpoint import best_entry
 from flaxseg.training.companions import Companions
 from flaxseg.training.resume import Position
@@ -169,8 +169,8 @@ def export_best(run: Run, position: Position) -> None:
 def is_exported(run: Run, best: Mapping[str, Any]) -> bool:
     """Returns whether `model/` is the model of an evaluation."""
     folder = run.directory.model
-    card = read_card_or_none(folder) if (folder / WEIGHTS_FILE).is_file() else None
-    extra = card.get("extra", {}) if card else {}
+    card = read_card_or_none(folder)
+    extra = card.get("extra", {}) if card and weights_file(folder, card).is_file() else {}
     return (extra.get("step"), extra.get("miou")) == (best["step"], best["miou"])
 
 

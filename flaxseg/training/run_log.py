@@ -17,7 +17,7 @@ import numpy as np
 from flaxseg.drawing import save_image
 from flaxseg.errors import WriteError
 from flaxseg.evaluation import SegmentationMetrics
-from flaxseg.files import file_name, write_text, writing
+from flaxseg.files import as_path, file_name, make_folder, write_text, writing
 from flaxseg.json_lines import read_run_log
 from flaxseg.training.checkpoint import best_entry
 from flaxseg.training.log_file import LogFile
@@ -129,7 +129,7 @@ class MetricsFile:
         Raises:
           WriteError: the file cannot be written or read.
         """
-        path = pathlib.Path(path)
+        path = as_path(path)
         with writing(path):
             old = read_run_log(path) if path.exists() else []
         kept = [line for line in old if line["step"] <= from_step and from_step > 0]
@@ -166,7 +166,7 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import SessionLog
 
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = LogFile(pathlib.Path(directory) / name)
+        self._file = LogFile(as_path(directory) / name)
         self._write(0, file_version="brain.Event:2")
         self._write(from_step + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -209,7 +209,7 @@ def _save_images(folder: pathlib.Path, images: Mapping[str, np.ndarray]) -> None
     """Writes the images of an evaluation; a failure is only reported."""
     try:
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             for name, image in images.items():
                 save_image(folder / f"{file_name(name)}.png", image)
     except WriteError as error:

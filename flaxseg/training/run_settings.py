@@ -5,7 +5,7 @@ from typing import Any
 
 from flaxseg import data
 from flaxseg.errors import ConfigError
-from flaxseg.files import local_folder, local_path
+from flaxseg.files import any_path, local_folder, local_path
 from flaxseg.inference import Protocol
 from flaxseg.settings import (
     MAX_WORKERS,
@@ -29,7 +29,7 @@ _DATA_RULES = {
     "manual_dir": local_path,
     "cache_dir": local_folder,
 }
-_START_RULES = dict.fromkeys(("backbone", "model", "bases"), local_path)
+_START_RULES = {"backbone": local_path, "model": any_path, "bases": local_path}
 
 
 @dataclasses.dataclass(frozen=True)

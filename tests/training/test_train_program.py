@@ -249,7 +249,7 @@ def test_a_workdir_that_is_a_file(train, tmp_path, tiny_arguments):
     (tmp_path / "run").write_text("")
     done = train(*tiny_arguments, f"--workdir={tmp_path / 'run'}", program=TINY)
     assert done.returncode == 2
-    assert f"{tmp_path / 'run'}; it must be a folder, and it is a file" in done.stderr
+    assert "it must be a folder, and it is a file" in done.stderr
 
 
 def test_a_loss_that_is_not_finite_exits_3(train, tmp_path, tiny_arguments):
