@@ -94,6 +94,7 @@ def train_and_evaluate(config: config_dict.ConfigDict, workdir: str) -> Training
         _prepare_data(settings.data, progress=is_first)
         directory.create()
         if is_first:
+            stack.callback(directory.remove_unused)
             stack.enter_context(directory.lock())
             directory.check_checkpoints()
         run = open_run(settings, network, directory)
@@ -173,6 +174,8 @@ def _run_steps(
     for step in range(position.step + 1, timetable.steps + 1):
         companions.at(step, f"reading the batch of step {step}")
         batch = batches.next(running)
+        if running is None:
+            run.progress.say("compiling the training step; this can take minutes, and is done once")
         companions.at(step, f"computing step {step}", waits=True)
         began, compiled = time.perf_counter(), watch.count
         position.state, metrics = train_step(position.state, batch.arrays)

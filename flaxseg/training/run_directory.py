@@ -64,6 +64,7 @@ class RunDirectory:
         self.metrics_file = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.images = self.path / "images"
+        self._made: list[pathlib.Path] = []
 
     def create(self) -> None:
         """Makes the folder, or checks that it can be used.
@@ -71,6 +72,7 @@ class RunDirectory:
         Raises:
           CheckpointError: nothing can be written there.
         """
+        self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             if is_remote(self.path):
                 probe = self.path / f".probe-{os.getpid()}"
@@ -85,6 +87,16 @@ class RunDirectory:
                 f"the workdir {self.path} cannot be written to: {error.strerror or error}. "
                 "Give a --workdir that you may write to, on a disk with room."
             ) from error
+
+    def remove_unused(self) -> None:
+        """Removes the folders that `create` made if the run has not begun."""
+        if not self._made or self.config_file.exists():
+            return
+        with contextlib.suppress(OSError):  # what others put there stays, and its folder with it
+            (self.path / ".lock").unlink(missing_ok=True)
+            for path in (self.checkpoints, *self._made):
+                if path.is_dir():
+                    path.rmdir()
 
     def check_checkpoints(self) -> None:
         """Checks that what an earlier run left here has its checkpoints.

@@ -36,7 +36,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_name = ""
         self.raises = True
-        self._holds = self._late = False
+        self._holds = self._late = self._again = False
         self._exit_code: int | None = None
 
     def __bool__(self) -> bool:
@@ -61,6 +61,10 @@ class StopRequest:
             if self._late:
                 os._exit(self._exit_code)
             self._late = True
+        elif self._again:
+            self._again = False
+            if self.may_end:
+                raise Interrupted(self.signal_name)
         elif self.signal_name:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -68,6 +72,12 @@ class StopRequest:
             self.note(number)
             if self.may_end and self.raises:
                 raise Interrupted(self.signal_name)
+
+    def raise_again(self) -> None:
+        """Raises `Interrupted` once more in a moment, for it was raised where Python drops it."""
+        self._again = True
+        number = signal.Signals[self.signal_name]
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
     def note(self, number: int) -> None:
         """Notes the first signal and says what follows."""
@@ -126,6 +136,15 @@ def run_program(main: Callable[[], int]) -> int:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_end_if_deaf, args=(reader, request), daemon=True).start()
+    report = sys.unraisablehook
+
+    def see_unraisable(dropped) -> None:  # in a callback of the garbage collector, for example
+        if isinstance(dropped.exc_value, Interrupted):
+            request.raise_again()
+        else:
+            report(dropped)
+
+    sys.unraisablehook = see_unraisable
     for number in _SIGNALS:
         signal.signal(number, request.handle)
     try:

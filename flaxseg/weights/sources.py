@@ -1,6 +1,7 @@
 """Finds the weights file that a path or a name means, here or on the Hugging Face hub."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 
@@ -139,8 +140,13 @@ def _download(source: Source) -> pathlib.Path:
         raise WeightsError(
             f"{source.name}: downloading needs the package huggingface_hub, which is not installed."
         ) from error
+    # It warns of each of its attempts; the last one's error says the same. Its modules, which set
+    # the level of its logger, are imported by the first use of the name.
+    download, log = huggingface_hub.hf_hub_download, logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
-        return pathlib.Path(huggingface_hub.hf_hub_download(source.repository, source.filename))
+        return pathlib.Path(download(source.repository, source.filename))
     except (OSError, ValueError, EntryNotFoundError) as error:
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(
@@ -149,3 +155,5 @@ def _download(source: Source) -> pathlib.Path:
             "Without internet, fetch that file on another machine and give its path "
             f"({', '.join(SUFFIXES)}) in place of the name."
         ) from error
+    finally:
+        log.setLevel(level)

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from flaxseg.errors import HungError
 from flaxseg.training import prefetch
 from flaxseg.training.prefetch import Prefetch, decode_iterator_state, encode_iterator_state
 from flaxseg.training.window import Window
@@ -51,6 +52,17 @@ def test_an_error_comes_with_the_batch_it_belongs_to():
     batches.next()
     with pytest.raises(ValueError, match="record 2 is broken"):
         batches.next()
+
+
+def test_a_source_that_hangs_for_ever_is_an_error(monkeypatch):
+    monkeypatch.setattr(prefetch, "HANG_SECONDS", 0.1)
+    monkeypatch.setattr(prefetch, "_CLOSE_SECONDS", 0.1)
+    gate = threading.Event()
+    batches = Prefetch(Counter(gate=gate), lambda batch: dict(batch))
+    with pytest.raises(HungError, match=r"no batch has come for 0 s(.|\n)*self.gate.wait"):
+        batches.next()
+    batches.close()  # does not wait for it
+    gate.set()
 
 
 class Running:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import struct
 import subprocess
 import sys
@@ -242,16 +243,22 @@ def test_named_weights_with_another_normalisation_are_refused(tmp_path, monkeypa
     assert "padding 'torch'" in str(report)
 
 
-def test_offline_the_error_says_how_to_give_a_file(monkeypatch, resnet18):
+def test_offline_the_error_says_how_to_give_a_file(monkeypatch, resnet18, caplog):
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    log = logging.getLogger("huggingface_hub.utils._http")
+    log.addHandler(caplog.handler)  # that package's records may not go on to the root
+
     def download(*_):
+        log.warning("Retrying in 1s [Retry 1/5].")
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(WeightsError, match=r"no connection Without internet.*give its path"):
         load_backbone(*resnet18, "timm/resnet18.tv_in1k")
+    assert not caplog.messages  # the error is the only line
+    log.removeHandler(caplog.handler)
 
 
 def test_unknown_sources_are_refused(tmp_path, resnet18):
