@@ -26,6 +26,8 @@ _MAX_LISTED = 8
 # Calls of modules, of which the deepest network here at three scales has 1565, and values of all
 # variables, of which the largest has 252 million.
 _MAX_CALLS = 3000
+# Cells a side, of which some forms of a convolution do one after the other; FCN-32s has 64.
+_MAX_KERNEL = 128
 _MAX_VALUES = 2**31
 
 _DTYPES = {
@@ -47,9 +49,12 @@ def expected_tensors(model: nn.Module) -> dict[str, Spec]:
     image = jax.ShapeDtypeStruct((1, *_PROBE_SIZE, 3), jnp.float32)
     calls = itertools.count(1)
 
-    def count(layer, arguments, named, _):
+    def count(layer, arguments, named, context):
         if next(calls) > _MAX_CALLS:
             raise ValueError(f"the network has more than {_MAX_CALLS} layers.")
+        kernel = np.broadcast_to(getattr(context.module, "kernel_size", 1), 2)
+        if kernel.max() > _MAX_KERNEL:
+            raise ValueError(f"a kernel has {kernel.max()} cells a side, more than {_MAX_KERNEL}.")
         return layer(*arguments, **named)
 
     with nn.intercept_methods(count):

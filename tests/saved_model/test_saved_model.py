@@ -20,6 +20,7 @@ from flaxseg.errors import WeightsError, WriteError
 from flaxseg.layers import ImageNormalization
 from flaxseg.models import registry
 from flaxseg.saved_model import model_folder
+from flaxseg.saved_model.tensors import expected_tensors
 
 KERNEL = "params/backbone/kernel"
 NAMES = ("sky", "road", "car")
@@ -476,6 +477,11 @@ def test_options_that_make_no_model_are_named(tmp_path, monkeypatch, options, wo
         flaxseg.save_model(tmp_path / "a", {}, name="fcn", num_classes=3, options=options)
     assert words in str(caught.value)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_kernel_of_absurd_size_is_refused_before_it_is_traced():
+    with pytest.raises(ValueError, match="a kernel has 10000 cells a side, more than 128"):
+        expected_tensors(registry.create_model("segnet", 3, kernel_size=10_000))
 
 
 def test_a_deeply_nested_or_huge_card_is_refused(tmp_path):
