@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None and sys.argv[1:2] == ["train"]:
         return run_program(lambda: main(sys.argv[1:]))
+    # Of XLA's own lines only those of a crash: it asks for a bug report where compiling takes two
+    # minutes, and what a user can mend is raised as an error too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if hasattr(sys.stdout, "reconfigure"):
         # Names of files may hold bytes that are no text.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -5,7 +5,6 @@ recipe from the command line by them.
 """
 
 import logging
-import os
 import re
 import textwrap
 from collections.abc import Sequence
@@ -78,9 +77,6 @@ def main(arguments: Sequence[str], command: str = "flaxseg train") -> int:
       arguments: those after the name of the command.
       command: how the user calls it, for the help.
     """
-    # Of XLA's own lines only those of a crash: it asks for a bug report where compiling takes two
-    # minutes, and what a user can mend is raised as an error too.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if any(argument in ("-h", "--help") for argument in arguments):
         print(help_text(command))
         return 0

@@ -48,7 +48,7 @@ class Companions:
         self._folder = f"flaxseg/run_{next(_runs)}/"
         self._place: dict[str, Any] = {"step": 0, "doing": "starting", "waits": False}
         self._marks = 0
-        self._stopped_by = ""
+        self._stopped_by, self._leaves = "", False
         self._passed, self._last = 0, 0
         self._lock, self._agreed = threading.Lock(), threading.Event()
         self._closed = threading.Event()
@@ -63,7 +63,10 @@ class Companions:
         """Tells the others that this process is done, or why it fails."""
         if self._client is not None and isinstance(error, jax.errors.JaxRuntimeError):
             # Communication fails where another process is gone, which the thread will find out.
-            time.sleep(_SILENT_SECONDS + _FAREWELL_SECONDS)
+            wait = _SILENT_SECONDS + _FAREWELL_SECONDS
+            if not self._leaves:
+                say(f"{error}\nWaiting {wait:.0f} s at most to see which other process is gone.")
+            time.sleep(wait)
         self._closed.set()
         if self._client is None:
             return
@@ -171,6 +174,7 @@ class Companions:
 
     def _leave(self, code: int, text: str) -> None:
         """Ends this process, whatever its main thread is waiting for."""
+        self._leaves = True
         say(f"{text}. What was saved is whole; the same command goes on from there.")
         self._farewell(code, text, passed_on=True)
         os._exit(code)

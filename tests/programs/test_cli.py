@@ -639,6 +639,15 @@ def test_prepare_data(monkeypatch, capsys, tmp_path):
     assert "was ready already" in run(capsys, *flags)[1]
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, "3"), ("0", "0")])
+def test_lines_of_xla_are_hidden_unless_they_are_asked_for(monkeypatch, capsys, given, used):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", given or "")
+    if given is None:
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    assert run(capsys, "recipes")[0] == 0
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == used
+
+
 def test_an_interrupt_is_no_traceback(monkeypatch, capsys, model_dir, dataset):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -86,8 +88,10 @@ def test_two_processes_equal_one(trained_by_two, kind):
 STEPS, BATCH, RECORDS = 6, 8, 20  # two epochs and a bit, and 8 does not divide 20
 
 
-def train_program(folder: pathlib.Path, data_dir: pathlib.Path, processes: int) -> pathlib.Path:
-    """Runs `train.py` over eight devices of so many processes; returns the workdir."""
+def start_program(
+    folder: pathlib.Path, data_dir: pathlib.Path, processes: int, **changes: object
+) -> list[subprocess.Popen]:
+    """Starts `train.py` over eight devices of so many processes, in the workdir `run`."""
     settings = {
         "model.name": "tiny",
         "data.dir": data_dir,
@@ -101,6 +105,7 @@ def train_program(folder: pathlib.Path, data_dir: pathlib.Path, processes: int) 
         "log.every_steps": 2,
         "log.tensorboard": False,
         "optimizer.learning_rate": 0.05,
+        **changes,
     }
     arguments = [
         str(pathlib.Path(__file__).with_name("recorded_program.py")),
@@ -118,7 +123,7 @@ def train_program(folder: pathlib.Path, data_dir: pathlib.Path, processes: int) 
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(8 // processes),
     }
-    children = [
+    return [
         subprocess.Popen(
             [sys.executable, *arguments, *([f"--process_id={rank}"] if processes > 1 else [])],
             cwd=REPOSITORY,
@@ -129,6 +134,11 @@ def train_program(folder: pathlib.Path, data_dir: pathlib.Path, processes: int) 
         )
         for rank in range(processes)
     ]
+
+
+def train_program(folder: pathlib.Path, data_dir: pathlib.Path, processes: int) -> pathlib.Path:
+    """Runs the program to its end; returns the workdir."""
+    children = start_program(folder, data_dir, processes)
     try:
         said = [child.communicate(timeout=500)[1] for child in children]
     finally:
@@ -169,6 +179,31 @@ def test_the_program_in_two_processes_equals_one(tmp_path, shapes_dir):
     assert history["ignored_pixels"] == expected["ignored_pixels"]
     pixels = [np.sum(entry["matrix"]) for entry in (history, expected)]
     assert pixels[0] == pixels[1]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_programs_stops_both_and_saves(tmp_path, shapes_dir):
+    folder = tmp_path / "two"
+    endless = {"steps": 100000, "checkpoint.every_steps": 5, "eval.every_steps": 0}
+    children = start_program(folder, shapes_dir, 2, **endless)
+    try:
+        end = time.monotonic() + 200
+        while not (folder / "run" / "checkpoints" / "10").is_dir() and time.monotonic() < end:
+            time.sleep(0.05)
+        children[1].send_signal(signal.SIGTERM)
+        said = [child.communicate(timeout=100)[1] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert [child.returncode for child in children] == [75, 75], said
+    step = last_step(folder / "run")
+    assert f"stopped by SIGTERM to process 1 after step {step}, saved" in said[0]
+
+
+def last_step(workdir: pathlib.Path) -> int:
+    from flaxseg.training.checkpoint import Checkpoints
+
+    return Checkpoints(workdir / "checkpoints").steps()[-1]
 
 
 def last_checkpoint(workdir: pathlib.Path) -> tuple[int, dict[str, np.ndarray], dict]:
