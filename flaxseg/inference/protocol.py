@@ -38,8 +38,8 @@ class Protocol:
 
     Attributes:
       scales: factors of the sides, each above 0.
-      long_side: the length, in pixels, to which the longer side is brought at scale 1, or None for
-        the image's own size.
+      long_side: the length, in pixels, to which the longer side is brought at scale 1; or (least,
+        most) between which it is brought; or None for the image's own size.
       short_side: (least, most) in pixels: at scale 1 the image is enlarged or reduced so that its
         shorter side lies between them. Not together with long_side.
       flip: whether the mirror image is run, too.
@@ -73,7 +73,7 @@ class Protocol:
     """
 
     scales: tuple[float, ...] = (1.0,)
-    long_side: int | None = None
+    long_side: int | tuple[int, int] | None = None
     short_side: tuple[int, int] | None = None
     flip: bool = False
     flip_fusion: str = "probabilities"
@@ -100,15 +100,17 @@ class Protocol:
             "window_stride": _one_or_two,
             "pad_to": _two,
             "short_side": _two,
-            "long_side": _whole,
+            "long_side": _one_or_two,
             "pad_multiple": _whole,
         }
         given = {name: rule for name, rule in rules.items() if getattr(self, name) is not None}
         check_rules(vars(self), given)
         if self.long_side is not None and self.short_side is not None:
             raise ConfigError("long_side and short_side cannot both be set.")
-        if self.short_side is not None and self.short_side[0] > self.short_side[1]:
-            raise ConfigError(f"short_side is {self.short_side}; it must be (least, most).")
+        for name in ("long_side", "short_side"):
+            sides = getattr(self, name)
+            if isinstance(sides, tuple) and sides[0] > sides[1]:
+                raise ConfigError(f"{name} is {sides}; it must be (least, most).")
         if self.window is None and self.window_stride is not None:
             raise ConfigError("window_stride is set, and there is no window.")
         if self.window is not None and (self.pad_to is not None or self.pad_multiple != 1):
@@ -162,7 +164,8 @@ class Protocol:
         as in semseg.
         """
         if self.long_side is not None:
-            longest = max(1, round(scale * self.long_side))
+            least, most = _pair(self.long_side)
+            longest = max(1, round(scale * min(max(*size, least), most)))
             return tuple(max(1, round(longest / max(size) * n)) for n in size)
         factor = scale
         if self.short_side is not None:

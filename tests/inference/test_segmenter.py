@@ -267,6 +267,7 @@ def test_named_protocols_are_valid_and_their_text_leads_back_to_them():
         ("whole(window=16, pad_to=(3, 3))", "are for whole images"),
         ("whole(long_side=3, short_side=(3, 4))", "cannot both be set"),
         ("whole(short_side=(5, 4))", "must be .least, most."),
+        ("whole(long_side=(5, 4))", "must be .least, most."),
         ("whole(pad_multiple=0)", "pad_multiple is 0"),
         ("whole(flip=True, flip_fusion='product', softmax='end')", "which is for softmax='window'"),
         ("whole(1)", "is not understood"),
@@ -287,6 +288,13 @@ def test_an_image_larger_than_the_canvas_runs_in_windows_of_its_size(tiny):
         Segmenter(*tiny, canvas).run(image).probabilities,
         Segmenter(*tiny, windows).run(image).probabilities,
     )
+
+
+def test_sides_between_bounds_keep_images_that_lie_between_them():
+    between = Protocol(long_side=(10, 20))
+    sizes = [(5, 3), (12, 16), (20, 20), (40, 10)]
+    assert [between.scaled_size(s, 1.0) for s in sizes] == [(10, 6), (12, 16), (20, 20), (20, 5)]
+    assert Protocol(long_side=7).scaled_size((14, 4), 1.0) == (7, 2)
 
 
 def test_the_protocol_is_the_models_own_unless_told_otherwise(tiny):

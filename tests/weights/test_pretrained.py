@@ -13,6 +13,7 @@ from flaxseg import cli
 from flaxseg.backbones import EfficientNetLite0, MobileNetV2
 from flaxseg.classes import VOC_CLASSES
 from flaxseg.errors import WeightsError
+from flaxseg.inference import model_protocol
 from flaxseg.layers import normalize, resize
 from flaxseg.weights import (
     NameMap,
@@ -106,14 +107,20 @@ def test_voc21_is_converted_to_a_saved_model(weights_dir, golden, tmp_path):
 def test_voc21_is_imported_with_its_canvas_and_finds_the_dog(weights_dir, golden, tmp_path, capsys):
     files = weights_dir.parent / "voc2012_sample/VOCdevkit/VOC2012/JPEGImages"
     assert cli.main(["import", str(weights_dir / VOC21), "--out", str(tmp_path / "model")]) == 0
-    assert "its protocol is that of its authors: deeplab_voc" in capsys.readouterr().out
+    assert (
+        "its protocol is that of its authors: deeplab_voc(long_side=(1, 513))"
+        in capsys.readouterr().out
+    )
     flags = ["--model", str(tmp_path / "model"), "--out", str(tmp_path), "--save=mask"]
     assert cli.main(["predict", str(files / "2007_004189.jpg"), *flags]) == 0
-    assert "protocol: whole(pad_to=(513, 513)) (the model's own" in capsys.readouterr().out
+    assert "protocol: whole(long_side=(1, 513), pad_to=(513, 513)) (the" in capsys.readouterr().out
     found = np.asarray(Image.open(tmp_path / "2007_004189_mask.png"))
     shares = {name: (found == VOC_CLASSES.index(name)).mean() for name in ("dog", "horse")}
     assert shares["dog"] > 0.04
     assert shares["horse"] < 0.005
+    protocol = model_protocol(flaxseg.load_model(tmp_path / "model")[0])
+    assert protocol.layout((600, 900), 1.0).window == (513, 513)
+    assert protocol.layout((600, 900), 1.0).scaled == (342, 513)
     index = list(golden["ids"]).index("2007_004189")
     height, width = golden["deeplab_valid_hw"][index]
     original = golden["deeplab_uint8_original_argmax"][index][:height, :width]

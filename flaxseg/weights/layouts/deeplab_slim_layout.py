@@ -11,7 +11,7 @@ from flaxseg.layers.image_normalization import SYMMETRIC, ImageNormalization
 from flaxseg.weights.backbone_names.mobile_names import slim_mobilenet_v2_module
 from flaxseg.weights.backbone_names.resnet_names import slim_resnet_module
 from flaxseg.weights.backbone_names.xception_names import slim_xception_module
-from flaxseg.weights.layouts.layout import Layout, Network
+from flaxseg.weights.layouts.layout import DEEPLAB_PROTOCOL, Layout, Network
 from flaxseg.weights.slim_names import SLIM_SLOTS, SlimNames, slim_scope
 
 # Of TF-slim's ResNets with a 7x7 convolution: the mean only.
@@ -124,7 +124,7 @@ def read_slim(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     name = "deeplabv3plus" if convs else "deeplabv3"
     num_classes = kernel.shape[3]
     # The canvases of the release; image pooling and aligned corners depend on the size.
-    protocol = "whole(pad_to=(1025, 2049))" if num_classes == 19 else "deeplab_voc"
+    protocol = "whole(pad_to=(1025, 2049))" if num_classes == 19 else DEEPLAB_PROTOCOL
     return Network(name, num_classes, options, normalization, name_map, tensors, protocol=protocol)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from flaxseg.layers.image_normalization import IMAGENET, ImageNormalization
 from flaxseg.weights.backbone_names.families import NAME_MAPS
 from flaxseg.weights.layouts.layout import (
+    DEEPLAB_PROTOCOL,
     TORCHVISION_PROTOCOL,
     Layout,
     Network,
@@ -81,7 +82,7 @@ def read_mobile(tensors: Mapping[str, np.ndarray], source: str) -> Network:
     num_classes = count_classes(tensors, "head.classifier.weight", source)
     name_map = NameMap("deeplabv3_mobilenet_v2_voc21", _mobile_deeplabv3_module)
     return Network(
-        "deeplabv3", num_classes, options, _TFLITE, name_map, tensors, protocol="deeplab_voc"
+        "deeplabv3", num_classes, options, _TFLITE, name_map, tensors, protocol=DEEPLAB_PROTOCOL
     )
 
 

@@ -11,6 +11,8 @@ from flaxseg.errors import WeightsError
 from flaxseg.layers.image_normalization import ImageNormalization
 from flaxseg.weights.name_map import NameMap
 
+DEEPLAB_PROTOCOL = "deeplab_voc(long_side=(1, 513))"
+"""Of TensorFlow's DeepLabs for VOC: larger images are reduced to the canvas."""
 TORCHVISION_PROTOCOL = "whole(short_side=(520, 520))"
 """Of torchvision's segmentation networks with VOC's 21 classes, at training and at evaluation."""
 
