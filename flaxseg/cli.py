@@ -6,6 +6,7 @@ a signal stopped; 130 interrupted.
 """
 
 import argparse
+import logging
 import os
 import pathlib
 import re
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     """Finds the command, lets it read its flags, and runs it; returns the exit code."""
+    # It logs a traceback for each of the attempts that it repeats.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     # Imported once signals and errors are handled, for it takes a moment.
     from flaxseg.programs import COMMANDS
 

@@ -59,6 +59,10 @@ class WriteError(FlaxsegError, OSError):
     """
 
 
+class ReadError(FlaxsegError, OSError):
+    """A file or folder in a bucket cannot be read: no connection, credentials or permission."""
+
+
 class WeightsError(FlaxsegError):
     """Weights that were asked for could not be found, read, or fitted to the model."""
 

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
-from flaxseg.errors import WriteError
+from flaxseg.errors import ReadError, WriteError
 
 PathLike = str | os.PathLike
 
@@ -251,7 +251,8 @@ def fetched(path: PathLike) -> Iterator[pathlib.Path]:
     copy, which is deleted in the end.
 
     Raises:
-      OSError: it cannot be fetched.
+      FileNotFoundError: it is not there.
+      ReadError: it cannot be fetched.
     """
     path = as_path(path)
     if not is_remote(path):
@@ -261,15 +262,35 @@ def fetched(path: PathLike) -> Iterator[pathlib.Path]:
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fetched-", dir=place) as folder:
         copy = pathlib.Path(folder, path.name)
-        with _reading(path):
+        with reading(path):
             names = [""] if path.is_file() else json.loads((path / _WHOLE).read_text())
             _transfer((path / name, copy / name) for name in names)
         yield copy
 
 
+def names_in(folder: PathLike) -> list[str]:
+    """Returns the names of what is in a folder; none where there is no folder.
+
+    Raises:
+      ReadError: it is in a bucket that cannot be reached.
+    """
+    place = as_path(folder)
+    if not is_remote(folder):
+        return os.listdir(place) if place.is_dir() else []
+    try:
+        with reading(place):
+            return [path.name for path in place.iterdir()]
+    except FileNotFoundError:
+        return []
+
+
 def is_whole(folder: pathlib.Path) -> bool:
-    """Returns whether a folder that `replace_folder` writes is there."""
-    return folder.is_dir() and (not is_remote(folder) or (folder / _WHOLE).exists())
+    """Returns whether a folder that `replace_folder` writes is there.
+
+    Raises:
+      ReadError: it is in a bucket that cannot be reached; `exists` would take that for a no.
+    """
+    return _WHOLE in names_in(folder) if is_remote(folder) else folder.is_dir()
 
 
 def free_space(folder: PathLike) -> int:
@@ -388,8 +409,8 @@ def _upload(folder: pathlib.Path, target: pathlib.Path) -> None:
     """Copies a folder to a bucket."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     with writing(target):
-        if target.exists():
-            remove_tree(target)
+        (target / _WHOLE).unlink(missing_ok=True)
+        remove_tree(target)
         _transfer((folder / name, target / name) for name in names)
         (target / _WHOLE).write_text(json.dumps(names))
 
@@ -414,14 +435,21 @@ def _reaches_buckets() -> bool:
 
 
 @contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Raises OSError for whatever fails on the way to a bucket."""
+def reading(path: PathLike) -> Iterator[None]:
+    """Raises ReadError for whatever fails on the way to a bucket, but for what is not there."""
     try:
         yield
-    except OSError:
+    except FileNotFoundError:
         raise
     except Exception as error:
-        raise OSError(f"cannot read {path}: {error}") from error
+        if not is_remote(path):
+            raise
+        lines = str(error).strip().splitlines()
+        reason = lines[0].rstrip(".") if lines else type(error).__name__
+        raise ReadError(
+            f"cannot read {path}: {reason}. Look at the name of the bucket, the connection, and "
+            "the credentials of this machine."
+        ) from error
 
 
 def _cache_folder(path: PathLike) -> pathlib.Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flaxseg.errors import listed
-from flaxseg.files import PathLike, as_path
+from flaxseg.files import PathLike, as_path, reading
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ def read_json_lines(path: PathLike, parse: Callable[[dict[str, Any]], Entry]) ->
       OSError: the file cannot be read.
     """
     entries, damaged = [], []
-    lines = as_path(path).read_bytes().split(b"\n")[:-1]
+    with reading(path):
+        lines = as_path(path).read_bytes().split(b"\n")[:-1]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from flaxseg.files import PathLike, as_path
+from flaxseg.files import PathLike, as_path, reading
 
 MAX_BYTES = 16 * 2**20
 """A larger file is refused before it is read; those of flaxseg have a few kilobytes."""
@@ -17,7 +17,7 @@ def read_json(path: PathLike) -> Any:
       OSError: it cannot be read.
       ValueError: as for `parse_json`, or it is too large.
     """
-    with as_path(path).open("rb") as file:
+    with reading(path), as_path(path).open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"it has too many bytes; at most {MAX_BYTES} are read")

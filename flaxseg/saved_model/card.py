@@ -87,8 +87,8 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
         card = read_json(path)
     except OSError as error:
         raise WeightsError(
-            f"could not read {path}: {error.strerror}. A saved model has {CARD_FILE} beside "
-            f"{WEIGHTS_FILE}."
+            f"could not read {path}: {error.strerror or error}. A saved model has {CARD_FILE} "
+            f"beside {WEIGHTS_FILE}."
         ) from error
     except ValueError as error:
         raise WeightsError(

@@ -28,6 +28,7 @@ from flaxseg.files import (
     fetched,
     is_remote,
     make_folder,
+    names_in,
     previous_of,
     replace_folder,
     take_back,
@@ -336,6 +337,8 @@ def _find_folder(directory: PathLike) -> pathlib.Path:
     if problem:
         raise WeightsError(f"the model is {os.fspath(directory)!r}; it must be {problem}.")
     directory = as_path(directory)
+    if is_remote(directory):
+        names_in(directory)  # raises where the bucket cannot be reached
     for candidate in (directory, directory / "model"):
         for folder in (candidate, previous_of(candidate)):
             if (folder / WEIGHTS_FILE).is_file() or is_card(folder / CARD_FILE):

@@ -37,6 +37,7 @@ from flaxseg.files import (
     is_remote,
     is_whole,
     make_folder,
+    names_in,
     previous_of,
     remove_tree,
     replace_folder,
@@ -146,10 +147,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints on disk, rising."""
-        if not self.directory.is_dir():  # somebody deleted it; the next save makes it anew
-            return []
-        found = [path for path in self.directory.iterdir() if path.name.isdecimal()]
-        return sorted(int(path.name) for path in found if is_whole(path))
+        # Where somebody deleted the folder, the next save makes it anew.
+        names = [name for name in names_in(self.directory) if name.isdecimal()]
+        return sorted(int(name) for name in names if is_whole(self.directory / name))
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
         """Begins to write a checkpoint, and returns.
@@ -454,10 +454,9 @@ class Checkpoints:
     def _clean_up(self) -> None:
         """Takes back a checkpoint whose replacement was never completed; drops other leftovers."""
         if is_remote(self.directory):  # what was cut short; there is nothing to take back
-            found = list(self.directory.iterdir()) if self.directory.is_dir() else []
-            for path in found:
-                if path.name.isdecimal() and not is_whole(path):
-                    remove_tree(path)
+            for name in names_in(self.directory):
+                if name.isdecimal() and not is_whole(self.directory / name):
+                    remove_tree(self.directory / name)
             return
         for step in [path.name.split(".")[1] for path in self.directory.glob(".*.previous")]:
             take_back(self.directory / step)

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import pathlib
 import time
 
 from flaxseg.files import as_path, is_remote, writing
@@ -103,10 +104,18 @@ class LogFile:
         try:
             with writing(self._path):
                 if self._object is None:
-                    self._object = self._path.read_bytes() if self._path.exists() else b""
+                    self._object = _content(self._path)
                 content = self._object + b"".join(self._waiting)
                 self._path.write_bytes(content)
             self._object = content
         finally:
             self._written = time.monotonic()
             self._took = self._written - began
+
+
+def _content(path: pathlib.Path) -> bytes:
+    """Returns what a file holds, nothing where it is not there."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""

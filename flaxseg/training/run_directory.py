@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from flaxseg.errors import CheckpointError, ConfigError, listed
-from flaxseg.files import any_path, as_path, is_remote, local_folder, write_text
+from flaxseg.files import any_path, as_path, is_remote, local_folder, names_in, reading, write_text
 
 _LOCK = ".lock"
 # A lock that another host wrote is taken over when its owner has not renewed it for this long.
@@ -84,7 +84,7 @@ class RunDirectory:
                 pass
         except OSError as error:
             raise CheckpointError(
-                f"the workdir {self.path} cannot be written to: {error.strerror or error}. "
+                f"the workdir {self.path} cannot be written to: {_reason(error)}. "
                 "Give a --workdir that you may write to, on a disk with room."
             ) from error
 
@@ -107,7 +107,8 @@ class RunDirectory:
         Raises:
           CheckpointError: they are missing.
         """
-        found = [path for path in (self.metrics_file, self.model) if path.exists()]
+        names = names_in(self.path)
+        found = [path for path in (self.metrics_file, self.model) if path.name in names]
         # A bucket has no empty folders.
         has_folder = is_remote(self.path) or self.checkpoints.is_dir()
         killed_early = has_folder and self.model not in found
@@ -128,8 +129,7 @@ class RunDirectory:
 
     def has_checkpoints(self) -> bool:
         """Returns whether there is anything to go on from."""
-        folder = self.checkpoints
-        return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+        return any(name.isdecimal() for name in names_in(self.checkpoints))
 
     def image_folder(self, step: int) -> pathlib.Path:
         """Returns where the images of an evaluation belong."""
@@ -212,6 +212,10 @@ class RunDirectory:
         )
 
 
+def _reason(error: OSError) -> str:
+    return str(error.strerror or error).rstrip(".")
+
+
 def _lock(file: TextIO | None, path: pathlib.Path) -> bool | None:
     """Locks an open file; returns whether that worked, or None where the disk has no locks."""
     if file is None:
@@ -251,7 +255,8 @@ def _is_running(pid: int) -> bool:
 def _read_owner(path: pathlib.Path) -> dict[str, Any] | None:
     """Returns who wrote the lock file; None for an empty or half-written one."""
     try:
-        owner = json.loads(path.read_text())
+        with reading(path):
+            owner = json.loads(path.read_text())
         return {"host": str(owner["host"]), "pid": int(owner["pid"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -262,7 +267,8 @@ def _renewed(path: pathlib.Path) -> float:
     if not is_remote(path):
         return path.stat().st_mtime
     try:
-        return float(json.loads(path.read_text())["time"])
+        with reading(path):
+            return float(json.loads(path.read_text())["time"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
 

@@ -1,5 +1,6 @@
 """Writes what a run reports: lines on the terminal, JSON lines, TensorBoard events, images."""
 
+import contextlib
 import json
 import logging
 import math
@@ -130,8 +131,9 @@ class MetricsFile:
           WriteError: the file cannot be written or read.
         """
         path = as_path(path)
-        with writing(path):
-            old = read_run_log(path) if path.exists() else []
+        old = []
+        with writing(path), contextlib.suppress(FileNotFoundError):
+            old = read_run_log(path)
         kept = [line for line in old if line["step"] <= from_step and from_step > 0]
         write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self._file = LogFile(path)

@@ -18,10 +18,11 @@ from etils.epath import backend
 
 import flaxseg
 from flaxseg import cli, files
-from flaxseg.errors import CheckpointError, ConfigError, WeightsError, WriteError
+from flaxseg.errors import CheckpointError, ConfigError, FlaxsegError, WeightsError, WriteError
 from flaxseg.training import default_config, run, run_directory, train_and_evaluate
 from flaxseg.training.checkpoint import Checkpoints
 from flaxseg.training.log_file import LogFile
+from flaxseg.training.run_log import MetricsFile
 
 WORKDIR = "gs://bucket/runs/tiny"
 
@@ -160,6 +161,34 @@ def test_a_folder_that_was_not_copied_whole_counts_for_nothing(store, monkeypatc
     again.go_on_from(restored)
     assert again.steps() == [1]
     assert [key for key in store.names() if key.startswith("bucket/c/2.damaged/state")]
+
+
+def test_a_bucket_that_is_out_of_reach_is_not_an_empty_one(store, config, monkeypatch, capsys):
+    """What a moment's failure hides must not be deleted, begun anew, or written over."""
+    checkpoints = Checkpoints("gs://bucket/c")
+    checkpoints.save(1, {"w": np.ones(3)}, flaxseg.training.checkpoint.Meta({}, "", [], {}))
+    checkpoints.finish()
+    log = epath.Path(WORKDIR, "metrics.jsonl")
+    log.write_text('{"kind": "train", "step": 1}\n')
+    before = store.names()
+    with monkeypatch.context() as patch:
+
+        def fail(self, path, *args, **options):
+            raise RuntimeError("no route to host")
+
+        for name in ("ls", "_open"):
+            patch.setattr(bucket.Bucket, name, fail)
+        for broken in (
+            lambda: Checkpoints("gs://bucket/c"),
+            lambda: MetricsFile(log, from_step=5),
+            lambda: train_and_evaluate(config, WORKDIR),
+            lambda: flaxseg.load_model(WORKDIR),
+        ):
+            with pytest.raises(FlaxsegError, match=r"gs://bucket.*: no route to host\."):
+                broken()
+        assert cli.main(["evaluate", WORKDIR, "--data=shapes"]) == 1
+    assert "cannot read gs://bucket/runs/tiny: no route to host" in capsys.readouterr().err
+    assert store.names() == before
 
 
 def _no_room_for(part):
