@@ -8,12 +8,15 @@ global batches do not depend on the number of threads, workers or processes, and
 opened at any place.
 """
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import re
 import signal
 import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 import cv2
 import grain
@@ -164,10 +167,13 @@ class TrainBatches(grain.DatasetIterator):
         self._opened: grain.DatasetIterator | None = None
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self._opened is None:
-            self._opened = self._open()
         try:
-            batch = next(self._opened)
+            if self._opened is None:
+                with _unreachable_for_signals() if self._num_workers else contextlib.nullcontext():
+                    self._opened = self._open()
+                    batch = next(self._opened)
+            else:
+                batch = next(self._opened)
         except RuntimeError as error:
             died = _WORKER_DIED.search(str(error))
             if not died:
@@ -321,12 +327,23 @@ def _too_many(count: int, limit: int, last: str) -> DataError:
     )
 
 
+@contextlib.contextmanager
+def _unreachable_for_signals() -> Iterator[None]:
+    """Lets no signal that asks for a stop through to this thread, nor to processes that it starts.
+
+    Ctrl-C and a cluster's SIGTERM reach all processes of a program; the first one ends the others
+    once it has saved.
+    """
+    resource_tracker.ensure_running()  # its own start would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _init_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
-    # Ctrl-C and a cluster's SIGTERM reach all processes of a program; the first one ends the others
-    # once it has saved.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, name="die-with-parent", daemon=True).start()
     _use_one_cv2_thread()
     keep_freed_memory()  # new pages for each record would cost as much as its arithmetic
