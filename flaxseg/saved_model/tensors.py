@@ -3,10 +3,11 @@
 Each array of `variables` stands under its path, for example `params/backbone/stem/conv/kernel`.
 """
 
+import contextlib
 import itertools
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import flax.linen as nn
 import jax
@@ -47,6 +48,22 @@ def expected_tensors(model: nn.Module) -> dict[str, Spec]:
       ValueError: it has more layers or variables than any network of this field.
     """
     image = jax.ShapeDtypeStruct((1, *_PROBE_SIZE, 3), jnp.float32)
+    with bounded_network():
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    tensors = {key: (value.shape, str(value.dtype)) for key, value in flatten(shapes).items()}
+    total = sum(math.prod(shape) for shape, _ in tensors.values())
+    if total > _MAX_VALUES:
+        raise ValueError(f"the network has {total:.3g} parameters, more than {_MAX_VALUES:.3g}.")
+    return tensors
+
+
+@contextlib.contextmanager
+def bounded_network() -> Iterator[None]:
+    """Ends the tracing of a network that has more or larger layers than any of this field.
+
+    Raises:
+      ValueError: says so.
+    """
     calls = itertools.count(1)
 
     def count(layer, arguments, named, context):
@@ -58,12 +75,7 @@ def expected_tensors(model: nn.Module) -> dict[str, Spec]:
         return layer(*arguments, **named)
 
     with nn.intercept_methods(count):
-        shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    tensors = {key: (value.shape, str(value.dtype)) for key, value in flatten(shapes).items()}
-    total = sum(math.prod(shape) for shape, _ in tensors.values())
-    if total > _MAX_VALUES:
-        raise ValueError(f"the network has {total:.3g} parameters, more than {_MAX_VALUES:.3g}.")
-    return tensors
+        yield
 
 
 def read_tensors(

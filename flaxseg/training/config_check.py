@@ -5,6 +5,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from flaxseg.errors import near
+from flaxseg.saved_model.card import MAX_OPTION
 from flaxseg.settings import raise_listed
 from flaxseg.training.assemble import Settings, assemble
 from flaxseg.training.config import default_config, flat_fields, output_loss_section
@@ -94,8 +95,8 @@ def _not_plain(value: Any) -> list[str]:
     """Returns what is wrong with an option of a model, which is kept and compared as JSON."""
     if isinstance(value, (tuple, list)) and len(value) <= _MAX_ITEMS:
         return [problem for item in value for problem in _not_plain(item)]
-    if isinstance(value, (int, float)) and not abs(value) <= _MAX_NUMBER:
-        return ["has a number that is not finite"]
+    if isinstance(value, (int, float)) and not abs(value) <= MAX_OPTION:
+        return [f"has a number above {MAX_OPTION}, or one that is not finite"]
     if value is None or isinstance(value, (bool, int, float, str, tuple, list)):
         return _endless(value)
     return [f"is a {type(value).__name__}; it must be made of numbers, texts, bools and tuples"]

@@ -12,6 +12,7 @@ import optax
 
 from flaxseg.errors import SettingsError
 from flaxseg.models import Prediction, create_model
+from flaxseg.saved_model.tensors import bounded_network
 from flaxseg.settings import Problems
 from flaxseg.training.optimizer import make_optimizer
 from flaxseg.training.run_settings import ModelSettings, Settings
@@ -82,7 +83,8 @@ def _shapes(model: nn.Module, size: tuple[int, int]) -> tuple[Prediction, dict]:
     """Returns the shapes of what a model returns in training, and of its variables."""
     key, image = jax.random.key(0), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     init = partial(model.init_with_output, {"params": key, "dropout": key}, train=True)
-    return jax.eval_shape(init, image)
+    with bounded_network():
+        return jax.eval_shape(init, image)
 
 
 def _build(build: Callable[[Mapping], Made], settings: ModelSettings) -> Made:

@@ -58,6 +58,17 @@ def test_the_field_is_named_with_which_no_model_can_be_built(options, model, fie
     assert str(info.value).startswith("1 problem")
 
 
+def test_a_network_without_end_is_not_traced_to_its_end(monkeypatch):
+    monkeypatch.setattr("flaxseg.saved_model.tensors._MAX_CALLS", 300)
+    config = default_config()
+    config.model.backbone = "resnet18"
+    recipes.set_options(config, backbone_options={"stage_sizes": (9999, 1, 1, 1)})
+    with pytest.raises(
+        ConfigError, match=r"model\.options\.backbone_options .* more than 300 layers"
+    ):
+        validate_config(config)
+
+
 def test_losses_and_paths_that_fit_nothing_are_named_together():
     config = default_config()
     recipes.set_output_loss(config, "border", weight=0.5)
