@@ -181,7 +181,9 @@ def table(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Kills until there were enough kills, or until the time is over, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument(
+        "--kills", type=int, default=100, help="the run of the last one is finished"
+    )
     parser.add_argument("--steps", type=int, default=100, help="of each run (default: 100)")
     parser.add_argument("--within", type=float, default=10, help="seconds to a kill, at most")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="to end after")
