@@ -17,8 +17,8 @@ from types import ModuleType
 
 import flaxseg
 from flaxseg.errors import ConfigError, FlaxsegError, HungError, missing_package, near
-from flaxseg.files import any_path, is_remote, local_text
 from flaxseg.host_memory import keep_freed_memory
+from flaxseg.paths import any_path, is_remote, local_text
 from flaxseg.training.signals import Interrupted, run_program
 
 _INTERRUPTED = 130

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flaxseg.errors import listed
-from flaxseg.files import PathLike, as_path, reading
+from flaxseg.files import reading
+from flaxseg.paths import PathLike, as_path
 
 _log = logging.getLogger(__name__)
 

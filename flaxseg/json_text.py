@@ -4,7 +4,8 @@ import json
 import math
 from typing import Any
 
-from flaxseg.files import PathLike, as_path, reading
+from flaxseg.files import reading
+from flaxseg.paths import PathLike, as_path
 
 MAX_BYTES = 16 * 2**20
 """A larger file is refused before it is read; those of flaxseg have a few kilobytes."""

@@ -2,12 +2,12 @@
 
 import doctest
 
-from flaxseg import files
-from flaxseg.files import file_name
+from flaxseg import paths
+from flaxseg.paths import file_name
 
 
 def test_examples():
-    assert doctest.testmod(files).failed == 0
+    assert doctest.testmod(paths).failed == 0
 
 
 def test_different_subjects_have_different_names_that_any_disk_takes():

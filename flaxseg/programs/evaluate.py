@@ -102,7 +102,8 @@ def _write_results(
 ) -> list[pathlib.Path]:
     """Writes metrics.json, confusion_matrix.csv and the panels, and returns their paths."""
     from flaxseg.drawing import save_image, side_by_side
-    from flaxseg.files import file_name, write_text
+    from flaxseg.files import write_text
+    from flaxseg.paths import file_name
 
     numbered = [
         *(("first", seen.score.index, seen) for seen in found.records.first),

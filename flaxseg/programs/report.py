@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import flaxseg
 from flaxseg.errors import ConfigError
-from flaxseg.files import as_path, is_remote
 from flaxseg.json_lines import read_run_log
+from flaxseg.paths import as_path, is_remote
 from flaxseg.programs import arguments, measurement
 
 if TYPE_CHECKING:  # slow to import, and `--help` needs none of it

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flaxseg.errors import ConfigError, near
-from flaxseg.files import local_folder
+from flaxseg.paths import local_folder
 from flaxseg.programs.recipe_list import find_recipe, load_recipe, recipe_names, table
 
 if TYPE_CHECKING:

@@ -22,11 +22,7 @@ import safetensors.numpy
 from flaxseg import models
 from flaxseg.errors import FlaxsegError, WeightsError
 from flaxseg.files import (
-    PathLike,
-    any_path,
-    as_path,
     fetched,
-    is_remote,
     make_folder,
     names_in,
     previous_of,
@@ -35,6 +31,7 @@ from flaxseg.files import (
     writing,
 )
 from flaxseg.inference import model_protocol
+from flaxseg.paths import PathLike, any_path, as_path, is_remote
 from flaxseg.saved_model.card import (
     CARD_FILE,
     FORMAT,

@@ -14,10 +14,10 @@ from ml_collections import config_dict
 from flaxseg import data
 from flaxseg.call_text import check_name
 from flaxseg.errors import ConfigError, SettingsError, near
-from flaxseg.files import local_path
 from flaxseg.host_memory import host_memory
 from flaxseg.inference import Protocol, parse_protocol
 from flaxseg.models import MODELS
+from flaxseg.paths import utf_8_path
 from flaxseg.settings import (
     SEEDS,
     Problems,
@@ -201,7 +201,7 @@ def data_name(config: config_dict.ConfigDict) -> str:
             "data.manual_dir"
         )
         raise SettingsError([("name", problem)])
-    check_rules({"manual_dir": config.data.manual_dir}, {"manual_dir": local_path})
+    check_rules({"manual_dir": config.data.manual_dir}, {"manual_dir": utf_8_path})
     return data.full_name(config.data.name, config.data.manual_dir)
 
 

@@ -31,10 +31,8 @@ import orbax.checkpoint as ocp
 
 from flaxseg.errors import CheckpointError, NonFiniteLossError, WriteError
 from flaxseg.files import (
-    as_path,
     fetched,
     free_space,
-    is_remote,
     is_whole,
     make_folder,
     names_in,
@@ -45,6 +43,7 @@ from flaxseg.files import (
     take_back,
     writing,
 )
+from flaxseg.paths import as_path, is_remote
 
 FORMAT_VERSION = 1
 

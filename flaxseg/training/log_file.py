@@ -6,7 +6,8 @@ import os
 import pathlib
 import time
 
-from flaxseg.files import as_path, is_remote, writing
+from flaxseg.files import writing
+from flaxseg.paths import as_path, is_remote
 
 _MOST_WAITING = 64 * 2**20
 """Bytes that are kept in memory for a file that cannot be written."""

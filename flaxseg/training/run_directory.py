@@ -22,7 +22,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from flaxseg.errors import CheckpointError, ConfigError, listed
-from flaxseg.files import any_path, as_path, is_remote, local_folder, names_in, reading, write_text
+from flaxseg.files import names_in, reading, write_text
+from flaxseg.paths import any_path, as_path, is_remote, local_folder
 
 _LOCK = ".lock"
 # A lock that another host wrote is taken over when its owner has not renewed it for this long.

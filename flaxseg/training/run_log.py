@@ -18,8 +18,9 @@ import numpy as np
 from flaxseg.drawing import save_image
 from flaxseg.errors import WriteError
 from flaxseg.evaluation import SegmentationMetrics
-from flaxseg.files import as_path, file_name, make_folder, write_text, writing
+from flaxseg.files import make_folder, write_text, writing
 from flaxseg.json_lines import read_run_log
+from flaxseg.paths import as_path, file_name
 from flaxseg.training.checkpoint import best_entry
 from flaxseg.training.log_file import LogFile
 from flaxseg.training.resume import Position

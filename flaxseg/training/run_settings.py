@@ -5,8 +5,8 @@ from typing import Any
 
 from flaxseg import data
 from flaxseg.errors import ConfigError
-from flaxseg.files import any_path, local_folder, local_path
 from flaxseg.inference import Protocol
+from flaxseg.paths import any_path, local_folder, local_path, utf_8_path
 from flaxseg.settings import (
     MAX_WORKERS,
     between,
@@ -26,7 +26,7 @@ _MAX_EVALUATED = 2**16  # images at a time, which have sizes of their own
 _DATA_RULES = {
     "num_threads": between(-1, MAX_WORKERS),
     "dir": local_folder,
-    "manual_dir": local_path,
+    "manual_dir": utf_8_path,
     "cache_dir": local_folder,
 }
 _START_RULES = {"backbone": local_path, "model": any_path, "bases": local_path}

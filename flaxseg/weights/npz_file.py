@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 
 from flaxseg.errors import WeightsError
-from flaxseg.files import PathLike
+from flaxseg.paths import PathLike
 
 # A file may unpack to so many times its size and so many bytes. Weights hardly compress; kernels of
 # fixed upsampling, which are mostly zeros, do.

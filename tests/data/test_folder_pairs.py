@@ -8,7 +8,6 @@ import pytest
 from own_folder import TOML, encoded, image_of, label_of, write_folder
 
 import flaxseg.data
-from flaxseg import files
 from flaxseg.data.raw import verification
 from flaxseg.data.raw.pairs import Pair
 from flaxseg.data.sets import folder_pairs
@@ -314,6 +313,5 @@ def test_names_that_no_ending_makes_equal_can_be_paired_by_lists(tmp_path):
     assert not verify(folder).errors
 
 
-def test_the_examples_of_the_modules_run():
-    for module in (folder_pairs, files):
-        assert doctest.testmod(module).failed == 0
+def test_the_examples_of_the_module_run():
+    assert doctest.testmod(folder_pairs).failed == 0

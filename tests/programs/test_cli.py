@@ -19,8 +19,8 @@ from flaxseg.classes import voc_colors
 from flaxseg.data import DatasetInfo
 from flaxseg.errors import ConfigError, DataError
 from flaxseg.evaluation import BoundaryMetrics, ConfusionMatrix
-from flaxseg.files import file_name
 from flaxseg.inference import Segmenter, parse_protocol, predict, read_image
+from flaxseg.paths import file_name
 from flaxseg.programs import COMMANDS
 from flaxseg.programs.prediction import prediction_files
 

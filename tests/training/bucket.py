@@ -13,7 +13,7 @@ import urllib.parse
 import fsspec
 from etils.epath import backend
 
-from flaxseg import files
+from flaxseg import paths
 
 
 class _Object(io.BytesIO):
@@ -98,5 +98,5 @@ def install(root: pathlib.Path) -> Bucket:
     """Puts the stand-in in place of the real thing, for this process."""
     bucket = Bucket(root)
     backend.fsspec_backend._get_filesystem = lambda name: bucket
-    files._reaches_buckets = lambda: True
+    paths._reaches_buckets = lambda: True
     return bucket

@@ -17,7 +17,7 @@ from etils import epath
 from etils.epath import backend
 
 import flaxseg
-from flaxseg import cli, files
+from flaxseg import cli, paths
 from flaxseg.errors import CheckpointError, ConfigError, FlaxsegError, WeightsError, WriteError
 from flaxseg.training import default_config, run, run_directory, train_and_evaluate
 from flaxseg.training.checkpoint import Checkpoints
@@ -32,7 +32,7 @@ def store(tmp_path, monkeypatch):
     """A bucket, and a place for what is staged."""
     monkeypatch.setitem(flaxseg.models.MODELS, "tiny", tiny_program.TINY)
     monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", None, raising=False)
-    monkeypatch.setattr(files, "_reaches_buckets", None)
+    monkeypatch.setattr(paths, "_reaches_buckets", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(run_directory, "_LOOK_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
@@ -269,7 +269,7 @@ def test_a_model_in_a_bucket_is_replaced_with_its_card(store, config):
 )
 def test_what_cannot_be_reached_is_refused_at_once(path, tmp_path, monkeypatch, capsys):
     """Without the package that reaches buckets, gs:// is as unknown as the others."""
-    monkeypatch.setattr(files, "_reaches_buckets", lambda: False)
+    monkeypatch.setattr(paths, "_reaches_buckets", lambda: False)
     monkeypatch.chdir(tmp_path)
     wanted = "flaxseg\\[gcs\\]" if path == "gs://x/y" else "a path on this machine; mount"
     with pytest.raises(ConfigError, match=f"the workdir is .*{wanted}"):

@@ -20,7 +20,7 @@ from flaxseg.errors import (
     WeightsError,
     WriteError,
 )
-from flaxseg.files import file_name
+from flaxseg.paths import file_name
 from flaxseg.saved_model import model_folder
 from flaxseg.training import (
     assemble,

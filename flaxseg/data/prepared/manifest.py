@@ -15,8 +15,9 @@ from flaxseg.data.sets import catalog
 from flaxseg.data.sets.catalog import MANIFEST
 from flaxseg.data.sets.data_sources import Examples, OwnFolder, Published, Source
 from flaxseg.errors import ConfigError, DataError, NotPreparedError
-from flaxseg.files import PathLike, is_readable, readable, write_text
+from flaxseg.files import write_text
 from flaxseg.json_text import Form, has_form, read_json
+from flaxseg.paths import PathLike, is_readable, readable
 
 _FORMAT = 1
 _FORMS: dict[str, Form] = {

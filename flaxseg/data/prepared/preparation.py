@@ -33,7 +33,8 @@ from flaxseg.data.sets import catalog
 from flaxseg.data.sets.catalog import MANIFEST
 from flaxseg.data.sets.data_sources import Examples, OwnFolder, Prepared, Request, Source
 from flaxseg.errors import DataError
-from flaxseg.files import PathLike, make_folder, replace_folder
+from flaxseg.files import make_folder, replace_folder
+from flaxseg.paths import PathLike
 from flaxseg.progress import Progress
 
 

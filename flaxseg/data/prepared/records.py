@@ -19,8 +19,8 @@ from flaxseg.data.raw.label_map import LabelMap
 from flaxseg.data.raw.split_names import split_names
 from flaxseg.data.sets import catalog
 from flaxseg.errors import ConfigError, DataError, near
-from flaxseg.files import PathLike
 from flaxseg.image_files import UndecodableError
+from flaxseg.paths import PathLike
 
 
 class Record(TypedDict):

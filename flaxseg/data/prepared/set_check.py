@@ -14,8 +14,8 @@ from flaxseg.data.raw.verification import examine
 from flaxseg.data.sets import catalog
 from flaxseg.data.sets.data_sources import Generated, OwnFolder, Published
 from flaxseg.errors import DataError, NotPreparedError
-from flaxseg.files import PathLike
 from flaxseg.image_files import UndecodableError
+from flaxseg.paths import PathLike
 from flaxseg.progress import Progress
 
 

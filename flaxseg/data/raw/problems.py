@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flaxseg.errors import ConfigError, DataError, near
-from flaxseg.files import readable
+from flaxseg.paths import readable
 
 MAX_LISTED_PROBLEMS = 50
 

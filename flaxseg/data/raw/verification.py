@@ -19,8 +19,8 @@ from flaxseg.data.raw.decode import decode_image
 from flaxseg.data.raw.findings import Report, Statistics
 from flaxseg.data.raw.label_map import LabelMap, count_ids
 from flaxseg.data.raw.problems import UNUSABLE, Problem
-from flaxseg.files import is_readable
 from flaxseg.image_files import ImageFile, UndecodableError
+from flaxseg.paths import is_readable
 
 _MAX_THREADS = 32
 # Images of more pixels than this are decoded one at a time, to bound the memory.

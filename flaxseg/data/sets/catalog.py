@@ -16,8 +16,8 @@ from flaxseg.data.sets import (
 )
 from flaxseg.data.sets.data_sources import Generated, OwnFolder, Prepared, Published, Source
 from flaxseg.errors import ConfigError, DataError, near
-from flaxseg.files import is_readable, readable
 from flaxseg.json_text import read_json
+from flaxseg.paths import is_readable, readable
 
 MANIFEST = "flaxseg.json"
 """The file in the folder of a prepared data set that says what it is."""

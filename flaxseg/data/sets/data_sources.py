@@ -13,7 +13,7 @@ from flaxseg.data.raw.verification import examine
 from flaxseg.data.sets.folder import find_pairs, listing_digest
 from flaxseg.data.sets.folder_file import FolderFile
 from flaxseg.errors import DataError
-from flaxseg.files import readable
+from flaxseg.paths import readable
 from flaxseg.progress import Progress
 
 Readers = Mapping[str, Callable[[], Iterator[EncodedExample]]]

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from flaxseg.data.raw.file_tree import read_lines
 from flaxseg.data.raw.problems import Problem
 from flaxseg.data.sets.folder_file import FolderFile
-from flaxseg.files import is_readable
 from flaxseg.folder_walk import walk
 from flaxseg.image_files import UndecodableError, is_image_name, is_unread_image_name
+from flaxseg.paths import is_readable
 
 _MAX_COMPARED = 1000  # names from which endings are guessed
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from flaxseg.data.prepared.records import Record, Records
 from flaxseg.errors import DataError
-from flaxseg.files import PathLike, whole_file
+from flaxseg.files import whole_file
+from flaxseg.paths import PathLike
 
 # Part of the folder's name, so that what another version wrote, or read otherwise, is not found.
 _FORMAT = 2

@@ -27,8 +27,8 @@ from flaxseg.data.prepared.records import Records, open_split
 from flaxseg.data.stream.augmentation import Augmentation, augment
 from flaxseg.data.stream.decoded_cache import CachedRecords
 from flaxseg.errors import CheckpointError, DataError
-from flaxseg.files import PathLike
 from flaxseg.host_memory import keep_freed_memory
+from flaxseg.paths import PathLike
 from flaxseg.settings import (
     MAX_WORKERS,
     SEEDS,
