@@ -157,7 +157,7 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused_with_the_nearest(kind):
     with pytest.raises(ConfigError, match=r"eval\.batch_size 3 .* set it to 8\."):
         across.layout.check_batch_size(3, name="eval.batch_size")
     with pytest.raises(
-        ConfigError, match=r"batch_size 24 .* accumulate_steps 2; set it to 16 or 32\."
+        ConfigError, match=r"batch_size 24 .* optimizer\.accumulate_steps 2; set it to 16 or 32\."
     ):
         across.layout.check_batch_size(24, accumulate_steps=2)
     with pytest.raises(ConfigError, match=r"batch_size 0 .* set it to 8\."):
