@@ -1,9 +1,11 @@
 """Power cuts while a run writes: each thing it writes is afterwards the old one or the new one."""
 
+import filecmp
 import os
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -93,6 +95,20 @@ def restored_step(folder: pathlib.Path) -> int:
     return checkpoints.restore(_nest(shapes)).step
 
 
+def copy_of_one_moment(device: pathlib.Path, copy: pathlib.Path) -> pathlib.Path:
+    """Copies a device that may be written to meanwhile, by the system if not by the program.
+
+    Where two copies, one after the other, are equal, they show the moment between them.
+    """
+    again = copy.with_suffix(".again")
+    while True:
+        shutil.copyfile(device, copy)
+        shutil.copyfile(device, again)
+        if filecmp.cmp(copy, again, shallow=False):
+            again.unlink()
+            return copy
+
+
 @pytest.mark.slow
 def test_images_of_the_disk_under_a_run(tmp_path, repository, shapes_dir, disk):
     """The block device is copied at random moments: what a power cut at that moment leaves."""
@@ -126,8 +142,9 @@ def test_images_of_the_disk_under_a_run(tmp_path, repository, shapes_dir, disk):
         for number in range(10):
             time.sleep(moments.uniform(0.1, 1))
             newest = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-            copies.append((tmp_path / f"copy_{number}", newest))
-            shutil.copyfile(device, copies[-1][0])
+            process.send_signal(signal.SIGSTOP)
+            copies.append((copy_of_one_moment(device, tmp_path / f"copy_{number}"), newest))
+            process.send_signal(signal.SIGCONT)
     finally:
         process.kill()
         process.wait()
