@@ -277,7 +277,7 @@ def gradients_agree(function, arguments):
 
 
 @pytest.mark.usefixtures("no_leaked_tracers")
-@pytest.mark.parametrize("backend", ["lattice", "exact"])
+@pytest.mark.parametrize("backend", [pytest.param("lattice", marks=pytest.mark.slow), "exact"])
 def test_gradients_are_slopes(backend):
     energy, image = scene()
     weight = np.random.default_rng(4).normal(size=energy.shape).astype(np.float32)

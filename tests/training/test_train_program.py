@@ -109,7 +109,7 @@ def test_killed_at_any_moment_the_run_ends_as_if_it_had_not_been(
     # Before the first checkpoint; while one is written; then somewhere in between.
     moments = [
         lambda: (workdir / "config.json").exists(),
-        lambda: any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp/*")),
+        lambda: any(workdir.glob("checkpoints/*.saving*/*")),
         lambda: newest(workdir) >= 20,
         lambda: newest(workdir) >= 40,
     ]
@@ -121,7 +121,7 @@ def test_killed_at_any_moment_the_run_ends_as_if_it_had_not_been(
         kills += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert kills >= 3
+    assert kills == len(moments)
     last = train(*tiny_arguments, f"--workdir={workdir}", program=TINY)
     assert last.returncode == 0, last.stderr
     assert final_digests(workdir) == final_digests(tmp_path / "whole")
