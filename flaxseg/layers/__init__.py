@@ -18,7 +18,7 @@ from flaxseg.layers.classifier import classifier, classifier_init
 from flaxseg.layers.context_module import CONTEXT_RATES, ContextModule, identity_init
 from flaxseg.layers.conv_block import ConvBlock
 from flaxseg.layers.depthwise import DepthwiseConv, depthwise_conv
-from flaxseg.layers.forms import convolution_form, preferred_form
+from flaxseg.layers.forms import convolution_form, preferred_form, traced_for
 from flaxseg.layers.fully_connected import fully_connected
 from flaxseg.layers.image_normalization import (
     CAFFE,
@@ -117,6 +117,7 @@ __all__ = [
     "preferred_form",
     "resize",
     "shrink",
+    "traced_for",
     "transposed_conv",
     "zoom",
 ]

@@ -1,7 +1,8 @@
 """Atrous (dilated) convolution; at rate 1 the ordinary one.
 
-GPUs and TPUs run XLA's convolution, CPUs the sums of matrix products in `tap_products`. Both forms
-give the same value and gradient up to the order of float additions.
+TPUs run XLA's convolution, GPUs too, with kernel gradients of `phase_gradients`, and CPUs the sums
+of matrix products in `tap_products`. All forms give the same value and gradient up to the order of
+float additions.
 """
 
 from functools import partial
@@ -14,6 +15,7 @@ from flax.typing import Dtype, Initializer
 from flaxseg.layers.channels import along_channels
 from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.padding import Padding, explicit_padding, pair
+from flaxseg.layers.phase_gradients import conv_phases
 from flaxseg.layers.tap_products import conv_products
 from flaxseg.layers.taps import check_fits
 from flaxseg.layers.xla_convolution import native_conv
@@ -110,7 +112,8 @@ def atrous_conv(
       rate: distance between the taps of the kernel in cells of the input, at least 1.
       padding: see `explicit_padding`.
       form: `"native"` is XLA's convolution; `"products"` writes it as matrix products where that
-        is faster on a CPU, with a gradient of its own (reverse mode only); `"auto"` is
+        is faster on a CPU; `"phases"` writes the gradient of a dilated kernel as cuDNN has it, by
+        phases of the dilation; both have a gradient of their own (reverse mode only). `"auto"` is
         `flaxseg.layers.preferred_form()`.
 
     Returns:
@@ -128,6 +131,5 @@ def atrous_conv(
         )
     pads = explicit_padding(padding, x.shape[1:3], kernel_size, strides, rate)
     check_fits(x.shape[1:3], kernel_size, strides, rate, pads)
-    if resolve_form(form) == "native":
-        return native_conv(x, kernel, strides, rate, pads)
-    return conv_products(x, kernel, strides, rate, pads)
+    conv = {"native": native_conv, "products": conv_products, "phases": conv_phases}
+    return conv[resolve_form(form)](x, kernel, strides, rate, pads)

@@ -15,6 +15,8 @@ import numpy as np
 from flax.typing import Dtype
 
 from flaxseg.layers.atrous import atrous_conv
+from flaxseg.layers.forms import resolve_form
+from flaxseg.layers.phase_gradients import transposed_conv_phases
 from flaxseg.layers.split_rows import missing_rows, rows_are_split, split_rows, whole_rows
 
 LEARNED = ("none", "depthwise", "dense")
@@ -119,7 +121,9 @@ def bilinear_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.flo
     return jnp.asarray(np.outer(line, line)[:, :, None, None] * channels, dtype)
 
 
-def transposed_conv(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+def transposed_conv(
+    x: jax.Array, kernel: jax.Array, strides: int, *, form: str = "auto"
+) -> jax.Array:
     """Returns the transposed convolution without padding, `y[p] = sum_i x[i] kernel[p - strides *
     i]`.
 
@@ -131,10 +135,16 @@ def transposed_conv(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
       kernel: `[k, k, C, features]`, or `[k, k, 1, C]` for one kernel per channel; of the dtype of
         `x`.
       strides: at least 1.
+      form: `"phases"` is XLA's transposed convolution, with gradients that cuDNN has; the others
+        are the convolution above in that form of `atrous_conv`; `"auto"` is
+        `flaxseg.layers.preferred_form()`. A kernel per channel has one form alone.
 
     Returns:
       `[N, (H - 1) * strides + k, (W - 1) * strides + k, features]`.
     """
+    form = resolve_form(form)
+    if form == "phases" and kernel.shape[2] == x.shape[3]:
+        return transposed_conv_phases(x, kernel, strides)
     n, height, width, channels = x.shape
     k, _, inputs, features = kernel.shape
     taps = -(-k // strides)
@@ -148,7 +158,7 @@ def transposed_conv(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
     below, beside = (taps - 1, taps - 1 + more), (taps - 1, taps - 1)
     if inputs == channels:
         kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(taps, taps, inputs, -1)
-        y = atrous_conv(x, kernel, padding=(below, beside))
+        y = atrous_conv(x, kernel, padding=(below, beside), form=form)
         y = y.reshape(n, rows, columns, strides, strides, features)
     else:
         x = jnp.pad(x, ((0, 0), below, beside, (0, 0)))

@@ -1,6 +1,7 @@
 """Depthwise convolution: one filter per channel.
 
-GPUs and TPUs run XLA's grouped convolution, CPUs the sums of `shifted_products`.
+TPUs run XLA's grouped convolution, GPUs too, with kernel gradients of `phase_gradients`, and CPUs
+the sums of `shifted_products`.
 """
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ from flax.typing import Dtype, Initializer
 
 from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.padding import Padding, explicit_padding, pair
+from flaxseg.layers.phase_gradients import conv_phases
 from flaxseg.layers.shifted_products import shifted_products
 from flaxseg.layers.split_rows import rows_per_device
 from flaxseg.layers.taps import check_fits
@@ -72,8 +74,8 @@ def depthwise_conv(
       rate: distance between the taps in cells of the input, at least 1.
       padding: see `explicit_padding`.
       form: `"native"` is XLA's grouped convolution; `"products"` multiplies shifted images and
-        adds them up, with a gradient of its own (reverse mode only); `"auto"` is
-        `flaxseg.layers.preferred_form()`.
+        adds them up; `"phases"` is as of `atrous_conv`; both have a gradient of their own (reverse
+        mode only). `"auto"` is `flaxseg.layers.preferred_form()`.
 
     Returns:
       `[N, H', W', C]`.
@@ -93,6 +95,7 @@ def depthwise_conv(
     if form == "native" and max(pads[0]) > rows_per_device(x.shape[1]):
         # Kernels that reach beyond the neighbour's rows: XLA would send the whole batch around.
         form = "products"
-    if form == "native":
-        return native_conv(x, kernel, strides, rate, pads, groups=x.shape[3])
-    return shifted_products(x, kernel, strides, rate, pads)
+    if form == "products":
+        return shifted_products(x, kernel, strides, rate, pads)
+    conv = native_conv if form == "native" else conv_phases
+    return conv(x, kernel, strides, rate, pads, groups=x.shape[3])

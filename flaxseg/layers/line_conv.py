@@ -76,7 +76,8 @@ def line_conv(
       strides: along the kernel; across it the stride is 1.
       rate: distance between the taps.
       form: `"native"` is XLA's convolution; `"products"` the form above wherever it wins on a CPU,
-        else XLA's; `"auto"` is `flaxseg.layers.preferred_form()`.
+        else XLA's; `"phases"` is as of `atrous_conv`; `"auto"` is
+        `flaxseg.layers.preferred_form()`.
 
     Returns:
       `[N, H', W', features]`; along the kernel `ceil(n / strides)` cells.
@@ -100,7 +101,9 @@ def line_conv(
     ):
         return _one_product(x, kernel.reshape(count, *kernel.shape[2:]), axis, rate)
     steps = (strides, 1) if axis == 1 else (1, strides)
-    return atrous_conv(x, kernel, strides=steps, rate=rate, form="native" if count > 1 else form)
+    if form == "products" and count > 1:
+        form = "native"
+    return atrous_conv(x, kernel, strides=steps, rate=rate, form=form)
 
 
 def _one_product(x: jax.Array, kernel: jax.Array, axis: int, rate: int) -> jax.Array:

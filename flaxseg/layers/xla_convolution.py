@@ -33,3 +33,17 @@ def native_conv(x, kernel, strides, rate, pads: Pads, groups: int = 1) -> jax.Ar
         feature_group_count=groups,
     )
     return y[:, :out] if more_out else y
+
+
+def native_transposed_conv(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+    """Returns XLA's transposed convolution without padding, `y[p] = sum_i x[i] kernel[p - strides *
+    i]`, with a kernel `[k, k, C, features]`."""
+    rows, columns = (k - 1 for k in kernel.shape[:2])
+    return lax.conv_general_dilated(
+        x,
+        lax.rev(kernel, (0, 1)),
+        (1, 1),
+        ((rows, rows), (columns, columns)),
+        lhs_dilation=(strides, strides),
+        dimension_numbers=_DIMENSIONS,
+    )

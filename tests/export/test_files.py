@@ -107,7 +107,10 @@ def test_each_platform_has_the_form_that_is_fast_there(tmp_path, platform, form)
 
 
 def test_a_form_is_one_of_two():
-    with pytest.raises(ValueError, match="'native' or 'products'"), convolution_form("fast"):
+    with (
+        pytest.raises(ValueError, match="'native', 'products' or 'phases'"),
+        convolution_form("fast"),
+    ):
         pass
 
 

@@ -1,4 +1,4 @@
-"""Atrous and depthwise convolution: both forms, values and gradients, against the formula, the
+"""Atrous and depthwise convolution: all forms, values and gradients, against the formula, the
 space-to-batch identity and PyTorch."""
 
 import functools
@@ -19,7 +19,7 @@ from flaxseg.layers import (
     tap_products,
 )
 
-FORMS = ("native", "products")
+FORMS = ("native", "products", "phases")
 
 
 def random(*shape, seed=0):
@@ -46,6 +46,7 @@ QUICK = [
     (3, 2, 1, "tf", (8, 9)),
     (1, 2, 1, "torch", (5, 6)),
     (4, 3, 2, ((1, 3), (0, 4)), (9, 10)),
+    (3, 1, 1, 5, (4, 6)),  # more outputs than inputs
     ((3, 1), (1, 2), (2, 1), ((2, 2), (0, 0)), (6, 7)),
 ]
 FURTHER = [
@@ -62,6 +63,9 @@ FURTHER = [
     (3, 1, 1, "torch", (1, 1)),
     (3, 2, 1, "tf", (1, 1)),
     (3, 2, 4, "torch", (2, 1)),
+    (2, 1, 1, ((1, 1), (1, 1)), (4, 5)),
+    (3, 1, (4, 3), ((5, 2), (0, 9)), (11, 10)),
+    (3, 2, 1, 4, (3, 4)),
 ]
 GEOMETRIES = [*QUICK, *(pytest.param(*further, marks=pytest.mark.slow) for further in FURTHER)]
 
@@ -74,7 +78,7 @@ def resolved(kernel, strides, rate, padding, size):
 @pytest.mark.usefixtures("no_leaked_tracers")
 @pytest.mark.parametrize("channels", [3, 17])  # fewer and more than where products begin
 @pytest.mark.parametrize(("kernel", "strides", "rate", "padding", "size"), GEOMETRIES)
-def test_atrous_conv_is_its_formula_in_both_forms(kernel, strides, rate, padding, size, channels):
+def test_atrous_conv_is_its_formula_in_all_forms(kernel, strides, rate, padding, size, channels):
     kernel_size, *rest = resolved(kernel, strides, rate, padding, size)
     x, k = random(2, *size, channels), random(*kernel_size, channels, 4, seed=1)
     wanted = formula(x, k, *rest)
@@ -99,9 +103,7 @@ def test_sums_over_taps_are_their_formula(
 
 @pytest.mark.parametrize("channels", [3, 17])
 @pytest.mark.parametrize(("kernel", "strides", "rate", "padding", "size"), GEOMETRIES)
-def test_depthwise_conv_is_its_formula_in_both_forms(
-    kernel, strides, rate, padding, size, channels
-):
+def test_depthwise_conv_is_its_formula_in_all_forms(kernel, strides, rate, padding, size, channels):
     kernel_size, *rest = resolved(kernel, strides, rate, padding, size)
     x, k = random(2, *size, channels), random(*kernel_size, 1, channels, seed=1)
     full = k * np.eye(channels)[None, None]
@@ -114,7 +116,7 @@ def test_depthwise_conv_is_its_formula_in_both_forms(
 
 @pytest.mark.parametrize("function", [atrous_conv, depthwise_conv])
 @pytest.mark.parametrize(("kernel", "strides", "rate", "padding", "size"), GEOMETRIES)
-def test_gradients_of_both_forms_agree(function, kernel, strides, rate, padding, size):
+def test_gradients_of_all_forms_agree(function, kernel, strides, rate, padding, size):
     kernel_size, *_ = resolved(kernel, strides, rate, padding, size)
     channels = (17, 4) if function is atrous_conv else (1, 17)
     x, k = random(2, *size, 17), random(*kernel_size, *channels, seed=1)
@@ -127,10 +129,11 @@ def test_gradients_of_both_forms_agree(function, kernel, strides, rate, padding,
         y = jax.eval_shape(value, x, k)
         weight = random(*y.shape, seed=2)
         gradients.append(jax.jit(lambda *xk, w=weight, f=value: jax.vjp(f, *xk)[1](w))(x, k))
-    for native, products in zip(*gradients, strict=True):
-        assert products.shape == native.shape
+    for native, *others in zip(*gradients, strict=True):
         scale = max(1.0, float(np.abs(native).max()))
-        np.testing.assert_allclose(products, native, atol=1e-5 * scale)
+        for other in others:
+            assert other.shape == native.shape
+            np.testing.assert_allclose(other, native, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("function", [atrous_conv, depthwise_conv])

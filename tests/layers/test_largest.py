@@ -29,5 +29,5 @@ def test_the_form_follows_the_platform():
 
     assert "argmax" in operations("native")
     assert "argmax" not in operations("products")
-    with pytest.raises(ValueError, match="form is 'fast'; it must be 'auto', 'native' or 'prod"):
+    with pytest.raises(ValueError, match="form is 'fast'; it must be 'auto', 'native', 'prod"):
         largest_class(jnp.zeros((1, 2)), form="fast")

@@ -102,7 +102,7 @@ def _jaccard_steps(error: jax.Array, is_label: jax.Array, is_valid: jax.Array) -
 def _in_falling_order(error: jax.Array, carried: jax.Array) -> jax.Array:
     """Returns rows of `carried`, rising int32 from 0, in falling order of the errors; equal errors
     keep their order."""
-    if preferred_form() == "native":
+    if preferred_form() != "products":
         return jax.lax.sort((-error, carried), num_keys=1)[1]
     # On a CPU numbers alone are sorted several times as fast as numbers with something attached.
     # The bits of a float that is not negative rise with it.
