@@ -17,6 +17,7 @@ from flax.typing import Dtype
 from flaxseg.layers.atrous import atrous_conv
 from flaxseg.layers.forms import resolve_form
 from flaxseg.layers.phase_gradients import transposed_conv_phases
+from flaxseg.layers.resize import MOST_TERMS, weighted_by_terms
 from flaxseg.layers.split_rows import missing_rows, rows_are_split, split_rows, whole_rows
 
 LEARNED = ("none", "depthwise", "dense")
@@ -40,6 +41,7 @@ def bilinear_deconv(
     *,
     offset: int = 0,
     size: tuple[int, int] | None = None,
+    form: str = "auto",
 ) -> jax.Array:
     """Upsamples every channel by the transposed convolution with the bilinear kernel.
 
@@ -52,12 +54,14 @@ def bilinear_deconv(
       strides: the factor of upsampling.
       offset: the first row and the first column to return.
       size: `(height, width)` to return; all from the offset on by default.
+      form: `"phases"` adds up the terms whose weights are not zero (reverse mode only); the others
+        multiply with matrices of weights; `"auto"` is `flaxseg.layers.preferred_form()`.
 
     Returns:
       `[N, *size, C]`.
 
     Raises:
-      ValueError: the part reaches beyond the result.
+      ValueError: the part reaches beyond the result, or the form is unknown.
     """
     rows, columns = (
         _upsampling_matrix(n, kernel_size, strides)[part]
@@ -65,7 +69,10 @@ def bilinear_deconv(
             x.shape[1:3], _part(x.shape[1:3], kernel_size, strides, offset, size), strict=True
         )
     )
+    form = resolve_form(form)
     highest = jax.lax.Precision.HIGHEST
+    if form == "phases" and not rows_are_split():
+        return weighted_by_terms(x, rows, columns, MOST_TERMS[form])
     if rows_are_split():  # the few rows before upsampling are what devices send each other
         x = jnp.einsum("mh,nhwc->nmwc", rows.astype(x.dtype), whole_rows(x), precision=highest)
         return jnp.einsum(

@@ -1,5 +1,7 @@
 """Bilinear deconvolution against PyTorch's transposed convolution, and by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,8 +47,9 @@ def test_fixed_form_equals_the_transposed_convolution(kernel_size, strides):
 @pytest.mark.peer
 @pytest.mark.parametrize(("kernel_size", "strides"), KERNELS)
 @pytest.mark.parametrize("depthwise", [False, True])
-def test_phases_and_their_gradient_equal_the_transposed_convolution(
-    kernel_size, strides, depthwise
+@pytest.mark.parametrize("form", ["native", "phases"])
+def test_both_forms_and_their_gradients_equal_the_transposed_convolution(
+    kernel_size, strides, depthwise, form
 ):
     torch = peers.import_torch()
     channels, features = 3, 3 if depthwise else 4
@@ -63,7 +66,7 @@ def test_phases_and_their_gradient_equal_the_transposed_convolution(
 
     @jax.jit
     def value_and_gradients(x, kernel):
-        y, pull = jax.vjp(lambda x, k: transposed_conv(x, k, strides), x, kernel)
+        y, pull = jax.vjp(lambda x, k: transposed_conv(x, k, strides, form=form), x, kernel)
         return y, *pull(jnp.asarray(probe))
 
     y, x_gradient, kernel_gradient = value_and_gradients(x, kernel)
@@ -71,6 +74,25 @@ def test_phases_and_their_gradient_equal_the_transposed_convolution(
     assert relative_difference(x_gradient, peers.from_torch(theirs.grad)) < 1e-5
     wanted = weight.grad.numpy().transpose(np.argsort(order))
     assert relative_difference(kernel_gradient, wanted) < 1e-5
+
+
+@pytest.mark.parametrize(("kernel_size", "strides"), [(4, 2), (64, 32), (5, 2), (2, 3)])
+def test_forms_and_their_gradients_agree(kernel_size, strides):
+    x, kernel = random(2, 3, 5, 3), random(kernel_size, kernel_size, 3, 4)
+
+    @partial(jax.jit, static_argnames="form")
+    def values_and_gradients(x, kernel, form):
+        def both(x, kernel):
+            fixed = bilinear_deconv(x, kernel_size, strides, offset=1, size=(4, 2), form=form)
+            return fixed, transposed_conv(x, kernel, strides, form=form)
+
+        y, pull = jax.vjp(both, x, kernel)
+        return y, pull(jax.tree.map(lambda y: jnp.cos(jnp.arange(y.size)).reshape(y.shape), y))
+
+    wanted = values_and_gradients(x, kernel, "native")
+    found = values_and_gradients(x, kernel, "phases")
+    for ours, native in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert relative_difference(ours, native) < 1e-5
 
 
 @pytest.mark.parametrize("learned", ["depthwise", "dense"])

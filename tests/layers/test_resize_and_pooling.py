@@ -16,7 +16,7 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-FORMS = ("native", "products")
+FORMS = ("native", "products", "phases")
 SIZES = [
     ((5, 7), (9, 13)),
     ((5, 7), (20, 28)),
@@ -83,7 +83,7 @@ def test_gradient_of_resize_equals_torch(align_corners):
     ("source", "target"), [((5, 7), (17, 25)), ((33, 2), (65, 3)), ((1, 2), (70, 140)), *SIZES[3:5]]
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
-def test_both_forms_of_resize_and_their_gradients_agree(source, target, align_corners, dtype):
+def test_all_forms_of_resize_and_their_gradients_agree(source, target, align_corners, dtype):
     x, weight = random(2, *source, 3), random(2, *target, 3, seed=1)
     results = []
     for form in FORMS:
@@ -94,11 +94,12 @@ def test_both_forms_of_resize_and_their_gradients_agree(source, target, align_co
         y, transpose = jax.jit(partial(jax.vjp, value))(jnp.asarray(x, dtype))
         results.append((y, *transpose(jnp.asarray(weight, dtype))))
     precision = 1e-5 if dtype == jnp.float32 else 0.1
-    for a, b in zip(*results, strict=True):
-        assert a.dtype == b.dtype == dtype
-        np.testing.assert_allclose(
-            np.asarray(a, np.float32), np.asarray(b, np.float32), atol=precision, rtol=precision
-        )
+    for native, *others in zip(*results, strict=True):
+        wanted = np.asarray(native, np.float32)
+        for other in others:
+            assert native.dtype == other.dtype == dtype
+            found = np.asarray(other, np.float32)
+            np.testing.assert_allclose(found, wanted, atol=precision, rtol=precision)
     with pytest.raises(ValueError, match="form is 'fast'"):
         resize(x, target, align_corners=True, form="fast")
 
