@@ -7,8 +7,9 @@
 The forms take turns in one process on the same arrays, and their results are compared first.
 Prints the median milliseconds of the layer alone and, where it has one, of its gradient (which the
 compiler frees from what only the value needs). `native` is what XLA has of its own, `products` what
-flaxseg takes on a CPU; see `flaxseg.layers.preferred_form`. PyTorch runs channels-last, on a GPU
-where JAX does and it sees one; without `pip install torch` its column stays empty.
+flaxseg takes on a CPU and `phases` on a GPU; see `flaxseg.layers.preferred_form`. PyTorch runs
+channels-last, on a GPU where JAX does and it sees one; without `pip install torch` its column stays
+empty.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from flaxseg.layers import (
     transposed_conv,
 )
 
-FORMS = ("native", "products")
+FORMS = ("native", "products", "phases")
 # Of an image [N, H, W, C] and, where the layer has one, its kernel.
 Form = Callable[..., jax.Array]
 
@@ -97,7 +98,11 @@ def deconv_case(shape, features: int, factor: int) -> Case:
 
         return torch.nn.functional.conv_transpose2d(x, k.transpose(0, 1), stride=factor)
 
-    forms = {"native": native, "products": lambda x, k: transposed_conv(x, k, factor)}
+    ours = {
+        form: lambda x, k, form=form: transposed_conv(x, k, factor, form=form)
+        for form in ("products", "phases")
+    }
+    forms = {"native": native, **ours}
     return Case((shape, (2 * factor, 2 * factor, shape[3], features)), forms, torch_form)
 
 
