@@ -1,11 +1,13 @@
 """Archives: read in place, and refused in bounded time and memory when made to harm."""
 
+import concurrent.futures
 import gzip
 import io
 import pathlib
 import stat
 import struct
 import tarfile
+import time
 import tracemalloc
 import zipfile
 
@@ -326,3 +328,25 @@ def test_strange_numbers_in_headers_of_a_tar(tmp_path):
     (tmp_path / "a.tar").write_bytes(huge.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     with pytest.raises(DataError, match="ends early"):
         read_archive(tmp_path / "a.tar", wanted)
+
+
+def test_files_of_a_zip_are_read_from_many_threads(tmp_path, monkeypatch):
+    """Members with extra fields, as Git and Info-ZIP write them, while other threads read too."""
+    contents = {f"{number}.bin": bytes([number]) * 5000 for number in range(32)}
+    path = tmp_path / "many.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        for name, content in contents.items():
+            member = zipfile.ZipInfo(name)
+            member.extra = struct.pack("<2sHBI", b"UT", 5, 3, 0)
+            made.writestr(member, content)
+    inner = zipfile._SharedFile.seek
+
+    def slow_seek(*args, **kwargs):
+        time.sleep(0.002)  # long enough for another thread to move the file
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(zipfile._SharedFile, "seek", slow_seek)
+    files = read_archive(path, lambda _: True)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        read = dict(zip(files, pool.map(lambda name: files[name].read_bytes(), files), strict=True))
+    assert read == contents

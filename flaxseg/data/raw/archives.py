@@ -11,6 +11,7 @@ import os
 import pathlib
 import stat
 import struct
+import threading
 import weakref
 import zipfile
 import zlib
@@ -104,6 +105,7 @@ class _WatchedFile(io.BufferedReader):
 def _read_zip(path: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, PackedFile]:
     opened = open_zip(path)
     account = Account(path)
+    lock = threading.Lock()
     found = {}
     for member in opened.infolist():
         name = member.filename
@@ -113,7 +115,7 @@ def _read_zip(path: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, Pa
         _check_zip_member(path, member)
         account.wanted(name, member.file_size, True)
         account.unpacked(member.file_size, name)
-        found[name] = PackedFile(path, name, _zip_reader(opened, member))
+        found[name] = PackedFile(path, name, _zip_reader(opened, lock, member))
     return found
 
 
@@ -133,10 +135,14 @@ def _check_zip_member(path: pathlib.Path, member: zipfile.ZipInfo) -> None:
         )
 
 
-def _zip_reader(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
+def _zip_reader(
+    opened: zipfile.ZipFile, lock: threading.Lock, member: zipfile.ZipInfo
+) -> Callable[[], bytes]:
     def read() -> bytes:
         try:
-            with opened.open(member) as file:
+            # From Python 3.12 on, opening a member skips the extra field of its header from where
+            # the file stands. Another thread may have moved it; a sound file then seems damaged.
+            with lock, opened.open(member) as file:
                 return file.read(member.file_size)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise UndecodableError(f"damaged in its archive: {error}") from None
