@@ -1,6 +1,7 @@
 """Seeded weights for parity tests, made by NumPy name by name, so that a fixture need not store
 them."""
 
+import functools
 import zlib
 
 import jax
@@ -12,7 +13,16 @@ from flaxseg.weights.name_map import NameMap
 
 
 def shapes_of(module, size: tuple[int, int] = (65, 65)):
-    """The shapes of a module's variables; nothing is computed."""
+    """The shapes of a module's variables; nothing is computed, and a module is asked once."""
+    try:
+        shapes = _asked(module, size)
+    except TypeError:  # a field of the module cannot be hashed
+        shapes = _asked.__wrapped__(module, size)
+    return jax.tree.map(lambda leaf: leaf, shapes)
+
+
+@functools.lru_cache(maxsize=64)
+def _asked(module, size: tuple[int, int]):
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), image)
 

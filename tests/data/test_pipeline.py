@@ -300,6 +300,7 @@ def test_tensorflow_is_never_imported(camvid_folder, tmp_path):
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_killed_ten_times_the_stream_is_the_undisturbed_one(camvid_dir, tmp_path, repository):
     program = repository / "tests" / "data" / "killed_stream.py"
     done = subprocess.run(

@@ -98,7 +98,9 @@ def test_values_of_a_result_are_computed_once(tiny):
     np.testing.assert_array_equal(again.classes, result.classes)
 
 
-@pytest.mark.parametrize("way", ["predict", "batch", "scales", "probabilities"])
+@pytest.mark.parametrize(
+    "way", ["predict", "batch", pytest.param("scales", marks=pytest.mark.slow), "probabilities"]
+)
 def test_many_sizes_keep_the_programs_of_a_few(way, monkeypatch):
     monkeypatch.setattr("flaxseg.inference.program_cache.MAX_SIZES", 3)
     model = TinyModel(num_classes=6, blur=True)

@@ -102,6 +102,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(store, config, tmp_path, monkeyp
     assert "mIoU" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_the_bucket(store, config, tmp_path, repository, shapes_dir):
     arguments = [
         *(sys.executable, str(pathlib.Path(__file__).with_name("bucket_program.py"))),

@@ -98,25 +98,33 @@ def newest(workdir):
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
+MOMENTS = {
+    "before the first checkpoint": lambda folder: (folder / "config.json").exists(),
+    "while one is written": lambda folder: any(folder.glob("checkpoints/*.saving*/*")),
+    "after step 20": lambda folder: newest(folder) >= 20,
+    "after step 40": lambda folder: newest(folder) >= 40,
+}
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param(["while one is written", "after step 20"], id="two"),
+        pytest.param(list(MOMENTS), id="all", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_any_moment_the_run_ends_as_if_it_had_not_been(
-    tmp_path, repository, environment, train, tiny_arguments
+    tmp_path, repository, environment, train, tiny_arguments, moments
 ):
     whole = train(*tiny_arguments, f"--workdir={tmp_path / 'whole'}", program=TINY)
     assert whole.returncode == 0, whole.stderr
     workdir = tmp_path / "killed"
     random_moments = random.Random(7)
     kills = 0
-    # Before the first checkpoint; while one is written; then somewhere in between.
-    moments = [
-        lambda: (workdir / "config.json").exists(),
-        lambda: any(workdir.glob("checkpoints/*.saving*/*")),
-        lambda: newest(workdir) >= 20,
-        lambda: newest(workdir) >= 40,
-    ]
-    for number, moment in enumerate(moments):
+    for moment in moments:
         process = start(environment, repository, workdir, tiny_arguments)
-        wait_for(moment, process)
-        if number >= 2:
+        wait_for(lambda moment=moment: MOMENTS[moment](workdir), process)
+        if moment.startswith("after"):
             time.sleep(random_moments.uniform(0, 0.1))
         kills += process.poll() is None
         process.send_signal(signal.SIGKILL)

@@ -147,7 +147,7 @@ ISHT7 = NameMap(
                 "aspp.c3.bias": (21,),
             },
         ),
-        (
+        pytest.param(
             ISHT7,
             "Scale.",
             {
@@ -156,11 +156,13 @@ ISHT7 = NameMap(
                 "layer3.5.conv2.weight": (256, 256, 3, 3),
                 "layer5.conv2d_list.3.bias": (21,),
             },
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             resnet_names(numbered=False, head="fc1_coco{}"),
             "",
             {"res4f_branch2b.weight": (256, 256, 3, 3), "scale4f_branch2c.bias": (1024,)},
+            marks=pytest.mark.slow,
         ),
     ],
 )
