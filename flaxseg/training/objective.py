@@ -1,13 +1,15 @@
 """Computes what a training step minimises: the sum of the losses of all outputs of a model."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxseg.classes import IGNORE_LABEL
 from flaxseg.errors import near
@@ -187,21 +189,45 @@ class Objective:
             ]
         return scales
 
+    @functools.cached_property
+    def numbers(self) -> dict[str, Any]:
+        """Returns the plain numbers of the loss, as float32.
+
+        Those that are 0 or None are left out: without them the computation is another.
+        """
+        weights = {name: np.float32(own.weight) for name, own in self._described.items()}
+        numbers = {"weights": {name: weight for name, weight in weights.items() if weight}}
+        for name in ("label_smoothing", "class_weights"):
+            if getattr(self, name):
+                numbers[name] = np.asarray(getattr(self, name), np.float32)
+        return numbers
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "Objective":
+        """Returns this objective with other values for its `numbers`; they can be traced."""
+        other = copy.copy(self)
+        vars(other).pop("_terms_by_entry", None)
+        vars(other)["numbers"] = numbers
+        return other
+
     def weight(self, label: jax.Array, num_classes: int) -> jax.Array:
         """Returns what the loss is divided by: the weight of the valid pixels of a label."""
         return losses.label_weight(
-            label, num_classes, class_weights=self.class_weights, ignore_label=self.ignore_label
+            label,
+            num_classes,
+            class_weights=self.numbers.get("class_weights"),
+            ignore_label=self.ignore_label,
         )
 
     def loss(self, prediction: Prediction, targets: Targets, scales: Scales) -> jax.Array:
         """Returns the loss summed over the rows at hand, to be divided by the `weight` of all."""
         self.check_outputs(prediction)
         total = 0.0
-        described = self._losses(prediction.auxiliary)
+        weights = self.numbers["weights"]
         for name, terms in self._terms(prediction.auxiliary).items():
+            weight = weights[name if name in weights else _OTHERS]
             target = targets.own.get(name, targets.label)
             for term, scale in zip(terms, scales.get(name, (1.0,) * len(terms)), strict=True):
-                factor = described[name].weight * term.weight * scale
+                factor = weight * term.weight * scale
                 total += factor * term.loss(_output(prediction, name), target)[0]
         return total
 
@@ -229,8 +255,8 @@ class Objective:
     def _terms_by_entry(self) -> dict[str, tuple[LossTerm, ...]]:
         return {
             name: own.terms(
-                label_smoothing=self.label_smoothing,
-                class_weights=self.class_weights,
+                label_smoothing=self.numbers.get("label_smoothing", 0.0),
+                class_weights=self.numbers.get("class_weights"),
                 ignore_label=self.ignore_label,
             )
             for name, own in self._described.items()

@@ -3,6 +3,9 @@
 An optimizer here is an optax transformation *without* the learning rate. The train step multiplies
 its update by the rate at ``state.step``; so the optimizer's own state holds no counter that a
 resumed or rewound run could disagree with.
+
+The update is a pytree of the optimizer's plain numbers, which a compiled step takes as arguments:
+see `flaxseg.training.numbers`.
 """
 
 import dataclasses
@@ -12,8 +15,10 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import traverse_util
+from jax.tree_util import Partial
 
 from flaxseg.errors import near
 from flaxseg.settings import (
@@ -129,17 +134,47 @@ def make_optimizer(params: Mapping, **settings) -> optax.GradientTransformation:
     trained = jax.tree.map(lambda is_fixed: not is_fixed, frozen_parameters(params, own.frozen))
     decayed = jax.tree.map(lambda kind: own.decay_bn_and_bias or kind == "weight", kinds)
     multipliers = _multipliers(kinds, trained, _rates(params, own), own.bias_lr_multiplier)
-    decay = optax.add_decayed_weights(own.weight_decay, mask=decayed) if own.weight_decay else None
-    adam = optax.scale_by_adam(b1=own.b1, b2=own.b2, eps=own.eps)
-    trace = optax.trace(decay=own.momentum, nesterov=own.nesterov) if own.momentum else None
-    moments = {"sgd": (decay, trace), "adam": (decay, adam), "adamw": (adam, decay)}[own.name]
-    parts = [
-        _scale_each(jax.tree.map(float, trained)) if own.frozen else None,
-        optax.clip_by_global_norm(own.grad_clip_norm) if own.grad_clip_norm else None,
-        *moments,
-        _scale_each(multipliers),
-    ]
-    return optax.chain(*[part for part in parts if part is not None])
+    # One number for all parameters of a rate: a step has arguments by the part, not by the leaf.
+    distinct = sorted(set(jax.tree.leaves(multipliers)) - {0.0, 1.0})
+    numbers = {
+        "momentum": np.float32(own.momentum),
+        "eps": np.float32(own.eps),
+        "weight_decay": np.float32(own.weight_decay),
+        "grad_clip_norm": np.float32(own.grad_clip_norm),
+        "multipliers": [np.float32(value) for value in distinct],
+    }
+
+    def chain(numbers: dict) -> optax.GradientTransformation:
+        rates = {0.0: 0.0, 1.0: 1.0, **dict(zip(distinct, numbers["multipliers"], strict=True))}
+        scaled = any(value != 1.0 for value in jax.tree.leaves(multipliers))
+        parts = [
+            _scale_each(jax.tree.map(float, trained)) if own.frozen else None,
+            optax.clip_by_global_norm(numbers["grad_clip_norm"]) if own.grad_clip_norm else None,
+            *_moments(own, numbers, decayed),
+            _scale_each(jax.tree.map(rates.get, multipliers)) if scaled else None,
+        ]
+        return optax.chain(*[part for part in parts if part is not None])
+
+    def update(
+        numbers: dict, gradient: dict, state: optax.OptState, params: dict | None = None
+    ) -> tuple[dict, optax.OptState]:
+        return chain(numbers).update(gradient, state, params)
+
+    return optax.GradientTransformation(chain(numbers).init, Partial(update, numbers))
+
+
+def _moments(
+    own: OptimizerSettings, numbers: dict, decayed: dict
+) -> tuple[optax.GradientTransformation | None, ...]:
+    """Returns decay and moments in their order; those of value 0 are left out."""
+    decay = trace = None
+    if own.weight_decay:
+        decay = optax.add_decayed_weights(numbers["weight_decay"], mask=decayed)
+    if own.momentum:
+        trace = optax.trace(decay=numbers["momentum"], nesterov=own.nesterov)
+    # b1 and b2 stay constants: in float32 ``1 - 0.999`` has only four digits.
+    adam = optax.scale_by_adam(b1=own.b1, b2=own.b2, eps=numbers["eps"])
+    return {"sgd": (decay, trace), "adam": (decay, adam), "adamw": (adam, decay)}[own.name]
 
 
 def parameter_kinds(params: Mapping) -> dict:
@@ -232,15 +267,13 @@ def _multipliers(kinds: dict, trained: dict, rates: dict, bias: float) -> dict:
     return jax.tree.map(multiplier, kinds, trained, rates)
 
 
-def _scale_each(factors: dict) -> optax.GradientTransformation | None:
-    """Returns what multiplies each leaf by its own factor; None where all factors are 1."""
-    if all(factor == 1.0 for factor in jax.tree.leaves(factors)):
-        return None
+def _scale_each(factors: dict) -> optax.GradientTransformation:
+    """Returns what multiplies each leaf by its own factor: 0.0, 1.0 or any array."""
 
-    def scale(update: jax.Array, factor: float) -> jax.Array:
-        if factor == 1.0:
-            return update
+    def scale(update: jax.Array, factor: float | jax.Array) -> jax.Array:
+        if not isinstance(factor, float):
+            return update * factor
         # Not a product where the factor is 0: a frozen parameter stays, whatever its gradient.
-        return update * factor if factor else jnp.zeros_like(update)
+        return update if factor else jnp.zeros_like(update)
 
     return optax.stateless(lambda updates, params: jax.tree.map(scale, updates, factors))

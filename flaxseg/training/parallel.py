@@ -30,6 +30,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from flaxseg.errors import SettingsError, near
 from flaxseg.layers.split_rows import SPACE_AXIS
 from flaxseg.settings import check_rules, one_of
+from flaxseg.training.numbers import split_numbers
 
 KINDS = ("jit", "pmap")
 DATA_AXIS = "data"
@@ -193,31 +194,44 @@ class Parallel:
     def compile_train_step(self, step_fn: Callable) -> Callable:
         """Compiles `step_fn(state, batch, axis_name)`, see `make_train_step`, for all devices.
 
+        The numbers of a step that is a pytree, such as its learning rate, are arguments of the
+        program: another step that differs in them alone finds it in JAX's compilation cache. Those
+        of an ordinary function are constants of it.
+
         Returns:
           ``run(state, batch) -> (state, metrics)``: state from `put_state` or the last step, batch
           from `put_batch`. Both are used up: the new state takes the memory of the old one, and the
           batch's is freed as soon as the step has read it. It returns before the step is done.
           ``run.lower(state, batch)`` gives the lowered computation.
         """
+        numbers, with_numbers = split_numbers(step_fn)
+
+        def train_step(
+            state: Tree, batch: dict[str, jax.Array], numbers: list, **axis: str
+        ) -> tuple[Tree, dict[str, jax.Array]]:
+            return with_numbers(numbers)(state, batch, **axis)
+
         if self.layout.kind == "jit":
             compiled = jax.jit(
-                self._with_mesh(step_fn),
+                self._with_mesh(train_step),
                 donate_argnums=0,
-                in_shardings=(self.replicated, self.split),
+                in_shardings=(self.replicated, self.split, self.replicated),
                 out_shardings=(self.replicated, self.replicated),
             )
         else:
             compiled = jax.pmap(
-                functools.partial(step_fn, axis_name=DATA_AXIS),
+                functools.partial(train_step, axis_name=DATA_AXIS),
                 axis_name=DATA_AXIS,
-                in_axes=(None, 0),
+                in_axes=(None, 0, None),
                 out_axes=(None, None),
                 donate_argnums=0,
                 devices=list(self.mesh.devices.flat),
             )
 
+        placed = functools.cache(lambda: self.put_state(numbers))
+
         def run(state: Tree, batch: dict[str, jax.Array]) -> tuple[Tree, dict[str, jax.Array]]:
-            result = compiled(state, batch)
+            result = compiled(state, batch, placed())
             # JAX donates a buffer only to an output of its shape and type, which a uint8 batch
             # never has. Deleting it once the step is under way comes to the same: the runtime keeps
             # it until it has been read.
@@ -225,7 +239,7 @@ class Parallel:
                 array.delete()
             return result
 
-        run.lower = compiled.lower
+        run.lower = lambda state, batch: compiled.lower(state, batch, numbers)
         return run
 
     def _with_mesh(self, step_fn: Callable) -> Callable:

@@ -2,6 +2,9 @@
 
 A schedule is a pure function of ``state.step``: a run that resumes from a checkpoint, or has
 skipped an update, has the rate of its step.
+
+The numbers of a schedule are the leaves of a pytree: a compiled step takes them as arguments (see
+`flaxseg.training.numbers`), and schedules of one name share its program.
 """
 
 import math
@@ -11,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import Partial
 
 from flaxseg.settings import LARGEST_COUNT, Rule, above, check_rules, count_from, one_of
 
 Schedule = Callable[[jax.Array | int], jax.Array]
-
-SCHEDULES = ("poly", "cosine", "step", "constant")
 
 
 def make_schedule(
@@ -58,7 +60,7 @@ def make_schedule(
 
     Returns:
       A function from a step, int or integer array, to a float32 scalar. It can be called inside
-      jit.
+      jit. It is a pytree of its numbers.
 
     Raises:
       SettingsError: for all values out of range at once.
@@ -82,25 +84,54 @@ def make_schedule(
         "warmup_steps": warmup_steps,
     }
     check_rules(values, _rules(learning_rate, steps, is_step=name == "step"))
-    span = learning_rate - end_value
-    milestones = np.asarray(step_milestones, np.int32)
+    numbers = {
+        "learning_rate": learning_rate,
+        "power": power,
+        "end_value": end_value,
+        "span": learning_rate - end_value,
+        "step_factor": step_factor,
+    }
+    numbers = {key: np.float32(value) for key, value in numbers.items()}
+    # Factors, as XLA makes of divisions by constants: a step of either kind has the same bits.
+    numbers["per_step"] = np.float32(1) / np.float32(steps)
+    numbers["per_warmup_step"] = np.float32(1) / np.float32(warmup_steps + 1.0)
+    return Partial(_SHAPES[name], numbers, np.asarray(step_milestones, np.int32))
 
-    def schedule(step: jax.Array | int) -> jax.Array:
-        step = jnp.asarray(step)
-        left = jnp.clip(1.0 - step.astype(jnp.float32) / steps, 0.0, 1.0)
-        if name == "poly":
-            rate = end_value + span * left**power
-        elif name == "cosine":
-            rate = end_value + span * 0.5 * (1.0 - jnp.cos(math.pi * left))
-        elif name == "step":
-            passed = jnp.sum(step >= milestones)
-            rate = learning_rate * lax.pow(jnp.float32(step_factor), passed)
-        else:
-            rate = jnp.float32(learning_rate)
-        warm = jnp.minimum(1.0, (step.astype(jnp.float32) + 1.0) / (warmup_steps + 1.0))
-        return (rate * warm).astype(jnp.float32)
 
-    return schedule
+def _poly(numbers: dict, milestones: np.ndarray, step: jax.Array | int) -> jax.Array:
+    left = _left(numbers, step)
+    return _warmed(numbers, step, numbers["end_value"] + numbers["span"] * left ** numbers["power"])
+
+
+def _cosine(numbers: dict, milestones: np.ndarray, step: jax.Array | int) -> jax.Array:
+    wave = 1.0 - jnp.cos(math.pi * _left(numbers, step))
+    return _warmed(numbers, step, numbers["end_value"] + numbers["span"] * 0.5 * wave)
+
+
+def _step(numbers: dict, milestones: np.ndarray, step: jax.Array | int) -> jax.Array:
+    passed = jnp.sum(jnp.asarray(step) >= milestones)
+    return _warmed(
+        numbers, step, numbers["learning_rate"] * lax.pow(numbers["step_factor"], passed)
+    )
+
+
+def _constant(numbers: dict, milestones: np.ndarray, step: jax.Array | int) -> jax.Array:
+    return _warmed(numbers, step, numbers["learning_rate"])
+
+
+_SHAPES = {"poly": _poly, "cosine": _cosine, "step": _step, "constant": _constant}
+SCHEDULES = tuple(_SHAPES)
+
+
+def _left(numbers: dict, step: jax.Array | int) -> jax.Array:
+    """Returns the share of the run that is still to come."""
+    return jnp.clip(1.0 - jnp.asarray(step).astype(jnp.float32) * numbers["per_step"], 0.0, 1.0)
+
+
+def _warmed(numbers: dict, step: jax.Array | int, rate: jax.Array) -> jax.Array:
+    """Returns the rate, smaller in the first steps."""
+    share = (jnp.asarray(step).astype(jnp.float32) + 1.0) * numbers["per_warmup_step"]
+    return (rate * jnp.minimum(1.0, share)).astype(jnp.float32)
 
 
 def _rules(learning_rate: float, steps: int, *, is_step: bool) -> dict[str, Rule]:

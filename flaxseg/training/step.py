@@ -12,7 +12,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.tree_util import Partial
 
 from flaxseg.errors import ConfigError
 from flaxseg.layers import normalize
@@ -80,7 +82,8 @@ def make_train_step(
       **settings: attributes of `StepSettings`.
 
     Returns:
-      ``step_fn(state, batch, axis_name=None) -> (state, metrics)``. The batch is ``{"image": uint8
+      ``step_fn(state, batch, axis_name=None) -> (state, metrics)``; it is a pytree of the plain
+      numbers of all arguments, see `flaxseg.training.numbers`. The batch is ``{"image": uint8
       [N, H, W, 3], "label": integer [N, H, W]}``; `axis_name` is the name of the axis over devices
       under pmap. Metrics are float32 scalars: ``loss``; ``accuracy`` of the main output over valid
       pixels; ``learning_rate``; ``grad_norm``, before clipping; ``valid_fraction`` of the pixels.
@@ -94,11 +97,14 @@ def make_train_step(
     """
     objective = Objective() if objective is None else objective
     settings = StepSettings(**settings)
-    gradient_of_sum = _gradient_of_sum(model, objective, settings.frozen)
+    given = objective
 
     def train_step(
-        state: TrainState, batch: Batch, axis_name: str | None = None
+        numbers: _Numbers, state: TrainState, batch: Batch, axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:
+        schedule, tx, of_loss, ema_decay = numbers
+        objective = given.with_numbers(of_loss)
+        gradient_of_sum = _gradient_of_sum(model, objective, settings.frozen)
         _check_fit(model, axis_name, state, settings.ema_decay)
         image, label = batch["image"], batch["label"]
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -131,7 +137,7 @@ def make_train_step(
             divisor = parallel.global_sum(jnp.float32(len(label)), axis_name)
         gradient = jax.tree.map(lambda g: g / divisor, gradient)
         norm, rate = optax.tree.norm(gradient), schedule(state.step)
-        state = _updated(state, tx, gradient, batch_stats, rate, (loss, norm), settings.ema_decay)
+        state = _updated(state, tx, gradient, batch_stats, rate, (loss, norm), ema_decay)
         valid, correct, pixels = (
             count.astype(jnp.float32) for count in (sums["valid"], sums["correct"], pixels)
         )
@@ -144,7 +150,17 @@ def make_train_step(
         }
         return state, metrics
 
-    return train_step
+    numbers = _Numbers(schedule, tx, objective.numbers, np.float32(settings.ema_decay))
+    return Partial(train_step, numbers)
+
+
+class _Numbers(NamedTuple):
+    """What a step computes with, a pytree of numbers."""
+
+    schedule: Schedule
+    tx: optax.GradientTransformation
+    of_loss: dict
+    ema_decay: np.ndarray | jax.Array
 
 
 class _Rows(NamedTuple):
@@ -215,7 +231,7 @@ def _updated(
     batch_stats: dict,
     rate: jax.Array,
     measured: tuple[jax.Array, ...],
-    ema_decay: float,
+    ema_decay: np.ndarray | jax.Array,
 ) -> TrainState:
     """Returns the state after a step; where not all numbers are finite, all but counters stays."""
     update, opt_state = tx.update(gradient, state.opt_state, state.params)
@@ -270,7 +286,7 @@ def _micro_batches(rows: _Rows, count: int) -> _Rows:
     )
 
 
-def _moved_averages(state: TrainState, new: dict, decay: float) -> dict | None:
+def _moved_averages(state: TrainState, new: dict, decay: jax.Array) -> dict | None:
     """Returns the moving averages after a step; None for a state without any."""
     if state.ema is None:
         return None

@@ -105,7 +105,10 @@ def pixel_cross_entropy(
     num_classes = logits.shape[-1]
     logits, valid = masked_logits(logits, label, ignore_label, align_corners)
     weights = checked_weights(class_weights, num_classes)
-    if not 0.0 <= label_smoothing < 1.0:
+    # A traced number has no value yet; it was checked where it was given, and is not 0.
+    is_traced = isinstance(label_smoothing, jax.core.Tracer)
+    smoothed = is_traced or label_smoothing
+    if not (is_traced or 0.0 <= label_smoothing < 1.0):
         raise ConfigError(
             f"label_smoothing {label_smoothing} must be in [0, 1); 0 switches it off."
         )
@@ -115,13 +118,13 @@ def pixel_cross_entropy(
     log_sum = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
     is_label = one_hot(label, num_classes)
     surprise = log_sum - jnp.sum(jnp.where(is_label, shifted, 0.0), axis=-1)
-    if weights is None and not label_smoothing:
+    if weights is None and not smoothed:
         return PixelCrossEntropy(surprise, surprise, None, valid)
 
     class_weight = jnp.ones(num_classes, jnp.float32) if weights is None else jnp.asarray(weights)
     pixel_weight = jnp.sum(jnp.where(is_label, class_weight, 0.0), axis=-1)
     loss = (1.0 - label_smoothing) * pixel_weight * surprise
-    if label_smoothing:
+    if smoothed:
         share = label_smoothing / num_classes
         of_all = jnp.sum(along_channels(class_weight, shifted) * shifted, axis=-1)
         loss += share * (jnp.sum(class_weight) * log_sum - of_all)
@@ -155,13 +158,17 @@ def label_weight(
     return jnp.sum(jnp.where(valid, pixel_weight, 0.0))
 
 
-def checked_weights(class_weights: Sequence[float] | None, num_classes: int) -> np.ndarray | None:
+def checked_weights(
+    class_weights: Sequence[float] | jax.Array | None, num_classes: int
+) -> np.ndarray | jax.Array | None:
     """Returns class weights as float32, or None where there are none."""
     if class_weights is None or len(class_weights) == 0:
         return None
     problem = ""
     if len(class_weights) != num_classes:
         problem = f"has {len(class_weights)} values for {num_classes} classes; give one per class."
+    elif isinstance(class_weights, jax.core.Tracer):
+        return class_weights
     elif not any(class_weights) or not all(math.isfinite(w) and w >= 0 for w in class_weights):
         problem = (
             f"is {tuple(class_weights)}; it must be finite, none negative and at least one "
