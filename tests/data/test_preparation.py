@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -102,6 +103,14 @@ def test_preparing_twice_does_nothing_more(camvid_folder, tmp_path):
     assert prepare(tmp_path / "not even there", tmp_path / "data") == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     assert flaxseg.data.is_prepared("camvid", tmp_path / "data")
+
+
+def test_no_temporary_files_are_left(camvid_folder, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    prepare(camvid_folder, tmp_path / "data")
+    assert list(temporary.iterdir()) == []
 
 
 def test_the_fingerprint_is_that_of_the_content(camvid_folder, camvid_dir, tmp_path):

@@ -17,6 +17,14 @@ SHARD_BYTES = 256 * 2**20
 """The size in bytes from which on a further file of records is begun."""
 
 
+class _Info(tfds.core.DatasetInfo):
+    """Describes a data set that TFDS itself does not publish."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing. TFDS would make a temporary folder for what it has published, and leave
+        it behind."""
+
+
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes the examples of one data set.
 
@@ -45,7 +53,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         super().__init__(file_format="array_record", data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description=self._facts.description,
             features=tfds.features.FeaturesDict(
