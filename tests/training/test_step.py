@@ -262,6 +262,23 @@ def test_an_update_that_would_overflow_the_parameters_is_not_applied():
     assert all_finite(after)
 
 
+@pytest.mark.parametrize("part", ["kernel", "bias"])
+def test_an_overflow_is_found_in_arrays_that_are_tested_by_themselves_and_in_others(
+    part, monkeypatch
+):
+    monkeypatch.setattr(step, "_LARGE", 10)
+    options = {
+        "schedule": lambda step: jnp.float32(1e30),
+        "optimizer": {"lr_multipliers": {f"head/classifier/{part}": 1e15}},
+    }
+    after, metrics = train(TinySegmenter(), batches(1), **options)
+    assert np.isfinite(metrics[0]["grad_norm"])
+    assert after.first_bad_step == 0
+    assert all_finite(after)
+    smaller = options | {"optimizer": {}}
+    assert train(TinySegmenter(), batches(1), **smaller)[0].first_bad_step == -1
+
+
 def test_statistics_that_overflow_behind_a_finite_loss_are_not_kept():
     start, _ = new_run(TinySegmenter())
     huge = jax.tree.map(lambda x: x, start.params)
